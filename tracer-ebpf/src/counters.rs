@@ -1,0 +1,108 @@
+//! Everything the eBPF programs count: one table of code, name and meaning.
+//!
+//! User space prints this table, the eBPF side increments by code; nothing that is dropped goes
+//! without a row here.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $class:ident, $meaning:literal;)*) => {
+        /// Index of a counter in the `COUNTERS` map.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum Counter { $($(#[$doc])* #[doc = $meaning] $variant),* }
+
+        /// Every counter in the order of its code.
+        pub const COUNTERS: &[CounterInfo] = &[
+            $(CounterInfo { counter: Counter::$variant, name: $name, class: Class::$class, meaning: $meaning }),*
+        ];
+    };
+}
+
+/// What a count that is not zero means for the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// The work that was done.
+    Work,
+    /// Normal in a live server; says nothing against the result.
+    Normal,
+    /// Something was not recorded, or a stack is incomplete.
+    Loss,
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct CounterInfo {
+    /// The code.
+    pub counter: Counter,
+    /// Its name in `capture.json` and in the report.
+    pub name: &'static str,
+    /// Whether it stands against the result.
+    pub class: Class,
+    /// What it means, in a sentence for the report.
+    pub meaning: &'static str,
+}
+
+counters! {
+    Recorded = "recorded", Work, "allocations recorded";
+    RecordedBytes = "recorded_bytes", Work, "bytes requested by the recorded allocations";
+    Freed = "freed", Work, "recorded chunks that were freed";
+    Resets = "resets", Work, "resets of a context that held recorded chunks";
+    Deletes = "deletes", Work, "deletes of a context that held recorded chunks";
+    ReallocGrown = "realloc_grown", Work, "reallocs that grew a chunk";
+    ReallocShrunk = "realloc_shrunk", Work, "reallocs that shrank a chunk";
+    ReallocSame = "realloc_same", Work, "reallocs that kept a chunk's size";
+    LiveInserted = "live_inserted", Work, "entries added to the map of live chunks";
+    LiveRemoved = "live_removed", Work, "entries removed from the map of live chunks";
+    StacksWalked = "stacks_walked", Work, "stacks walked";
+    FramesWalked = "frames_walked", Work, "frames walked";
+    StacksNew = "stacks_new", Work, "different stacks seen";
+    RowCacheMiss = "row_cache_miss", Work, "unwind rows searched because the cache did not have them";
+    ReadFaulted = "read_faulted", Work, "stack reads that had to fault a page in";
+
+    FreeUnknown = "free_unknown", Normal, "frees of chunks that are older than the capture or were not recorded";
+    FreeDead = "free_dead", Normal, "frees of chunks whose context was reset or deleted before";
+    OverwroteDead = "overwrote_dead", Normal, "addresses reused after a reset or delete of their context";
+    SweptDead = "swept_dead", Normal, "chunks of reset or deleted contexts swept out of the map";
+    NullReturn = "null_return", Normal, "allocations that returned NULL";
+    NestedInRealloc = "nested_in_realloc", Normal, "allocations and frees made by realloc for itself, counted once as the realloc";
+    LeftByError = "left_by_error", Normal, "calls left by an error, which never return";
+    ReturnOfUnseenCall = "return_of_unseen_call", Normal, "returns of calls that began before recording did";
+    ReallocUnknown = "realloc_unknown", Normal, "reallocs of chunks that are older than the capture; only the growth counts";
+    WalkBottom = "walk_bottom", Normal, "stacks that reached the bottom";
+
+    LiveFull = "live_full", Loss, "allocations not recorded because the map of live chunks was full";
+    PartsFull = "parts_full", Loss, "realloc growth booked to another realloc of the same chunk because it had too many";
+    PartsMapFull = "parts_map_full", Loss, "realloc growth not recorded because its map was full";
+    ContextsFull = "contexts_full", Loss, "allocations not recorded because the map of contexts was full";
+    StacksFull = "stacks_full", Loss, "allocations whose stack is unknown because the map of stacks was full";
+    StackRingFull = "stack_ring_full", Loss, "allocations whose stack is unknown because user space read too slowly";
+    TasksFull = "tasks_full", Loss, "calls not followed because of too many threads";
+    NestedTooDeep = "nested_too_deep", Loss, "calls not followed because too many were nested";
+    OverwroteLive = "overwrote_live", Loss, "addresses handed out twice: a free, reset or delete was not seen";
+    NameUnreadable = "name_unreadable", Loss, "contexts whose name could not be read";
+    HeaderUnreadable = "header_unreadable", Loss, "chunks whose header could not be read: their requested size stands for what they hold";
+    WalkTruncated = "walk_truncated", Loss, "stacks cut at the most frames that are kept";
+    WalkUnknownMapping = "walk_unknown_mapping", Loss, "stacks cut at code outside of every known mapping";
+    WalkNoRow = "walk_no_row", Loss, "stacks cut at code without unwind information";
+    WalkUnsupported = "walk_unsupported", Loss, "stacks cut at an unwind rule that is not supported";
+    WalkRead = "walk_read", Loss, "stacks cut where the stack's memory could not be read";
+    WalkBadSp = "walk_bad_sp", Loss, "stacks cut because the stack pointer did not move up";
+    WalkLostReturn = "walk_lost_return", Loss, "stacks cut at a pending return probe whose return address is not known";
+    EventRingFull = "event_ring_full", Loss, "notes to user space lost because it read too slowly";
+    AfterDeadline = "after_deadline", Loss, "calls ignored because pgleak gave no sign of life";
+}
+
+/// How many counters there are.
+pub const COUNT: usize = COUNTERS.len();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_the_order_of_its_codes_and_names_are_unique() {
+        for (index, info) in COUNTERS.iter().enumerate() {
+            assert_eq!(info.counter as usize, index);
+            assert!(COUNTERS.iter().filter(|other| other.name == info.name).count() == 1);
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! Unwind rows and the pure step from one frame to its caller.
+//!
+//! A row is the content of one `.eh_frame` row that matters on x86_64: how to compute the CFA
+//! and where the caller's `rbp` is. The return address is always at CFA − 8; a row where it is
+//! not is of the kind [`RowKind::Unsupported`] or, when it is undefined, [`RowKind::Bottom`].
+
+/// How the CFA is computed. The number is what stands in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum RowKind {
+    /// No unwind information here.
+    None = 0,
+    /// CFA = rsp + offset.
+    RspOffset = 1,
+    /// CFA = rbp + offset.
+    RbpOffset = 2,
+    /// A PLT stub: CFA = rsp + 8, and 8 more once `pc & 15` has reached the offset (in words:
+    /// the threshold itself).
+    Plt = 3,
+    /// CFA = *(rbp − offset).
+    RbpDeref = 5,
+    /// A signal frame: registers from the `rt_sigframe` at rsp.
+    SignalFrame = 6,
+    /// A rule that the walk does not follow.
+    Unsupported = 7,
+    /// The return address is undefined: the bottom of the stack.
+    Bottom = 8,
+}
+
+/// Where the caller's `rbp` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum RbpRule {
+    /// Not changed by this function.
+    Same = 0,
+    /// Saved at CFA + offset (−64 ..= −16).
+    AtCfa = 1,
+    /// Saved at rbp + offset (re-aligned frames).
+    AtRbp = 2,
+}
+
+/// The 32 bits of a row that do not depend on its address.
+///
+/// | bits | what |
+/// |---|---|
+/// | 0–3 | [`RowKind`] |
+/// | 4–5 | [`RbpRule`] |
+/// | 8–15 | offset of the rbp rule in words, signed |
+/// | 16–31 | offset of the CFA rule in words, unsigned |
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct RowInfo(pub u32);
+
+impl RowInfo {
+    /// No unwind information.
+    pub const NONE: Self = Self(RowKind::None as u32);
+    /// An unwind rule that the walk does not follow.
+    pub const UNSUPPORTED: Self = Self(RowKind::Unsupported as u32);
+
+    /// Packs a row; `cfa_offset` and `rbp_offset` are in bytes. Offsets that do not fit, are no
+    /// multiple of 8, or a saved rbp outside of the 64 bytes below the CFA give
+    /// [`Self::UNSUPPORTED`]. For [`RowKind::Plt`] `cfa_offset` is 8 × the threshold.
+    pub const fn new(kind: RowKind, cfa_offset: i64, rbp: RbpRule, rbp_offset: i64) -> Self {
+        let fits_cfa = cfa_offset % 8 == 0 && cfa_offset >= 0 && cfa_offset / 8 <= 0xffff;
+        let fits_rbp = match rbp {
+            RbpRule::Same => rbp_offset == 0,
+            RbpRule::AtCfa => rbp_offset % 8 == 0 && rbp_offset >= -64 && rbp_offset <= -16,
+            RbpRule::AtRbp => rbp_offset % 8 == 0 && rbp_offset >= -1024 && rbp_offset <= 1016,
+        };
+        if !fits_cfa || !fits_rbp {
+            return Self::UNSUPPORTED;
+        }
+        let words = (rbp_offset / 8) as i8 as u8 as u32;
+        Self(kind as u32 | (rbp as u32) << 4 | words << 8 | ((cfa_offset / 8) as u32) << 16)
+    }
+
+    /// The kind's code.
+    #[inline(always)]
+    pub const fn kind(self) -> u32 {
+        self.0 & 0xf
+    }
+
+    /// The rbp rule's code.
+    #[inline(always)]
+    pub const fn rbp_rule(self) -> u32 {
+        self.0 >> 4 & 3
+    }
+
+    /// The rbp rule's offset in bytes.
+    #[inline(always)]
+    pub const fn rbp_offset(self) -> i64 {
+        ((self.0 << 16) as i32 >> 24) as i64 * 8
+    }
+
+    /// The CFA rule's offset in bytes.
+    #[inline(always)]
+    pub const fn cfa_offset(self) -> u64 {
+        (self.0 >> 16) as u64 * 8
+    }
+}
+
+/// A row: the virtual address of its first instruction in the low half, its [`RowInfo`] above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Row(pub u64);
+
+impl Row {
+    /// A row that holds from `address` (below 4 GiB, in the object's own address space).
+    pub const fn new(address: u32, info: RowInfo) -> Self {
+        Self(address as u64 | (info.0 as u64) << 32)
+    }
+
+    /// First address that the row holds for.
+    #[inline(always)]
+    pub const fn address(self) -> u64 {
+        self.0 & 0xffff_ffff
+    }
+
+    /// What holds there.
+    #[inline(always)]
+    pub const fn info(self) -> RowInfo {
+        RowInfo((self.0 >> 32) as u32)
+    }
+}
+
+/// The registers of one frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Registers {
+    /// Instruction pointer, or return address.
+    pub pc: u64,
+    /// Stack pointer.
+    pub sp: u64,
+    /// `rbp`.
+    pub bp: u64,
+    /// 1 if `pc` is a return address: the look-up then uses `pc - 1`, since a call that does not
+    /// return may be its function's last instruction. 0 if it is exact.
+    pub is_return: u64,
+}
+
+/// Why a walk ended. The number is what stands in a stack record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum WalkEnd {
+    /// The bottom: an undefined return address, or a zero one.
+    Bottom = 1,
+    /// Code outside of every known mapping.
+    UnknownMapping = 2,
+    /// Code without unwind information.
+    NoRow = 3,
+    /// An unwind rule that is not supported.
+    Unsupported = 4,
+    /// Stack memory could not be read.
+    Read = 5,
+    /// More frames than are kept.
+    Truncated = 6,
+    /// The stack pointer did not move up.
+    BadSp = 7,
+    /// A pending return probe whose return address is not known.
+    LostReturn = 8,
+}
+
+impl WalkEnd {
+    /// Every end with its code.
+    pub const ALL: [Self; 8] = [
+        Self::Bottom,
+        Self::UnknownMapping,
+        Self::NoRow,
+        Self::Unsupported,
+        Self::Read,
+        Self::Truncated,
+        Self::BadSp,
+        Self::LostReturn,
+    ];
+
+    /// The end with this code.
+    pub fn from_code(code: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|end| *end as u32 == code)
+    }
+}
+
+/// The most a single frame may be: 64 MiB, beyond any stack limit in use.
+const MAX_FRAME_BYTES: u64 = 64 << 20;
+
+/// `rt_sigframe` on x86_64: `pretcode` is popped, so rsp points at `uc`; `uc_mcontext.gregs` begins 40 bytes in
+/// (`arch/x86/include/asm/sigframe.h`, `arch/x86/include/uapi/asm/sigcontext.h`), rbp is its word 10, rsp 15, rip 16.
+const SIGFRAME_RBP: u64 = 40 + 10 * 8;
+const SIGFRAME_RSP: u64 = 40 + 15 * 8;
+const SIGFRAME_RIP: u64 = 40 + 16 * 8;
+
+/// Memory of the process whose stack is walked.
+pub trait StackReader {
+    /// The 64 bytes at `address`, or false.
+    fn read_words(&mut self, address: u64, into: &mut [u64; 8]) -> bool;
+    /// The 8 bytes at `address`.
+    fn read_word(&mut self, address: u64) -> Option<u64>;
+}
+
+/// Goes from a frame to its caller.
+///
+/// Two memory reads at the most for ordinary rows: one of the 64 bytes below the CFA, which has
+/// the return address and every saved rbp that compilers emit. `buffer` is scratch that the
+/// caller owns because an eBPF stack has no room for it.
+///
+/// # Errors
+/// Why the walk ends here.
+#[inline(always)]
+pub fn step<R: StackReader>(
+    info: RowInfo,
+    regs: &mut Registers,
+    buffer: &mut [u64; 8],
+    reader: &mut R,
+) -> Result<(), WalkEnd> {
+    let offset = info.cfa_offset();
+    let cfa = match info.kind() {
+        1 => regs.sp.wrapping_add(offset),
+        2 => regs.bp.wrapping_add(offset),
+        3 => {
+            let pushed = if regs.pc & 15 >= offset >> 3 { 8 } else { 0 };
+            regs.sp.wrapping_add(8 + pushed)
+        }
+        5 => match reader.read_word(regs.bp.wrapping_sub(offset)) {
+            Some(cfa) => cfa,
+            None => return Err(WalkEnd::Read),
+        },
+        6 => {
+            let (Some(bp), Some(sp), Some(pc)) = (
+                reader.read_word(regs.sp.wrapping_add(SIGFRAME_RBP)),
+                reader.read_word(regs.sp.wrapping_add(SIGFRAME_RSP)),
+                reader.read_word(regs.sp.wrapping_add(SIGFRAME_RIP)),
+            ) else {
+                return Err(WalkEnd::Read);
+            };
+            regs.bp = bp;
+            regs.sp = sp;
+            regs.pc = pc;
+            regs.is_return = 0;
+            return Ok(());
+        }
+        8 => return Err(WalkEnd::Bottom),
+        0 => return Err(WalkEnd::NoRow),
+        _ => return Err(WalkEnd::Unsupported),
+    };
+    if cfa <= regs.sp || cfa - regs.sp > MAX_FRAME_BYTES {
+        return Err(WalkEnd::BadSp);
+    }
+    let rule = info.rbp_rule();
+    let return_address;
+    if reader.read_words(cfa.wrapping_sub(64), buffer) {
+        return_address = buffer[7];
+        if rule == RbpRule::AtCfa as u32 {
+            // Offsets −64 … −16 are words 0 … 6 of the buffer.
+            regs.bp = buffer[(info.0 >> 8 & 7) as usize];
+        }
+    } else {
+        // The 64 bytes may begin on a page that is not there while the two words are.
+        if rule == RbpRule::AtCfa as u32 {
+            match reader.read_word(cfa.wrapping_add(info.rbp_offset() as u64)) {
+                Some(bp) => regs.bp = bp,
+                None => return Err(WalkEnd::Read),
+            }
+        }
+        match reader.read_word(cfa.wrapping_sub(8)) {
+            Some(address) => return_address = address,
+            None => return Err(WalkEnd::Read),
+        }
+    }
+    if rule == RbpRule::AtRbp as u32 {
+        match reader.read_word(regs.bp.wrapping_add(info.rbp_offset() as u64)) {
+            Some(bp) => regs.bp = bp,
+            None => return Err(WalkEnd::Read),
+        }
+    }
+    if return_address == 0 {
+        return Err(WalkEnd::Bottom);
+    }
+    regs.pc = return_address;
+    regs.sp = cfa;
+    regs.is_return = 1;
+    Ok(())
+}

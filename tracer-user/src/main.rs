@@ -1,0 +1,2 @@
+//! The `pgleak` program: arguments, logging, exit codes.
+fn main() {}

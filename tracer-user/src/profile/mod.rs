@@ -1,0 +1,10 @@
+//! What a capture found: stacks, contexts and what they hold, and the verdict on them.
+
+mod model;
+
+pub use model::SCHEMA;
+
+pub use model::{
+    Capture, CounterValue, EndReason, Frame, FrameId, FrameName, Group, Module, ModuleId, Profile,
+    SiteReport, Slice, Stack, StackEnd, StackId, StackSummary, Tally, Target, Tool, Window,
+};

@@ -1,0 +1,342 @@
+//! The types of a profile and of `capture.json`, which is one written down.
+//!
+//! `Profile<AbsAddr>` is what was drained from the kernel; naming its frames makes it a
+//! `Profile<Frame>`; a [`Capture`] is that with all that an artifact says about the process, the
+//! time and the losses. Every list is indexed by the ids that other lists hold.
+
+use serde::{Deserialize, Serialize};
+
+use crate::addr::{BuildId, VirtAddr};
+
+/// Version of the `capture.json` schema that this program writes.
+pub const SCHEMA: u32 = 1;
+
+/// A number of chunks and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Chunks, or growths of chunks.
+    pub count: u64,
+    /// Bytes that the server asked for.
+    pub requested: u64,
+    /// Bytes that they take in their context: chunk header and rounding included.
+    pub held: u64,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.count = self.count.saturating_add(other.count);
+        self.requested = self.requested.saturating_add(other.requested);
+        self.held = self.held.saturating_add(other.held);
+    }
+}
+
+/// Index into [`Profile::frames`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct FrameId(pub u32);
+
+/// Index into [`Profile::stacks`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StackId(pub u32);
+
+/// Index into [`Capture::modules`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ModuleId(pub u32);
+
+/// How a stack ends at its outer side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StackEnd {
+    /// It is complete.
+    Bottom,
+    /// Cut at code outside of every known mapping.
+    UnknownMapping,
+    /// Cut at code without unwind information.
+    NoRow,
+    /// Cut at an unwind rule that is not supported.
+    Unsupported,
+    /// Cut where stack memory could not be read.
+    Read,
+    /// Cut at the most frames that are kept.
+    Truncated,
+    /// Cut because the stack pointer did not move up.
+    BadSp,
+    /// Cut at a pending return probe.
+    LostReturn,
+    /// Not known at all: the tables for stacks were full, or bytes older than the capture.
+    Unknown,
+}
+
+/// A call stack.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stack {
+    /// Innermost first: the allocator function itself.
+    pub frames: Vec<FrameId>,
+    /// How it ends.
+    pub end: StackEnd,
+    /// What happened to all that was allocated with it.
+    pub summary: StackSummary,
+}
+
+/// What became of all chunks that one stack allocated while recording. What is in none of the
+/// other fields was still there at the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StackSummary {
+    /// All that was recorded.
+    pub allocated: Tally,
+    /// Freed one by one, or given back by a realloc.
+    pub freed: Tally,
+    /// Ended by the reset or delete of its context.
+    pub reset: Tally,
+    /// Was there when the process ended, which takes everything with it.
+    pub exited: Tally,
+}
+
+/// What survived of one stack in contexts of one name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// The stack.
+    pub stack: StackId,
+    /// The memory context's name.
+    pub context: String,
+    /// How many different contexts of that name.
+    pub contexts: u64,
+    /// What was there when recording ended.
+    pub recorded: Tally,
+    /// What is still there after settling.
+    pub survived: Tally,
+    /// `survived` by the time of birth: one entry for each of [`Window::slices`].
+    pub slices: Vec<Tally>,
+}
+
+/// Stacks with what they hold, and frames of type `F`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Profile<F> {
+    /// Each different frame once.
+    pub frames: Vec<F>,
+    /// Each different stack once.
+    pub stacks: Vec<Stack>,
+    /// What survives, by stack and context.
+    pub groups: Vec<Group>,
+}
+
+impl<F> Profile<F> {
+    /// The same profile with every frame turned into something else.
+    pub fn map_frames<G>(self, each: impl FnMut(F) -> G) -> Profile<G> {
+        Profile {
+            frames: self.frames.into_iter().map(each).collect(),
+            stacks: self.stacks,
+            groups: self.groups,
+        }
+    }
+}
+
+/// One name of a frame; a frame has several when functions were inlined into it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FrameName {
+    /// Demangled function name.
+    pub function: String,
+    /// Source file, from DWARF.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Source line, from DWARF.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<u32>,
+}
+
+/// A code address with its names.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Frame {
+    /// The object that it lies in.
+    pub module: Option<ModuleId>,
+    /// Its address in that object (return address − 1 for every frame but the innermost); without
+    /// a module, the address in the process.
+    pub address: VirtAddr,
+    /// Start of its function, from the symbol or the FDE; in the object.
+    pub function_start: Option<VirtAddr>,
+    /// Innermost inlined function first, the function that is really called last. Empty for a
+    /// function without a name.
+    pub names: Vec<FrameName>,
+    /// What stands in a graph when `names` is empty: `postgres+0x5c7730`, `[unknown mapping]`.
+    pub fallback: String,
+}
+
+impl Frame {
+    /// The name of the function that is really called, or the fallback.
+    pub fn label(&self) -> &str {
+        self.names.last().map_or(&self.fallback, |name| &name.function)
+    }
+
+    /// Whether nothing better than an address is known.
+    pub fn is_nameless(&self) -> bool {
+        self.names.is_empty()
+    }
+}
+
+/// An object that frames lie in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Module {
+    /// Its path as the process sees it.
+    pub path: String,
+    /// Its build ID.
+    pub build_id: Option<BuildId>,
+    /// Frames in it that have a name.
+    pub named: u64,
+    /// Frames in it that have none.
+    pub nameless: u64,
+    /// Where names came from: `.symtab`, `.dynsym`, `DWARF`.
+    pub symbols: Vec<String>,
+}
+
+/// Which program wrote a capture.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tool {
+    /// `pgleak`.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// The process that was traced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// Its pid.
+    pub pid: u32,
+    /// `client backend`, `checkpointer`, `walsender` …
+    pub kind: String,
+    /// Database, if it has one and its title shows it.
+    pub database: Option<String>,
+    /// User.
+    pub user: Option<String>,
+    /// Process title.
+    pub title: String,
+    /// `PostgreSQL 15.18 (Debian 15.18-0+deb12u1)`.
+    pub server: String,
+    /// `PostgreSQL` or `Greenplum`.
+    pub product: String,
+    /// Major version of the PostgreSQL that it is made from.
+    pub major: u32,
+    /// The server binary.
+    pub binary: String,
+    /// Build ID of the server binary.
+    pub build_id: Option<BuildId>,
+    /// Host name.
+    pub host: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Anonymous resident bytes at the start, from `/proc/PID/status`.
+    pub rss_anon_start: Option<u64>,
+    /// The same at the end.
+    pub rss_anon_end: Option<u64>,
+    /// Touched shared memory (shared buffers, mostly) at the end; no leak.
+    pub rss_shmem_end: Option<u64>,
+}
+
+/// Why a capture ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// The time was over.
+    Completed,
+    /// A signal or Ctrl-C.
+    Interrupted,
+    /// The process ended.
+    TargetExited,
+    /// The process became another program.
+    TargetExec,
+    /// It slowed the process down more than allowed.
+    TooSlow,
+}
+
+/// One time slice of the record window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slice {
+    /// Nanoseconds from the start of recording to the start of the slice.
+    pub start_ns: u64,
+    /// Its length.
+    pub length_ns: u64,
+}
+
+/// When and how long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// Start of recording, RFC 3339, UTC.
+    pub started: String,
+    /// How long allocations were recorded.
+    pub record_ns: u64,
+    /// How long frees were followed after that.
+    pub settle_ns: u64,
+    /// What was asked for.
+    pub requested_record_ns: u64,
+    /// What was asked for.
+    pub requested_settle_ns: u64,
+    /// Equal parts of the record window.
+    pub slices: Vec<Slice>,
+    /// Why it ended.
+    pub end: EndReason,
+    /// CPU time that the process used while recording, probes included.
+    pub target_cpu_ns: u64,
+    /// How much slower the process was expected to be while recording; 1 is not slower.
+    pub expected_slowdown: Option<f64>,
+}
+
+/// One counter of the capture.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterValue {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: u64,
+    /// Whether a value other than zero means that something is missing.
+    pub loss: bool,
+    /// What it counts.
+    pub meaning: String,
+}
+
+/// A probed function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteReport {
+    /// `AllocSetAlloc`.
+    pub function: String,
+    /// `alloc`, `free`, `realloc`, `reset`, `delete`.
+    pub role: String,
+    /// Its first instruction, in the server binary.
+    pub function_address: VirtAddr,
+    /// The probed instruction.
+    pub probe_address: VirtAddr,
+    /// The probed instruction as text.
+    pub instruction: String,
+    /// `emulated` or `single-stepped`.
+    pub cost_class: String,
+    /// How the function was found: `.dynsym`, `.symtab`, `static analysis`, `live process`.
+    pub found_by: String,
+    /// Calls seen.
+    pub entries: u64,
+    /// Returns seen, where the site has a return probe.
+    pub returns: Option<u64>,
+}
+
+/// Everything a capture found. This is `capture.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Capture {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Who wrote it.
+    pub tool: Tool,
+    /// What was traced.
+    pub target: Target,
+    /// When.
+    pub window: Window,
+    /// Where the probes were.
+    pub sites: Vec<SiteReport>,
+    /// Objects of the frames.
+    pub modules: Vec<Module>,
+    /// What was found.
+    pub profile: Profile<Frame>,
+    /// What was counted.
+    pub counters: Vec<CounterValue>,
+    /// Things a reader has to know, in sentences: gaps in tables, limits that were hit.
+    pub notes: Vec<String>,
+}
