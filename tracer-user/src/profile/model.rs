@@ -260,7 +260,7 @@ pub struct Slice {
 }
 
 /// When and how long.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Window {
     /// Start of recording, RFC 3339, UTC.
     pub started: String,
