@@ -6,3 +6,4 @@
 pub mod addr;
 pub mod elf;
 pub mod profile;
+pub mod target;
