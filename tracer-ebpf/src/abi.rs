@@ -46,7 +46,8 @@ pub enum Phase {
     Replaced = 5,
 }
 
-/// The one element of the `CONTROL` map.
+/// The one element of the `CONTROL` map. Both sides write single words of it; each word has one
+/// writer, but for `phase`, where the end of the process comes last.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Control {

@@ -4,6 +4,7 @@
 //! that sees them all.
 
 pub mod addr;
+pub mod bpf;
 pub mod elf;
 pub mod profile;
 pub mod target;

@@ -7,6 +7,7 @@ use core::arch::asm;
 
 use aya_ebpf::{
     Global,
+    bindings::BPF_F_MMAPABLE,
     macros::map,
     maps::{Array, HashMap, RingBuf},
 };
@@ -22,9 +23,10 @@ use tracer_ebpf::{
 #[unsafe(no_mangle)]
 static NAME_OFFSET: Global<u64> = Global::new(56);
 
-/// The one control record.
+/// The one control record. User space maps it into its memory (Linux 5.5): both sides write
+/// single words of it, which a copy of the whole record would undo.
 #[map]
-pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
+pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Hits by site.
 #[map]
 pub(crate) static SITE_HITS: Array<SiteHits> = Array::with_max_entries(MAX_SITES as u32, 0);

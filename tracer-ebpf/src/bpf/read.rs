@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::pt_regs, helpers::generated};
 use tracer_ebpf::{
     abi::NAME_BYTES,
     counters::Counter,
-    site::{ArgField, NO_ARG, Site},
+    site::{ArgField, Site},
     unwind::StackReader,
 };
 
@@ -65,14 +65,23 @@ pub(crate) fn string(address: u64, into: &mut [u8; NAME_BYTES]) -> bool {
 /// The argument whose position the cookie gives, or 0 (System V AMD64 ABI: rdi, rsi, rdx, rcx).
 #[inline(always)]
 pub(crate) fn argument(regs: &pt_regs, cookie: u64, field: ArgField) -> u64 {
+    // Four loads at fixed offsets, then a choice: LLVM would choose the address and load once,
+    // and the verifier allows no variable offset into the registers.
+    // SAFETY: fields of the program's own context.
+    let [first, second, third, fourth] = unsafe {
+        [
+            core::ptr::read_volatile(&raw const regs.rdi),
+            core::ptr::read_volatile(&raw const regs.rsi),
+            core::ptr::read_volatile(&raw const regs.rdx),
+            core::ptr::read_volatile(&raw const regs.rcx),
+        ]
+    };
     match Site::arg_of(cookie, field) {
-        0 => regs.rdi,
-        1 => regs.rsi,
-        2 => regs.rdx,
-        3 => regs.rcx,
-        position => {
-            debug_assert!(position == NO_ARG as u64);
-            0
-        }
+        0 => first,
+        1 => second,
+        2 => third,
+        3 => fourth,
+        // NO_ARG
+        _ => 0,
     }
 }
