@@ -27,15 +27,21 @@ pub struct Limits {
     pub ring_bytes: u32,
 }
 
-/// What the kernel adds to a preallocated hash element (`struct htab_elem`), and a bucket each
-/// (`struct bucket`), measured on 6.18 as the difference of `memlock` in fdinfo between sizes.
-const HASH_OVERHEAD: u64 = 48 + 16;
+/// What the kernel adds to each preallocated hash element (`struct htab_elem`), and the size of a
+/// bucket, of which there are as many as the next power of two (`kernel/bpf/hashtab.c`; equal to
+/// `memlock` in the maps' fdinfo on 6.18).
+const ELEMENT_BYTES: u64 = 48;
+const BUCKET_BYTES: u64 = 16;
 
 /// The least room for live chunks that is worth attaching for.
 const LEAST_LIVE: u32 = 1 << 12;
 
+const fn element_bytes(key: usize, value: usize) -> u64 {
+    ELEMENT_BYTES + (key as u64).next_multiple_of(8) + (value as u64).next_multiple_of(8)
+}
+
 const fn hash_bytes(entries: u32, key: usize, value: usize) -> u64 {
-    entries as u64 * (HASH_OVERHEAD + (key as u64).next_multiple_of(8) + (value as u64).next_multiple_of(8))
+    entries as u64 * element_bytes(key, value) + (entries as u64).next_power_of_two() * BUCKET_BYTES
 }
 
 impl Limits {
@@ -45,11 +51,14 @@ impl Limits {
     pub fn within(budget: u64, rows: usize, pages: usize) -> Option<Self> {
         let mut limits = Self::least(rows, pages);
         let rest = budget.checked_sub(limits.bytes())?;
-        // Live chunks get what is left, contexts and grown chunks a share of it.
-        let scale = |share: u64, each: u64| u32::try_from(rest * share / 100 / each).unwrap_or(u32::MAX);
-        limits.live = limits.live.saturating_add(scale(78, hash_bytes(1, 8, size_of::<Live>())));
-        limits.contexts = limits.contexts.saturating_add(scale(10, hash_bytes(1, 8, size_of::<Context>())));
-        limits.parts = limits.parts.saturating_add(scale(10, hash_bytes(1, 8, size_of::<Parts>())));
+        // Live chunks get most of what is left, contexts and grown chunks a share of it. Rounding
+        // up to a power of two makes at most two buckets of each element.
+        let scale = |share: u64, value: usize| {
+            u32::try_from(rest * share / 100 / (element_bytes(8, value) + 2 * BUCKET_BYTES)).unwrap_or(u32::MAX)
+        };
+        limits.live = limits.live.saturating_add(scale(80, size_of::<Live>()));
+        limits.contexts = limits.contexts.saturating_add(scale(10, size_of::<Context>()));
+        limits.parts = limits.parts.saturating_add(scale(10, size_of::<Parts>()));
         Some(limits)
     }
 
@@ -101,7 +110,7 @@ mod tests {
     fn a_budget_is_used_and_not_exceeded() {
         let limits = Limits::within(64 << 20, 450_000, 30_000).expect("64 MiB are enough");
         assert!(limits.bytes() <= 64 << 20);
-        assert!(limits.bytes() > 60 << 20);
+        assert!(limits.bytes() > 50 << 20);
         assert!(limits.live > 200_000, "{limits:?}");
     }
 
