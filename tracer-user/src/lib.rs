@@ -4,6 +4,8 @@
 //! that sees them all.
 
 pub mod addr;
+pub mod catalog;
 pub mod elf;
+pub mod probe;
 pub mod profile;
 pub mod target;
