@@ -79,6 +79,11 @@ pub(super) fn branch_target(instruction: &Instruction) -> Option<VirtAddr> {
         .then(|| VirtAddr(instruction.near_branch64()))
 }
 
+/// Whether control comes back to the next instruction.
+pub(super) fn is_call(instruction: &Instruction) -> bool {
+    matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall)
+}
+
 /// Whether control may go from here to a place that the instruction does not name.
 pub(super) fn is_indirect_jump(instruction: &Instruction) -> bool {
     instruction.flow_control() == FlowControl::IndirectBranch
