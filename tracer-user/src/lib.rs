@@ -4,7 +4,13 @@
 //! that sees them all.
 
 pub mod addr;
-pub mod bpf;
 pub mod elf;
-pub mod profile;
+
 pub mod target;
+
+pub mod catalog;
+pub mod probe;
+
+pub mod bpf;
+
+pub mod profile;
