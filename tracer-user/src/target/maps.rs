@@ -215,10 +215,7 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
         let at = |address| parse_maps(RECORDED).at(AbsAddr(address)).map(|mapping| mapping.path.clone());
         assert_eq!(at(0x55d6_d71f_4000), Some(MappingPath::Other("[heap]".into())));
         assert_eq!(at(0x7f04_fb00_0000), Some(MappingPath::Anonymous));
-        assert_eq!(
-            at(0x7f05_03bf_1000),
-            Some(MappingPath::File { path: "/dev/zero".into(), deleted: true })
-        );
+        assert_eq!(at(0x7f05_03bf_1000), Some(MappingPath::File { path: "/dev/zero".into(), deleted: true }));
         assert_eq!(
             at(0x7f05_04a3_6000),
             Some(MappingPath::File { path: "/tmp/my lib\nx\\101.so".into(), deleted: true })

@@ -267,7 +267,8 @@ mod tests {
 
     #[test]
     fn an_ended_process_is_not_the_same_and_has_no_pid() {
-        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("cat");
+        let mut child =
+            Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("cat");
         let id = ProcessId::of(child.id()).expect("it waits for input");
         drop(child.stdin.take());
         // The end of its output means that it is about to end; waiting for it collects it.

@@ -33,7 +33,7 @@ impl Stat {
 
 /// Parses `/proc/PID/stat` (proc_pid_stat(5)). The second field is the program's name and may
 /// hold blanks and parentheses, so fields are counted from the last `)`.
-pub fn parse_stat(text: &[u8]) -> Option<Stat> {
+pub(super) fn parse_stat(text: &[u8]) -> Option<Stat> {
     let close = text.iter().rposition(|byte| *byte == b')')?;
     let rest = str::from_utf8(text.get(close + 1..)?).ok()?;
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
@@ -77,10 +77,9 @@ pub struct Status {
 }
 
 /// Parses `/proc/PID/status` (proc_pid_status(5)).
-pub fn parse_status(text: &str) -> Option<Status> {
-    let value = |key: &str| {
-        text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim)
-    };
+pub(super) fn parse_status(text: &str) -> Option<Status> {
+    let value =
+        |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim);
     let bytes = |key| -> Option<u64> {
         value(key)?.strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
     };
@@ -107,7 +106,7 @@ pub fn parse_status(text: &str) -> Option<Status> {
 
 /// Turns `/proc/PID/cmdline` into one line: arguments parted by blanks. A server process pads
 /// its title with NULs or blanks up to the length of its first command line.
-pub fn parse_cmdline(bytes: &[u8]) -> String {
+pub(super) fn parse_cmdline(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let text = text.trim_end_matches(['\0', ' ', '\n']);
     text.replace('\0', " ")
@@ -165,11 +164,7 @@ mod tests {
                 thread_group: 9602,
                 uid: 103,
                 inner_pid: 33,
-                memory: Some(Memory {
-                    rss_anon: 760 * 1024,
-                    rss_file: 5732 * 1024,
-                    rss_shmem: 1932 * 1024
-                }),
+                memory: Some(Memory { rss_anon: 760 * 1024, rss_file: 5732 * 1024, rss_shmem: 1932 * 1024 }),
                 seccomp: Some(Seccomp::Filter),
             })
         );
