@@ -11,6 +11,12 @@ pub mod target;
 pub mod catalog;
 pub mod probe;
 
+pub mod unwind;
+
 pub mod bpf;
+pub mod guard;
 
 pub mod profile;
+
+pub mod cli;
+pub mod session;

@@ -8,7 +8,7 @@ use crate::{
     addr::{AbsAddr, FileOffset},
     bpf::{AttachError, Attached, Tracer},
     elf::{ElfError, Image},
-    target::{ReadMapsError, read_maps},
+    target::{ProcessError, read_maps},
 };
 
 /// Nanoseconds that one hit costs the process.
@@ -32,7 +32,7 @@ pub enum CalibrateError {
     Elf(#[from] ElfError),
     /// pgleak's own mappings.
     #[error(transparent)]
-    Maps(#[from] ReadMapsError),
+    Maps(#[from] ProcessError),
     /// pgleak's own code is nowhere.
     #[error("cannot find pgleak's own code in its mappings")]
     NotMapped,
@@ -85,10 +85,7 @@ unsafe extern "C" {
 pub(super) fn own_offset(function: unsafe extern "C" fn(u64) -> u64) -> Result<FileOffset, CalibrateError> {
     let address = AbsAddr(function as usize as u64);
     let maps = read_maps(std::process::id())?;
-    let mapping = maps
-        .iter()
-        .find(|mapping| mapping.start <= address && address < mapping.end)
-        .ok_or(CalibrateError::NotMapped)?;
+    let mapping = maps.at(address).ok_or(CalibrateError::NotMapped)?;
     let image = Image::open(Path::new("/proc/self/exe"), Path::new("pgleak"))?;
     let bias = image.bias(mapping.start, mapping.offset).ok_or(CalibrateError::NotMapped)?;
     image.file_offset(address.in_object(bias)).ok_or(CalibrateError::NotMapped)

@@ -1,0 +1,12 @@
+//! Unwind tables: from `.eh_frame` to what the walk in the kernel searches.
+
+mod atlas;
+mod mapset;
+mod rules;
+mod table;
+mod walk;
+
+pub use atlas::{Atlas, AtlasError, Placement};
+pub use mapset::{MapSetError, MappedObject, build_mapset};
+pub use table::{TableError, TableStats, UnwindTable};
+pub use walk::{Walked, walk};
