@@ -20,8 +20,8 @@ const MAX_SKEW: u64 = u8::MAX as u64;
 /// Why a function is probed at its first instruction, although that is not a cheap one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum WhyEntry {
-    #[error("its code is not in the file or cannot be decoded")]
-    NoCode,
+    #[error("its code ends, or cannot be decoded, before any instruction that the kernel emulates")]
+    CodeEnds,
     #[error(
         "{register:?} is overwritten at +{at} ({instruction}), before any instruction that the kernel emulates"
     )]
@@ -48,13 +48,11 @@ pub(super) struct Choice {
 }
 
 /// Chooses the instruction to probe in a function whose range is `code`, and which reads
-/// `arguments` there; `elsewhere` is the code outside of the range that it jumps to.
-pub(super) fn choose(code: Code64<'_>, arguments: &[Register], elsewhere: &[Code64<'_>]) -> Choice {
-    let Some(entry) = code.instructions().next() else {
-        let why_entry = Some(WhyEntry::NoCode);
-        return Choice { skew: 0, cost: CostClass::SingleStepped, instruction: String::new(), why_entry };
-    };
-    match first_emulated(code, arguments).and_then(|chosen| hit_once(code, elsewhere, chosen)) {
+/// `arguments` there; `elsewhere` is the code outside of the range that it jumps to. `None` if
+/// its first bytes are no instruction.
+pub(super) fn choose(code: Code64<'_>, arguments: &[Register], elsewhere: &[Code64<'_>]) -> Option<Choice> {
+    let entry = code.instructions().next()?;
+    Some(match first_emulated(code, arguments).and_then(|chosen| hit_once(code, elsewhere, chosen)) {
         Ok(chosen) => Choice {
             skew: chosen.ip().wrapping_sub(code.start.0),
             cost: CostClass::Emulated,
@@ -67,7 +65,7 @@ pub(super) fn choose(code: Code64<'_>, arguments: &[Register], elsewhere: &[Code
             instruction: text(&entry),
             why_entry: Some(why),
         },
-    }
+    })
 }
 
 /// The first instruction that the kernel emulates, reached in a straight line with the
@@ -106,7 +104,7 @@ fn first_emulated(code: Code64<'_>, arguments: &[Register]) -> Result<Instructio
             return Err(WhyEntry::ReturnAddress { at, instruction: text(&instruction) });
         }
     }
-    Err(WhyEntry::NoCode)
+    Err(WhyEntry::CodeEnds)
 }
 
 fn writes(access: OpAccess) -> bool {
@@ -182,7 +180,7 @@ mod tests {
 
     /// The choice in a function that reads its first two arguments.
     fn chosen(bytes: &[u8]) -> Choice {
-        choose(code(bytes), &[Register::RDI, Register::RSI], &[])
+        choose(code(bytes), &[Register::RDI, Register::RSI], &[]).expect("an instruction")
     }
 
     fn cheap(bytes: &[u8]) -> (u64, String) {
@@ -285,8 +283,10 @@ mod tests {
         assert!(matches!(why_entry(&[0x31, 0xc0, 0xc3, 0x55]), WhyEntry::Leaves { at: 2, .. }));
         // mov (%rdi),%rax; jmp *%rax
         assert!(matches!(why_entry(&[0x48, 0x8b, 0x07, 0xff, 0xe0]), WhyEntry::Leaves { at: 3, .. }));
-        assert!(matches!(why_entry(&[0x31, 0xc0]), WhyEntry::NoCode));
-        assert_eq!(chosen(&[]).why_entry, Some(WhyEntry::NoCode));
+        assert!(matches!(why_entry(&[0x31, 0xc0]), WhyEntry::CodeEnds));
+        // No code, and an opcode that does not exist in 64-bit mode.
+        assert_eq!(choose(code(&[]), &[], &[]), None);
+        assert_eq!(choose(code(&[0x06, 0x55]), &[], &[]), None);
     }
 
     #[test]
@@ -309,15 +309,16 @@ mod tests {
     #[test]
     fn a_jump_back_from_the_cold_part() {
         let bytes = [0x48, 0x8b, 0x07, 0x48, 0x85, 0xc0, 0x0f, 0x84, 0xf4, 0x0f, 0, 0, 0xc3];
-        let arguments = [Register::RDI];
-        assert_eq!(choose(code(&bytes), &arguments, &[]).skew, 6);
+        let chosen =
+            |elsewhere: &[Code64<'_>]| choose(code(&bytes), &[Register::RDI], elsewhere).expect("code");
+        assert_eq!(chosen(&[]).skew, 6);
         // 0x2000: jmp 0x1003
         let cold = Code64 { start: VirtAddr(0x2000), bytes: &[0xe9, 0xfe, 0xef, 0xff, 0xff] };
-        let choice = choose(code(&bytes), &arguments, &[cold]);
+        let choice = chosen(&[cold]);
         assert_eq!(choice.why_entry, Some(WhyEntry::JumpsIn { from: VirtAddr(0x2000), to: 3, at: 6 }));
         // 0x2000: jmp 0x100c, behind the probe
         let cold = Code64 { start: VirtAddr(0x2000), bytes: &[0xe9, 0x07, 0xf0, 0xff, 0xff] };
-        assert_eq!(choose(code(&bytes), &arguments, &[cold]).skew, 6);
+        assert_eq!(chosen(&[cold]).skew, 6);
     }
 
     #[test]

@@ -121,6 +121,14 @@ pub enum MethodFailure {
         /// The name.
         seen: String,
     },
+    /// The process runs other code than the file holds.
+    #[error("the code of {what} at {address} in the process differs from the file's: not the same build?")]
+    CodeDiffers {
+        /// Which function.
+        what: &'static str,
+        /// The first address in the process that differs.
+        address: AbsAddr,
+    },
     /// The method table is not where the binary keeps constants.
     #[error("the methods of TopMemoryContext at {address} are not in the server's data")]
     TableOutside {

@@ -218,6 +218,13 @@ impl Memory {
         let bias = BIAS.0;
         let mut words: BTreeMap<u64, u64> =
             (0..).zip(methods).map(|(index, method)| (bias + METHODS + 8 * index, bias + method)).collect();
+        for (at, code) in Server::stripped_15().code {
+            for (at, chunk) in (bias + at..).step_by(8).zip(code.chunks(8)) {
+                let mut word = [0; 8];
+                word[..chunk.len()].copy_from_slice(chunk);
+                words.insert(at, u64::from_le_bytes(word));
+            }
+        }
         words.insert(bias + TOP, CONTEXT);
         // The tag is 223, and isReset beside it must not matter.
         words.insert(CONTEXT, 1 << 32 | 223);

@@ -82,9 +82,32 @@ pub fn by_live_process(
         .map(|function| {
             let at = table.offset(function.table_index as u64 * WORD);
             let address = AbsAddr(live.word(function.symbol, at)?).in_object(live.bias);
-            located(image, ranges, function, address, FoundBy::LiveProcess)
+            let found = located(image, ranges, function, address, FoundBy::LiveProcess)?;
+            same_code(image, &found, live)?;
+            Ok(found)
         })
         .collect()
+}
+
+/// What a uprobe puts in the place of an instruction's first byte.
+const INT3: u8 = 0xcc;
+
+/// Whether the process runs the code that the file holds: a probe is set by file offset, and in
+/// another build that may be the middle of an instruction. Probes of other tools are no
+/// difference.
+fn same_code(image: &Image, function: &LocatedFunction, live: LiveProcess<'_>) -> Result<(), MethodFailure> {
+    let what = function.name;
+    let address = function.address.in_process(live.bias);
+    let expected = usize::try_from(function.size.unwrap_or(WORD))
+        .ok()
+        .and_then(|size| image.bytes_at(function.address, size))
+        .unwrap_or_default();
+    let mut code = vec![0; expected.len()];
+    live.memory.read(address, &mut code).map_err(|source| MethodFailure::Read { what, address, source })?;
+    match code.iter().zip(expected).position(|(live, file)| live != file && *live != INT3) {
+        Some(at) => Err(MethodFailure::CodeDiffers { what, address: address.offset(at as u64) }),
+        None => Ok(()),
+    }
 }
 
 /// Whether an address lies in what the binary loads besides code. Sections, since old linkers

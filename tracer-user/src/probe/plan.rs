@@ -30,8 +30,8 @@ pub enum ProbeError {
     /// The functions are not known.
     #[error(transparent)]
     Locate(#[from] LocateError),
-    /// A function was found whose code the file does not hold.
-    #[error("{path} does not hold the code of {name} at {address}; is the file damaged?")]
+    /// A function was found, but the file holds no code in its place.
+    #[error("{path} holds no code of {name} at {address}; is the file damaged?")]
     NoCode {
         /// Which file.
         path: PathBuf,

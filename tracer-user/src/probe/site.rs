@@ -48,7 +48,7 @@ pub struct ProbeSite {
 }
 
 /// Chooses the probe of a located function; `index` is its place in the plan. `None` if the
-/// file does not hold the function's code.
+/// file does not hold the function's code, or something else in its place.
 pub fn choose_site(
     image: &Image,
     layout: &Layout,
@@ -60,7 +60,7 @@ pub fn choose_site(
     let range = range_at(ranges, function.address)
         .filter(|range| range.start == function.address)
         .and_then(|range| Code64::of(image, range))?;
-    let choice = choose(range, &read_registers(row), &elsewhere(image, ranges, range));
+    let choice = choose(range, &read_registers(row), &elsewhere(image, ranges, range))?;
     let probe = function.address.offset(choice.skew);
     let site = Site {
         role: row.role,

@@ -257,6 +257,21 @@ fn what_is_not_the_top_context_is_not_believed() {
 }
 
 #[test]
+fn the_process_must_run_the_code_of_the_file() {
+    assert!(matches!(
+        live_failure(|memory| *memory.0.get_mut(&(BIAS.0 + FREE)).expect("code") ^= 0xff00),
+        MethodFailure::CodeDiffers { what: "AllocSetFree", address: AbsAddr(at) } if at == BIAS.0 + FREE + 1
+    ));
+    // Somebody else's probe at the entry.
+    let server = Server::stripped_15();
+    let mut memory = Memory::of_15();
+    let word = memory.0.get_mut(&(BIAS.0 + FREE)).expect("code");
+    *word = *word & !0xff | 0xcc;
+    let found = by_live_process(&server.image(), layout_15(), &server.ranges(), memory.live());
+    assert_eq!(addresses(&found.expect("the same functions")), EXPECTED);
+}
+
+#[test]
 fn what_is_no_known_server_has_no_plan() {
     let plan_of = |server: &Server| plan(&server.image(), &server.ranges(), None).expect_err("a refusal");
     let mut server = Server::stripped_15();

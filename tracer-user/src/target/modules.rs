@@ -36,13 +36,13 @@ pub enum ModuleNote {
         /// Why.
         source: ElfError,
     },
-    /// It was opened by its path, since the kernel refuses the exact way.
-    #[error("{} was opened by its path, since the kernel refuses /proc/PID/map_files; give pgleak \
-             CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE to be certain that it is the same file", path.display())]
-    ByPath {
-        /// Which.
-        path: PathBuf,
-    },
+    /// Libraries were opened by their paths, since the kernel refuses the exact way. Their inodes
+    /// were compared.
+    #[error(
+        "libraries were opened by their paths, since the kernel refuses /proc/PID/map_files; give pgleak \
+         CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE to follow libraries that an upgrade has replaced"
+    )]
+    ByPath,
     /// It can only be opened by its path, and another file is there now.
     #[error("stacks have no names in {}, and may end there: it was replaced after the process began, and the \
              kernel refuses /proc/PID/map_files; give pgleak CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE", path.display())]
@@ -266,7 +266,9 @@ impl LoadedModules {
         }
         let image = Image::open(&below, path)
             .map_err(|source| ModuleNote::Unusable { path: path.to_owned(), source })?;
-        self.notes.push(ModuleNote::ByPath { path: path.to_owned() });
+        if !self.notes.iter().any(|note| matches!(note, ModuleNote::ByPath)) {
+            self.notes.push(ModuleNote::ByPath);
+        }
         Ok(image)
     }
 }
