@@ -129,7 +129,8 @@ fn duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
-    let number: f64 = number.parse().map_err(|_| format!("'{text}' is no duration; write it like 13s, 500ms or 2m"))?;
+    let number: f64 =
+        number.parse().map_err(|_| format!("'{text}' is no duration; write it like 13s, 500ms or 2m"))?;
     let seconds = match unit.trim() {
         "ms" => number / 1000.0,
         "" | "s" => number,
@@ -146,7 +147,10 @@ fn record_duration(text: &str) -> Result<Duration, String> {
         return Err("recording for less than 100ms shows nothing".to_owned());
     }
     if value > LONGEST_RECORD {
-        return Err("recording is limited to 1h, because the process is slower meanwhile; take several captures".to_owned());
+        return Err(
+            "recording is limited to 1h, because the process is slower meanwhile; take several captures"
+                .to_owned(),
+        );
     }
     Ok(value)
 }
@@ -169,7 +173,8 @@ fn slowdown(text: &str) -> Result<f64, String> {
     if value.is_finite() && value >= 1.0 {
         Ok(value)
     } else {
-        Err("the slowdown is a factor of at least 1 (15 allows the process to take 15 times as long)".to_owned())
+        Err("the slowdown is a factor of at least 1 (15 allows the process to take 15 times as long)"
+            .to_owned())
     }
 }
 
@@ -177,7 +182,9 @@ fn bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
-    let number: u64 = number.parse().map_err(|_| format!("'{text}' is no number of bytes; write it like 4096, 64M or 1G"))?;
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("'{text}' is no number of bytes; write it like 4096, 64M or 1G"))?;
     let shift = match unit.trim().trim_end_matches("iB").trim_end_matches('B') {
         "" => 0,
         "k" | "K" => 10,

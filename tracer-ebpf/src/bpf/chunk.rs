@@ -8,8 +8,8 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{
     abi::{
-        ChunkKey, Control, DOOMED_A_CALL, DOOMED_SLOTS, Live, MAX_PARTS, PENDING_NESTED, PENDING_OLD_KNOWN, Part,
-        Parts, Pending, Phase, Task,
+        ChunkKey, Control, DOOMED_A_CALL, DOOMED_SLOTS, Live, MAX_PARTS, PENDING_NESTED, PENDING_OLD_KNOWN,
+        Part, Parts, Pending, Phase, Task,
     },
     counters::Counter,
     growth,
@@ -36,7 +36,7 @@ fn entered(ctx: &ProbeContext) -> Option<(u64, u32)> {
     let phase = phase()?;
     // SAFETY: the helper takes the program's own context (Linux 5.15).
     let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    hit_entry(Site::index_of(cookie));
+    hit_entry(phase, Site::index_of(cookie));
     (phase != Phase::Count as u32).then_some((cookie, phase))
 }
 
@@ -271,7 +271,7 @@ fn returned<'a>(ctx: &'a RetProbeContext) -> Option<(*mut Control, *mut Task, Pe
     let phase = phase()?;
     // SAFETY: the helper takes the program's own context (Linux 5.15).
     let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    hit_return(Site::index_of(cookie));
+    hit_return(phase, Site::index_of(cookie));
     if phase == Phase::Count as u32 {
         return None;
     }
@@ -485,9 +485,8 @@ fn add_freed(stack: u32, chunks: u64, requested: u64, held: u64) {
 #[inline(always)]
 fn sweep(control: *mut Control) {
     // SAFETY: a map value; aligned words. User space moves only the head, this only the tail.
-    let (head, mut tail) = unsafe {
-        (core::ptr::read_volatile(&raw const (*control).doomed_head), (*control).doomed_tail)
-    };
+    let (head, mut tail) =
+        unsafe { (core::ptr::read_volatile(&raw const (*control).doomed_head), (*control).doomed_tail) };
     for _ in 0..DOOMED_A_CALL {
         if tail == head {
             return;

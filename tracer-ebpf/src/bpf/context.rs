@@ -42,7 +42,7 @@ fn entered(ctx: &ProbeContext) -> Option<ContextKey> {
     let phase = phase()?;
     // SAFETY: the helper takes the program's own context (Linux 5.15).
     let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    hit_entry(Site::index_of(cookie));
+    hit_entry(phase, Site::index_of(cookie));
     if phase == Phase::Count as u32 {
         return None;
     }

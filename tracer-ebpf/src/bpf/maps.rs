@@ -117,7 +117,8 @@ pub(crate) fn phase() -> Option<u32> {
     let control = control()?;
     // SAFETY: a map value; the read is volatile because user space writes it at any time.
     let phase = unsafe { core::ptr::read_volatile(&raw const (*control).phase) };
-    (phase == Phase::Count as u32 || phase == Phase::Record as u32 || phase == Phase::Settle as u32).then_some(phase)
+    (phase == Phase::Count as u32 || phase == Phase::Record as u32 || phase == Phase::Settle as u32)
+        .then_some(phase)
 }
 
 /// A number that is greater than all before it.
@@ -131,10 +132,13 @@ pub(crate) fn next_epoch(control: *mut Control) -> u64 {
     value
 }
 
-/// Counts an entry of the site.
+/// Counts an entry of the site. Not while settling: the probes of allocations are being taken
+/// away then, and their entries and returns would no longer be equal in number.
 #[inline(always)]
-pub(crate) fn hit_entry(site: u32) {
-    if let Some(hits) = SITE_HITS.get_ptr_mut(site) {
+pub(crate) fn hit_entry(phase: u32, site: u32) {
+    if phase != Phase::Settle as u32
+        && let Some(hits) = SITE_HITS.get_ptr_mut(site)
+    {
         // SAFETY: a map value.
         add(unsafe { &raw mut (*hits).entries }, 1);
     }
@@ -142,8 +146,10 @@ pub(crate) fn hit_entry(site: u32) {
 
 /// Counts a return of the site.
 #[inline(always)]
-pub(crate) fn hit_return(site: u32) {
-    if let Some(hits) = SITE_HITS.get_ptr_mut(site) {
+pub(crate) fn hit_return(phase: u32, site: u32) {
+    if phase != Phase::Settle as u32
+        && let Some(hits) = SITE_HITS.get_ptr_mut(site)
+    {
         // SAFETY: a map value.
         add(unsafe { &raw mut (*hits).returns }, 1);
     }

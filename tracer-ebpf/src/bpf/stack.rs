@@ -5,8 +5,8 @@ use core::ffi::c_void;
 use aya_ebpf::{bindings::pt_regs, helpers::generated};
 use tracer_ebpf::{
     abi::{
-        Control, FRAME_SLOTS, MAX_FRAMES, MAX_PENDING, NO_STACK, ROW_CACHE_SLOTS, StackHeader, StackKey, Task,
-        Walk,
+        Control, FRAME_SLOTS, MAX_FRAMES, MAX_PENDING, NO_STACK, ROW_CACHE_SLOTS, StackHeader, StackKey,
+        Task, Walk,
     },
     counters::Counter,
     lookup::{PAGE_BITS, find_range, find_row, opaque},

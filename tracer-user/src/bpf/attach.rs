@@ -88,18 +88,19 @@ impl Attached {
                 .program_mut(name)
                 .and_then(|program| program.try_into().ok())
                 .ok_or(AttachError::Program(name))?;
-            let point =
-                UProbeAttachPoint { location: UProbeAttachLocation::AbsoluteOffset(offset.0), cookie: Some(cookie) };
-            let link = program
-                .attach(point, path, scope)
-                .and_then(|id| program.take_link(id))
-                .map_err(|source| AttachError::Attach {
+            let point = UProbeAttachPoint {
+                location: UProbeAttachLocation::AbsoluteOffset(offset.0),
+                cookie: Some(cookie),
+            };
+            let link = program.attach(point, path, scope).and_then(|id| program.take_link(id)).map_err(
+                |source| AttachError::Attach {
                     function: function.to_owned(),
                     pid,
                     offset,
                     path: path.to_owned(),
                     source: Box::new(source),
-                })?;
+                },
+            )?;
             self.links.push((role, link));
         }
         Ok(())
@@ -115,13 +116,18 @@ impl Attached {
         self.links.is_empty()
     }
 
-    /// Takes the probes of one role away, the entry's before the return's, so that no call is
-    /// begun whose return would not be seen. Blocks for about 0.1 s a probe.
-    pub fn remove_role(&mut self, role: Role) {
-        let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.links).into_iter().partition(|(of, _)| *of == role);
+    /// The probes of one role, to be taken away on their own.
+    pub fn take_role(&mut self, role: Role) -> Self {
+        let (gone, kept) = std::mem::take(&mut self.links).into_iter().partition(|(of, _)| *of == role);
         self.links = kept;
+        Self { links: gone }
+    }
+
+    /// Takes the probes away one after the other, each entry's before its return's, so that no
+    /// call is begun whose return would not be seen. Blocks for about 0.1 s a probe.
+    pub fn detach_in_order(mut self) {
         // `add` puts the return probe first.
-        for (_, link) in gone.into_iter().rev() {
+        while let Some((_, link)) = self.links.pop() {
             drop(link);
         }
     }

@@ -2,7 +2,9 @@
 
 use std::mem::size_of;
 
-use tracer_ebpf::abi::{Context, DOOMED_SLOTS, Live, MapSet, Name, Parts, ROW_CACHE_SLOTS, StackKey, StackTotals, Task};
+use tracer_ebpf::abi::{
+    Context, DOOMED_SLOTS, Live, MapSet, Name, Parts, ROW_CACHE_SLOTS, StackKey, StackTotals, Task,
+};
 
 /// Entries of each map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +56,8 @@ impl Limits {
         // Live chunks get most of what is left, contexts and grown chunks a share of it. Rounding
         // up to a power of two makes at most two buckets of each element.
         let scale = |share: u64, value: usize| {
-            u32::try_from(rest * share / 100 / (element_bytes(8, value) + 2 * BUCKET_BYTES)).unwrap_or(u32::MAX)
+            u32::try_from(rest * share / 100 / (element_bytes(8, value) + 2 * BUCKET_BYTES))
+                .unwrap_or(u32::MAX)
         };
         limits.live = limits.live.saturating_add(scale(80, size_of::<Live>()));
         limits.contexts = limits.contexts.saturating_add(scale(10, size_of::<Context>()));

@@ -24,8 +24,15 @@ use super::{Limits, MapError, control::ControlPage, rawmap::RawMap};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer.o"));
 
 /// Programs attached to allocator functions.
-pub(super) const PROBES: [&str; 7] =
-    ["alloc_enter", "alloc_exit", "free_enter", "realloc_enter", "realloc_exit", "reset_enter", "delete_enter"];
+pub(super) const PROBES: [&str; 7] = [
+    "alloc_enter",
+    "alloc_exit",
+    "free_enter",
+    "realloc_enter",
+    "realloc_exit",
+    "reset_enter",
+    "delete_enter",
+];
 /// Programs attached to raw tracepoints of the same name.
 const WATCHERS: [(&str, &str); 2] =
     [("process_exit", "sched_process_exit"), ("process_exec", "sched_process_exec")];
@@ -68,7 +75,9 @@ pub enum LoadError {
         source: Box<ProgramError>,
     },
     /// The object lacks a program or a map: a build error.
-    #[error("the eBPF object has no {name}; it does not belong to this pgleak: build both with `cargo xtask build`")]
+    #[error(
+        "the eBPF object has no {name}; it does not belong to this pgleak: build both with `cargo xtask build`"
+    )]
     Missing {
         /// Which.
         name: &'static str,
@@ -96,9 +105,14 @@ pub fn check_kernel() -> Result<(), LoadError> {
         match is_helper_supported(ProgramType::KProbe, helper) {
             Ok(true) => {}
             Ok(false) => return Err(LoadError::Kernel { release: kernel_release(), feature }),
-            Err(ProgramError::SyscallError(error)) => return Err(LoadError::Privilege { source: error.io_error }),
+            Err(ProgramError::SyscallError(error)) => {
+                return Err(LoadError::Privilege { source: error.io_error });
+            }
             Err(source) => {
-                return Err(LoadError::Program { program: "probe of a helper".to_owned(), source: Box::new(source) });
+                return Err(LoadError::Program {
+                    program: "probe of a helper".to_owned(),
+                    source: Box::new(source),
+                });
             }
         }
     }
@@ -106,7 +120,8 @@ pub fn check_kernel() -> Result<(), LoadError> {
 }
 
 fn kernel_release() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
 }
 
 /// The loaded programs and their maps. Dropping it removes everything from the kernel.
@@ -188,7 +203,9 @@ impl Tracer {
     pub fn verified_instructions(&self) -> Vec<(String, u32)> {
         self.ebpf
             .programs()
-            .filter_map(|(name, program)| Some((name.to_owned(), program.info().ok()?.verified_instruction_count()?)))
+            .filter_map(|(name, program)| {
+                Some((name.to_owned(), program.info().ok()?.verified_instruction_count()?))
+            })
             .collect()
     }
 
@@ -208,9 +225,10 @@ impl Tracer {
                 .program_mut(name)
                 .and_then(|program| program.try_into().ok())
                 .ok_or(LoadError::Missing { name })?;
-            program
-                .attach(tracepoint)
-                .map_err(|source| LoadError::Program { program: name.to_owned(), source: Box::new(source) })?;
+            program.attach(tracepoint).map_err(|source| LoadError::Program {
+                program: name.to_owned(),
+                source: Box::new(source),
+            })?;
         }
         Ok(())
     }
@@ -219,7 +237,13 @@ impl Tracer {
     ///
     /// # Errors
     /// If they do not fit or the kernel refuses.
-    pub fn put_tables(&self, first_row: u32, rows: &[Row], first_page: u32, pages: &[u32]) -> Result<(), MapError> {
+    pub fn put_tables(
+        &self,
+        first_row: u32,
+        rows: &[Row],
+        first_page: u32,
+        pages: &[u32],
+    ) -> Result<(), MapError> {
         self.rows.fill(first_row, rows)?;
         self.pages.fill(first_page, pages)
     }
@@ -274,7 +298,8 @@ impl Tracer {
         let contexts: HashMap<u64, u64> =
             self.contexts.all()?.into_iter().map(|(key, context)| (key, context.epoch)).collect();
         let (head, tail) = self.control.doomed();
-        let room = usize::try_from(u64::from(DOOMED_SLOTS).saturating_sub(head.wrapping_sub(tail))).unwrap_or(0);
+        let room =
+            usize::try_from(u64::from(DOOMED_SLOTS).saturating_sub(head.wrapping_sub(tail))).unwrap_or(0);
         let dead: Vec<u64> = self
             .live
             .all()?

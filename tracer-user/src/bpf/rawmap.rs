@@ -73,7 +73,8 @@ struct BatchAttr {
 fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<()> {
     // SAFETY: `attr` is one of the two layouts above, zero-padded by the kernel to its own size;
     // the pointers in it are to buffers that the callers keep borrowed.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), mem::size_of::<T>()) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), mem::size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -49,7 +49,8 @@ pub fn take(tracer: &Tracer) -> Result<RawSnapshot, MapError> {
     let mut chunks = Vec::with_capacity(records);
     for (key, chunk) in live {
         // The same test as in the kernel: alive means the context has kept its epoch.
-        let Some(context) = contexts.get(&chunk.context).filter(|context| context.epoch == chunk.epoch) else {
+        let Some(context) = contexts.get(&chunk.context).filter(|context| context.epoch == chunk.epoch)
+        else {
             continue;
         };
         let of = |stack, requested, held, born_ns| LiveChunk {
@@ -73,6 +74,10 @@ pub fn take(tracer: &Tracer) -> Result<RawSnapshot, MapError> {
         (address, String::from_utf8_lossy(&name.bytes[..end]).into_owned())
     });
     let names = names.collect();
-    let totals = tracer.stack_totals.all()?.into_iter().filter(|(_, totals)| totals.requested != 0 || totals.count != 0);
+    let totals = tracer
+        .stack_totals
+        .all()?
+        .into_iter()
+        .filter(|(_, totals)| totals.requested != 0 || totals.count != 0);
     Ok(RawSnapshot { chunks, names, totals: totals.collect(), records })
 }

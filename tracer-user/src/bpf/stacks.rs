@@ -62,7 +62,11 @@ mod tests {
     use super::*;
 
     fn record(header: [u32; 4], frames: &[u64]) -> Vec<u8> {
-        header.iter().flat_map(|word| word.to_le_bytes()).chain(frames.iter().flat_map(|word| word.to_le_bytes())).collect()
+        header
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .chain(frames.iter().flat_map(|word| word.to_le_bytes()))
+            .collect()
     }
 
     #[test]

@@ -87,7 +87,7 @@ pub(super) fn own_offset(function: unsafe extern "C" fn(u64) -> u64) -> Result<F
     let maps = read_maps(std::process::id())?;
     let mapping = maps.at(address).ok_or(CalibrateError::NotMapped)?;
     let image = Image::open(Path::new("/proc/self/exe"), Path::new("pgleak"))?;
-    let bias = image.bias(mapping.start, mapping.offset).ok_or(CalibrateError::NotMapped)?;
+    let bias = image.code_bias(mapping.start, mapping.offset).ok_or(CalibrateError::NotMapped)?;
     image.file_offset(address.in_object(bias)).ok_or(CalibrateError::NotMapped)
 }
 

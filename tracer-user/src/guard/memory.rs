@@ -25,7 +25,8 @@ pub struct MemoryError {
 /// # Errors
 /// If they would take more than a quarter of either.
 pub fn check(bytes: u64, mem_available: Option<u64>, cgroup_left: Option<u64>) -> Result<(), MemoryError> {
-    let limits = [(mem_available, "MemAvailable of this host"), (cgroup_left, "the memory limit of pgleak's cgroup")];
+    let limits =
+        [(mem_available, "MemAvailable of this host"), (cgroup_left, "the memory limit of pgleak's cgroup")];
     for (available, source_name) in limits {
         if let Some(available) = available
             && bytes > available / SHARE

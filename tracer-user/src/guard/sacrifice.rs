@@ -58,7 +58,12 @@ pub enum SeccompError {
 /// If they do not, or if it cannot be found out.
 pub fn prove(tracer: &mut Tracer, pid: u32) -> Result<(), SeccompError> {
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("pgleak-sacrifice").arg(SUBCOMMAND).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command
+        .arg0("pgleak-sacrifice")
+        .arg(SUBCOMMAND)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
     let mut child = command.spawn()?;
     let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(io::Error::other("a child without pipes").into());

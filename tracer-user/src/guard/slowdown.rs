@@ -28,14 +28,29 @@ pub fn expected_slowdown(rates: &EventRates, costs: &ProbeCosts) -> Option<f64> 
     if rates.emulated + rates.stepped < LEAST_HITS {
         return None;
     }
-    let traps = rates.emulated as f64 * costs.emulated_ns
-        + rates.stepped as f64 * costs.stepped_ns
-        + rates.returns as f64 * costs.return_ns;
+    let traps = trap_ns(rates, costs);
     // Never less than a twentieth: the accounting is coarse, and a divisor near zero would say
     // that any process is too slow.
     let cpu = rates.cpu_ns as f64;
     let work = (cpu - traps).max(cpu / 20.0).max(1.0);
     Some(1.0 + (traps + rates.allocations as f64 * costs.record_ns) / work)
+}
+
+/// How many times slower the process is while it is recorded: `rates` of that very time, whose
+/// CPU time has the probes in it.
+pub fn observed_slowdown(rates: &EventRates, costs: &ProbeCosts) -> Option<f64> {
+    if rates.emulated + rates.stepped < LEAST_HITS {
+        return None;
+    }
+    let cpu = rates.cpu_ns as f64;
+    let overhead = trap_ns(rates, costs) + rates.allocations as f64 * costs.record_ns;
+    Some(cpu / (cpu - overhead).max(cpu / 100.0).max(1.0))
+}
+
+fn trap_ns(rates: &EventRates, costs: &ProbeCosts) -> f64 {
+    rates.emulated as f64 * costs.emulated_ns
+        + rates.stepped as f64 * costs.stepped_ns
+        + rates.returns as f64 * costs.return_ns
 }
 
 /// What to do with a capture that will slow its process down.
@@ -72,8 +87,13 @@ mod tests {
     #[test]
     fn a_busy_backend() {
         // 0.5 s: 200,000 allocations and 100,000 other hits take 0.33 s of traps.
-        let rates =
-            EventRates { cpu_ns: 500_000_000, emulated: 300_000, stepped: 0, returns: 200_000, allocations: 200_000 };
+        let rates = EventRates {
+            cpu_ns: 500_000_000,
+            emulated: 300_000,
+            stepped: 0,
+            returns: 200_000,
+            allocations: 200_000,
+        };
         let slowdown = expected_slowdown(&rates, &COSTS).expect("busy");
         assert!((slowdown - (1.0 + (0.33 + 0.5) / 0.17)).abs() < 0.01, "{slowdown}");
     }
@@ -81,6 +101,24 @@ mod tests {
     #[test]
     fn an_idle_one_says_nothing() {
         assert_eq!(expected_slowdown(&EventRates::default(), &COSTS), None);
+    }
+
+    #[test]
+    fn what_is_seen_agrees_with_what_was_expected() {
+        let before = EventRates {
+            cpu_ns: 500_000_000,
+            emulated: 300_000,
+            stepped: 0,
+            returns: 200_000,
+            allocations: 200_000,
+        };
+        // The same work while recording takes half a second more.
+        let during = EventRates { cpu_ns: 1_000_000_000, ..before };
+        let (expected, observed) = (expected_slowdown(&before, &COSTS), observed_slowdown(&during, &COSTS));
+        assert!(
+            (expected.expect("busy") - observed.expect("busy")).abs() < 0.01,
+            "{expected:?} {observed:?}"
+        );
     }
 
     #[test]

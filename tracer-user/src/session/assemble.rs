@@ -94,7 +94,11 @@ pub fn assemble(drained: &Drained, slices: &[Slice]) -> Profile<RawFrame> {
         .collect();
     // The order of a hash map is no order: an artifact must be the same each time.
     profile.groups.sort_by(|a, b| {
-        b.survived.held.cmp(&a.survived.held).then(a.stack.cmp(&b.stack)).then_with(|| a.context.cmp(&b.context))
+        b.survived
+            .held
+            .cmp(&a.survived.held)
+            .then(a.stack.cmp(&b.stack))
+            .then_with(|| a.context.cmp(&b.context))
     });
     summarize(drained, &ids, &mut profile);
     profile
@@ -105,7 +109,11 @@ fn intern_stacks(drained: &Drained, profile: &mut Profile<RawFrame>) -> HashMap<
     let mut frame_ids: HashMap<RawFrame, FrameId> = HashMap::new();
     let mut stack_ids: HashMap<(Vec<FrameId>, StackEnd), StackId> = HashMap::new();
     let mut ids = HashMap::from([(NO_STACK, StackId(0))]);
-    profile.stacks.push(Stack { frames: Vec::new(), end: StackEnd::Unknown, summary: StackSummary::default() });
+    profile.stacks.push(Stack {
+        frames: Vec::new(),
+        end: StackEnd::Unknown,
+        summary: StackSummary::default(),
+    });
     for raw in &drained.stacks {
         let frames: Vec<FrameId> = raw
             .frames
@@ -121,7 +129,11 @@ fn intern_stacks(drained: &Drained, profile: &mut Profile<RawFrame>) -> HashMap<
             .collect();
         let end = stack_end(raw.end);
         let id = *stack_ids.entry((frames, end)).or_insert_with_key(|(frames, end)| {
-            profile.stacks.push(Stack { frames: frames.clone(), end: *end, summary: StackSummary::default() });
+            profile.stacks.push(Stack {
+                frames: frames.clone(),
+                end: *end,
+                summary: StackSummary::default(),
+            });
             StackId(profile.stacks.len() as u32 - 1)
         });
         ids.insert(raw.id, id);
@@ -185,7 +197,12 @@ mod tests {
     use crate::bpf::LiveChunk;
 
     fn stack(id: u32, frames: &[u64]) -> RawStack {
-        RawStack { id, end: Some(WalkEnd::Bottom), mapset: 0, frames: frames.iter().copied().map(AbsAddr).collect() }
+        RawStack {
+            id,
+            end: Some(WalkEnd::Bottom),
+            mapset: 0,
+            frames: frames.iter().copied().map(AbsAddr).collect(),
+        }
     }
 
     fn chunk(stack: u32, held: u64, born_ns: u64) -> LiveChunk {
@@ -206,7 +223,11 @@ mod tests {
         let drained = Drained {
             // Ids 1 and 2 are the same stack, seen before and after the mappings changed.
             stacks: vec![stack(1, &[0x10, 0x20]), stack(2, &[0x10, 0x20]), stack(3, &[0x10, 0x30])],
-            recorded: RawSnapshot { chunks: vec![chunk(1, 32, 100), chunk(3, 64, 150)], names: names.clone(), ..Default::default() },
+            recorded: RawSnapshot {
+                chunks: vec![chunk(1, 32, 100), chunk(3, 64, 150)],
+                names: names.clone(),
+                ..Default::default()
+            },
             survived: RawSnapshot {
                 chunks: vec![chunk(1, 32, 100), chunk(2, 32, 399)],
                 names,

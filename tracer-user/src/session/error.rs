@@ -35,7 +35,9 @@ pub enum CaptureError {
         pid: u32,
     },
     /// The program has no unwind information.
-    #[error("cannot unwind the stacks of {path}: it has no .eh_frame; it was built or stripped in a way that removes it")]
+    #[error(
+        "cannot unwind the stacks of {path}: it has no .eh_frame; it was built or stripped in a way that removes it"
+    )]
     NoUnwindTable {
         /// The program.
         path: PathBuf,
@@ -55,7 +57,9 @@ pub enum CaptureError {
     #[error(transparent)]
     MapSet(#[from] MapSetError),
     /// The budget is too small.
-    #[error("--map-memory {given_mib} MiB is too little for the unwind tables of this process; give at least {least_mib}M")]
+    #[error(
+        "--map-memory {given_mib} MiB is too little for the unwind tables of this process; give at least {least_mib}M"
+    )]
     MapMemory {
         /// What was given.
         given_mib: u64,
@@ -124,7 +128,9 @@ impl CaptureError {
     pub fn is_misuse(&self) -> bool {
         match self {
             Self::Process(
-                ProcessError::NoSuchProcess { .. } | ProcessError::Thread { .. } | ProcessError::KernelThread { .. },
+                ProcessError::NoSuchProcess { .. }
+                | ProcessError::Thread { .. }
+                | ProcessError::KernelThread { .. },
             )
             | Self::MapMemory { .. } => true,
             Self::Probe { source, .. } => matches!(source, ProbeError::Catalog(_)),

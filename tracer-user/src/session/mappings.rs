@@ -11,7 +11,7 @@ use super::CaptureError;
 use crate::{
     bpf::{MapError, Tracer},
     target::{LoadedModules, MappingPath, ProcessError},
-    unwind::{Atlas, MappedObject, MapSetError, Placement, UnwindTable, build_mapset},
+    unwind::{Atlas, MapSetError, MappedObject, Placement, UnwindTable, build_mapset},
 };
 
 /// Slots of the kernel's `MAPSETS`; a walk uses one for microseconds, so the oldest is free.
@@ -101,7 +101,12 @@ impl Mappings {
             .flat_map(|(index, module)| {
                 let placement = self.placements.get(&index).copied().flatten();
                 let bias = module.bias;
-                module.ranges.iter().map(move |(start, end)| MappedObject { start: *start, end: *end, bias, placement })
+                module.ranges.iter().map(move |(start, end)| MappedObject {
+                    start: *start,
+                    end: *end,
+                    bias,
+                    placement,
+                })
             })
             .collect();
         build_mapset(&objects)
@@ -121,7 +126,8 @@ impl Mappings {
         self.slot = (self.slot + 1) % SLOTS;
         tracer.use_mapset(self.slot, &mapset)?;
         let maps = self.modules.maps();
-        if let Some(area) = maps.mappings.iter().find(|mapping| matches!(mapping.path, MappingPath::Uprobes)) {
+        if let Some(area) = maps.mappings.iter().find(|mapping| matches!(mapping.path, MappingPath::Uprobes))
+        {
             tracer.control().set_trampoline(area.start.0, area.end.0);
         }
         Ok(())
@@ -154,4 +160,3 @@ impl Mappings {
         }
     }
 }
-

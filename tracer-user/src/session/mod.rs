@@ -4,8 +4,14 @@ mod assemble;
 mod error;
 mod mappings;
 mod prepare;
+mod progress;
+mod record;
+mod signals;
 
 pub use assemble::{Drained, RawFrame, assemble, slices};
 pub use error::CaptureError;
 pub use mappings::Mappings;
 pub use prepare::{Prepared, prepare};
+pub use progress::{Figures, Progress};
+pub use record::{RecordOptions, Recorder, Recording};
+pub use signals::Interrupts;

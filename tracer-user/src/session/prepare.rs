@@ -7,7 +7,8 @@ use crate::{
     elf::{FunctionRange, Image},
     probe::{CostClass, LiveProcess, ProbePlan, plan},
     target::{
-        Binary, LoadedModules, ProcessId, ProcessMemory, Seccomp, Status, Title, command_line, parse_title, status,
+        Binary, LoadedModules, ProcessId, ProcessMemory, Seccomp, Status, Title, command_line, parse_title,
+        status,
     },
 };
 

@@ -224,7 +224,7 @@ impl LoadedModules {
                 }
             }
         };
-        let Some(bias) = code_bias(&image, mapping.start, mapping.offset) else {
+        let Some(bias) = image.code_bias(mapping.start, mapping.offset) else {
             self.notes.push(ModuleNote::NoSegment { path, start: mapping.start });
             return None;
         };
@@ -293,22 +293,6 @@ fn read_vdso(pid: u32, mapping: &Mapping) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
     ProcessMemory::new(pid).read(mapping.start, &mut bytes)?;
     Ok(bytes)
-}
-
-/// The bias, from a mapping that is known to be code. Two segments can share a page of the file
-/// (lld packs them), so the executable one is asked first.
-fn code_bias(image: &Image, start: AbsAddr, offset: FileOffset) -> Option<Bias> {
-    const PAGE: u64 = 4096;
-    let code = image.segments().iter().filter(|segment| segment.executable);
-    code.filter_map(|segment| {
-        let first_page = segment.offset.0 & !(PAGE - 1);
-        let inside = offset.0.checked_sub(first_page)?;
-        let end = segment.offset.0.checked_add(segment.file_bytes)?;
-        let address = (segment.address.0 & !(PAGE - 1)).wrapping_add(inside);
-        (offset.0 < end).then(|| Bias(start.0.wrapping_sub(address)))
-    })
-    .next()
-    .or_else(|| image.bias(start, offset))
 }
 
 #[cfg(test)]

@@ -51,10 +51,13 @@ impl Atlas {
         let rows = self.rows.len() + table.rows.len();
         let pages = self.pages.len() + table.pages.len();
         let error = AtlasError { rows, pages };
-        let (Ok(first_row), Ok(first_page)) = (u32::try_from(self.rows.len()), u32::try_from(self.pages.len())) else {
+        let (Ok(first_row), Ok(first_page)) =
+            (u32::try_from(self.rows.len()), u32::try_from(self.pages.len()))
+        else {
             return Err(error);
         };
-        let Some(page_count) = table.pages.len().checked_sub(1).and_then(|count| u32::try_from(count).ok()) else {
+        let Some(page_count) = table.pages.len().checked_sub(1).and_then(|count| u32::try_from(count).ok())
+        else {
             return Err(error);
         };
         if u32::try_from(rows).is_err() || pages > MOST_PAGES {

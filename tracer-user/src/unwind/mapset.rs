@@ -22,7 +22,9 @@ pub struct MappedObject {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MapSetError {
     /// Too many.
-    #[error("the process has {found} executable mappings, and pgleak follows stacks through {MAX_RANGES} at the most")]
+    #[error(
+        "the process has {found} executable mappings, and pgleak follows stacks through {MAX_RANGES} at the most"
+    )]
     TooMany {
         /// How many.
         found: usize,

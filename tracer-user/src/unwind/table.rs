@@ -31,7 +31,9 @@ pub enum TableError {
         address: u64,
     },
     /// More rows in a page of code than the search reaches.
-    #[error("{path} has {rows} unwind rows in the kilobyte of code at {address:#x}, and the walk can search {MAX_ROWS_A_PAGE}")]
+    #[error(
+        "{path} has {rows} unwind rows in the kilobyte of code at {address:#x}, and the walk can search {MAX_ROWS_A_PAGE}"
+    )]
     TooDense {
         /// Which object.
         path: PathBuf,
@@ -176,7 +178,11 @@ fn section_bytes(section: &EhFrame<Bytes<'_>>) -> usize {
 }
 
 /// All rows in one list: overlaps cut, gaps ended, equal neighbours merged.
-fn flatten(path: &std::path::Path, functions: &[Function], stats: &mut TableStats) -> Result<Vec<Row>, TableError> {
+fn flatten(
+    path: &std::path::Path,
+    functions: &[Function],
+    stats: &mut TableStats,
+) -> Result<Vec<Row>, TableError> {
     let mut rows = vec![Row::new(0, RowInfo::NONE)];
     let mut last = RowInfo::NONE;
     let mut push = |address: u64, info: RowInfo| {
@@ -235,7 +241,11 @@ fn index(path: &std::path::Path, rows: &[Row]) -> Result<Vec<u32>, TableError> {
     for (page, pair) in pages.windows(2).enumerate() {
         let rows = pair[1] - pair[0];
         if rows > MAX_ROWS_A_PAGE {
-            return Err(TableError::TooDense { path: path.to_owned(), address: (page as u64) << PAGE_BITS, rows });
+            return Err(TableError::TooDense {
+                path: path.to_owned(),
+                address: (page as u64) << PAGE_BITS,
+                rows,
+            });
         }
     }
     Ok(pages)
