@@ -14,7 +14,7 @@ use super::{
     process::{ProcessError, exe_link},
 };
 use crate::{
-    addr::{AbsAddr, Bias, FileOffset},
+    addr::{AbsAddr, Bias},
     elf::{ElfError, FunctionRange, Image, function_ranges},
 };
 
