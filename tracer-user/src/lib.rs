@@ -6,4 +6,5 @@
 pub mod addr;
 pub mod elf;
 pub mod profile;
+pub mod symbolize;
 pub mod target;
