@@ -20,4 +20,5 @@ pub mod profile;
 pub mod symbolize;
 
 pub mod cli;
+pub mod doctor;
 pub mod session;
