@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod build;
 mod demo;
+mod forward;
 mod licences;
 mod setup;
 #[path = "../../tracer-user/build/stamp.rs"]

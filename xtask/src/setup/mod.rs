@@ -4,9 +4,11 @@ mod apt;
 mod linker;
 mod toolchain;
 
+use std::process::Command;
+
 use anyhow::{Context, Result, bail};
 use xtask::postgres::{Build, NPM_BUILDS, NpmBuild, OsUser, headers};
-use xtask::process::find_program;
+use xtask::process::{cargo, find_program, output, run};
 
 pub(crate) use linker::BpfLinker;
 pub(crate) use toolchain::EbpfToolchain;
@@ -25,7 +27,7 @@ pub(crate) struct Setup {
 impl Setup {
     pub(crate) fn run(self) -> Result<()> {
         for_build()?;
-        for_servers(self.tests)
+        if self.tests { for_tests() } else { for_servers(false) }
     }
 }
 
@@ -97,6 +99,19 @@ impl Need {
             Self::NpmBuild(build, user) => build.unpack(user),
         }
     }
+}
+
+/// Finds or installs what `cargo xtask test` needs besides the eBPF compiler.
+pub(crate) fn for_tests() -> Result<()> {
+    for component in ["rustfmt", "clippy"] {
+        let program = if component == "rustfmt" { "fmt" } else { component };
+        // rustup puts its own program in the place of one that is not installed.
+        if output(&mut cargo([program, "--version"])).is_err() {
+            say(component, "component of the Rust toolchain in use");
+            run(Command::new("rustup").args(["component", "add", component]))?;
+        }
+    }
+    for_servers(true)
 }
 
 /// Finds or installs the servers for the demonstration, and all that tests need besides.
