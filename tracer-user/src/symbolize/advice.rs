@@ -72,6 +72,9 @@ pub fn symbol_advice(os: &OsRelease, module: &Path, build_id: Option<&BuildId>) 
 }
 
 fn package_advice(os: &OsRelease, module: &Path) -> Option<String> {
+    if !is_packaged(module) {
+        return None;
+    }
     let path = module.display();
     if os.is(&["debian", "ubuntu"]) {
         let archive = if os.is(&["ubuntu"]) {
@@ -93,19 +96,16 @@ fn package_advice(os: &OsRelease, module: &Path) -> Option<String> {
             ),
         });
     }
-    if os.is(&["fedora", "rhel", "centos", "suse", "opensuse"]) {
-        let install = if os.is(&["suse", "opensuse"]) {
-            "zypper install --plus-content debug"
-        } else {
-            "dnf debuginfo-install"
-        };
-        let package = format!("$(rpm -qf --qf '%{{name}}' {path})");
-        return Some(match install {
-            "dnf debuginfo-install" => format!("{install} \"{package}\""),
-            _ => format!("{install} \"{package}-debuginfo\""),
-        });
+    if os.is(&["fedora", "rhel", "centos"]) {
+        return Some(format!("dnf debuginfo-install \"$(rpm -qf --qf '%{{name}}' {path})\""));
     }
     None
+}
+
+/// Whether a file lies where only packages put files.
+fn is_packaged(module: &Path) -> bool {
+    let system = ["/usr", "/lib", "/lib64", "/bin", "/sbin"];
+    system.iter().any(|root| module.starts_with(root)) && !module.starts_with("/usr/local")
 }
 
 /// The debug package of a file whose package is certain by its path.
@@ -158,6 +158,10 @@ mod tests {
     fn others_have_the_build_id() {
         let text = advice("ID=arch\n", "/usr/bin/postgres");
         assert!(text.starts_with("/usr/bin/postgres: debuginfod-find debuginfo abcdef,"), "{text}");
+        for own in ["/opt/pg/bin/postgres", "/usr/local/pgsql/bin/postgres", "/home/pg/bin/postgres"] {
+            let text = advice(BOOKWORM, own);
+            assert!(text.starts_with(&format!("{own}: debuginfod-find debuginfo abcdef,")), "{text}");
+        }
         let text = advice("ID=rocky\nID_LIKE=\"rhel centos fedora\"\n", "/usr/pgsql-16/bin/postgres");
         assert!(
             text.contains("dnf debuginfo-install \"$(rpm -qf --qf '%{name}' /usr/pgsql-16/bin/postgres)\""),

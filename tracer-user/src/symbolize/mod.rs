@@ -4,6 +4,7 @@ mod advice;
 mod debug_file;
 mod demangle;
 mod dwarf;
+mod naming;
 mod symbolizer;
 mod symbols;
 
