@@ -50,12 +50,13 @@ impl Demo {
             workload.backend
         );
         let status = capture(workload.backend, &self.duration, &out)?;
-        let rounds = workload.stop();
+        let workload = workload.stop();
         drop(server);
         if !status.success() {
             bail!("pgleak failed: {status}");
         }
-        println!("demo: {} rounds of the workload were run; the server is gone. What was written:", rounds?);
+        workload?;
+        println!("demo: the server is gone. What was written:");
         for artifact in artifacts(&out)? {
             println!("  {}", artifact.display());
         }
@@ -110,7 +111,7 @@ fn artifacts(out: &Path) -> Result<Vec<PathBuf>> {
 struct Workload {
     backend: u32,
     psql: Child,
-    feeder: Option<JoinHandle<u64>>,
+    feeder: Option<JoinHandle<()>>,
 }
 
 impl Workload {
@@ -132,35 +133,27 @@ impl Workload {
         workload.backend =
             answer.trim().parse().with_context(|| format!("psql answered {answer:?} instead of a pid"))?;
         workload.feeder = Some(thread::spawn(move || {
-            let mut rounds = 0;
             // The pipe is full most of the time, so psql paces this; its end ends this.
-            while sql.write_all(LEAKING_ROUND.as_bytes()).is_ok() {
-                rounds += 1;
-            }
-            rounds
+            while sql.write_all(LEAKING_ROUND.as_bytes()).is_ok() {}
         }));
         Ok(workload)
     }
 
-    /// Ends it and gives the number of rounds, or an error if psql had ended by itself.
-    fn stop(mut self) -> Result<u64> {
-        let early = self.psql.try_wait()?;
-        let rounds = self.end();
-        match early {
+    /// Ends it; an error if psql had ended by itself.
+    fn stop(mut self) -> Result<()> {
+        match self.psql.try_wait()? {
             Some(status) => bail!("the workload ended early: psql {status}"),
-            None => rounds.context("the workload was not started"),
+            None => Ok(()),
         }
-    }
-
-    fn end(&mut self) -> Option<u64> {
-        let _ = self.psql.kill();
-        let _ = self.psql.wait();
-        self.feeder.take()?.join().ok()
     }
 }
 
 impl Drop for Workload {
     fn drop(&mut self) {
-        self.end();
+        let _ = self.psql.kill();
+        let _ = self.psql.wait();
+        if let Some(feeder) = self.feeder.take() {
+            let _ = feeder.join();
+        }
     }
 }

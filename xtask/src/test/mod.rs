@@ -47,15 +47,17 @@ impl Test {
                 run(cargo(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
             });
         }
-        session.tests(&["--workspace", "--exclude=pgleak-tests"], &[])?;
-        session.tests(&["--package=pgleak-tests", "--lib"], &[])?;
+        // Always the whole workspace: single packages get other features of their dependencies, and
+        // all would be compiled twice.
+        session.tests(&["--workspace", "--lib", "--bins"], &[])?;
+        session.tests(&["--workspace", "--doc"], &[])?;
         let (privileged, ordinary): (Vec<String>, Vec<String>) =
             integration_tests()?.into_iter().partition(|name| name.starts_with(PRIVILEGED));
         for name in &ordinary {
-            session.tests(&["--package=pgleak-tests", &format!("--test={name}")], &[])?;
+            session.tests(&["--workspace", &format!("--test={name}")], &[])?;
         }
         for name in &privileged {
-            let target = ["--package=pgleak-tests", &format!("--test={name}")];
+            let target = ["--workspace", &format!("--test={name}")];
             if self.fast {
                 session.leave_out(&target, "--fast")?;
             } else if is_root() {
