@@ -19,6 +19,8 @@ pub mod guard;
 pub mod profile;
 pub mod symbolize;
 
+pub mod render;
+
 pub mod cli;
 pub mod doctor;
 pub mod session;
