@@ -166,5 +166,5 @@ fn needs_of_servers(tests: bool) -> Result<Vec<Need>> {
 }
 
 fn say(what: &str, how: &str) {
-    eprintln!("set-up: {what} is missing, installing it: {how}");
+    eprintln!("set-up: missing: {what}. Installing it: {how}");
 }
