@@ -8,3 +8,14 @@ pub use model::{
     Capture, CounterValue, EndReason, Frame, FrameId, FrameName, Group, Module, ModuleId, Profile,
     SiteReport, Slice, Stack, StackEnd, StackId, StackSummary, Tally, Target, Tool, Window,
 };
+
+mod class;
+mod tree;
+mod verdict;
+pub mod wrappers;
+
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use class::{Class, Course, FLOOR, Floor};
+pub use verdict::{Child, ContextShare, Place, Step, Totals, Verdict, judge};
