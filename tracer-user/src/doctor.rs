@@ -68,7 +68,11 @@ pub fn examine(pid: Option<u32>) -> Vec<Check> {
     match &prepared {
         Some((_, Ok(prepared))) => checks.extend(process(prepared)),
         Some((pid, Err(error))) => {
-            checks.push(bad(&format!("process {pid}"), error.to_string(), "`pgleak list` shows the server processes"));
+            checks.push(bad(
+                &format!("process {pid}"),
+                error.to_string(),
+                "`pgleak list` shows the server processes",
+            ));
         }
         None => {}
     }
@@ -85,7 +89,11 @@ fn host() -> Vec<Check> {
     checks.push(if cfg!(target_arch = "x86_64") {
         good("architecture", "x86_64")
     } else {
-        bad("architecture", std::env::consts::ARCH, "pgleak unwinds x86_64 stacks only; run it on such a host")
+        bad(
+            "architecture",
+            std::env::consts::ARCH,
+            "pgleak unwinds x86_64 stacks only; run it on such a host",
+        )
     });
     checks.push(match fs::read_to_string("/sys/bus/event_source/devices/uprobe/type") {
         Ok(kind) => good("uprobes", format!("perf event source of type {}", kind.trim())),
@@ -116,7 +124,9 @@ fn host() -> Vec<Check> {
     let cgroup = cgroup_memory(std::process::id()).ok().flatten().map(|cgroup| cgroup.headroom_bytes());
     let most = available.into_iter().chain(cgroup).min().map(|bytes| bytes / 4);
     checks.push(match most {
-        Some(most) if most >= 64 << 20 => good("memory", format!("the kernel maps may take up to {} MiB", most >> 20)),
+        Some(most) if most >= 64 << 20 => {
+            good("memory", format!("the kernel maps may take up to {} MiB", most >> 20))
+        }
         Some(most) => bad(
             "memory",
             format!("the kernel maps may take {} MiB at the most", most >> 20),
@@ -184,10 +194,19 @@ fn process(prepared: &Prepared) -> Vec<Check> {
     let (rows, pages) = prepared.mappings.table_sizes();
     let modules = prepared.mappings.modules().modules().len();
     checks.push(good("unwind tables", format!("{rows} rows, {pages} index entries for {modules} objects")));
-    checks.extend(prepared.mappings.notes().map(|text| note("unwind tables", text, "stacks through it are cut, and counted")));
+    checks.extend(
+        prepared
+            .mappings
+            .notes()
+            .map(|text| note("unwind tables", text, "stacks through it are cut, and counted")),
+    );
     checks.push(match status(pid).ok().and_then(|status| status.seccomp) {
         None | Some(Seccomp::Disabled) => good("seccomp", "the process is not filtered"),
-        Some(_) => note("seccomp", "the process runs under a filter", "return probes are tried on a child of pgleak first"),
+        Some(_) => note(
+            "seccomp",
+            "the process runs under a filter",
+            "return probes are tried on a child of pgleak first",
+        ),
     });
     checks
 }
@@ -203,7 +222,8 @@ fn programs(prepared: Option<&Prepared>) -> Vec<Check> {
         Err(error) => return vec![bad("eBPF programs", error.to_string(), "see the line about the kernel")],
     };
     let verified: u32 = tracer.verified_instructions().iter().map(|(_, count)| count).sum();
-    let mut checks = vec![good("eBPF programs", format!("all load; the verifier looked at {verified} instructions"))];
+    let mut checks =
+        vec![good("eBPF programs", format!("all load; the verifier looked at {verified} instructions"))];
     checks.push(match measure_probe_costs(&mut tracer) {
         Ok(costs) => good(
             "cost of a probe",
@@ -212,7 +232,9 @@ fn programs(prepared: Option<&Prepared>) -> Vec<Check> {
                 costs.emulated_ns, costs.stepped_ns, costs.return_ns
             ),
         ),
-        Err(error) => bad("cost of a probe", error.to_string(), "probes on pgleak itself should work as root"),
+        Err(error) => {
+            bad("cost of a probe", error.to_string(), "probes on pgleak itself should work as root")
+        }
     });
     if let Some(prepared) = prepared.filter(|prepared| prepared.is_filtered()) {
         checks.push(match prove_return_probes(&mut tracer, prepared.process.pid) {

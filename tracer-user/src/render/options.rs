@@ -9,7 +9,8 @@ use inferno::flamegraph::{Palette, color::BasicPalette};
 pub struct Colours(pub(super) Palette);
 
 /// Names of the palettes that are offered.
-const PALETTES: [&str; 10] = ["mem", "hot", "java", "aqua", "blue", "green", "orange", "purple", "red", "yellow"];
+const PALETTES: [&str; 10] =
+    ["mem", "hot", "java", "aqua", "blue", "green", "orange", "purple", "red", "yellow"];
 
 /// A palette that does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

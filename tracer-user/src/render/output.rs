@@ -83,7 +83,11 @@ impl OutputDir {
     ///
     /// # Errors
     /// If one cannot be written. Those before it stay, and they are whole.
-    pub fn write_all(mut self, capture: &Capture, options: &RenderOptions) -> Result<Vec<PathBuf>, WriteError> {
+    pub fn write_all(
+        mut self,
+        capture: &Capture,
+        options: &RenderOptions,
+    ) -> Result<Vec<PathBuf>, WriteError> {
         let mut written = Vec::new();
         // The capture itself comes first in the table: the others can be made from it again.
         for format in FORMATS {
@@ -97,7 +101,11 @@ impl OutputDir {
         Ok(written)
     }
 
-    fn write_one(&self, path: &Path, write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> io::Result<()> {
+    fn write_one(
+        &self,
+        path: &Path,
+        write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+    ) -> io::Result<()> {
         let mut temporary = tempfile::Builder::new()
             .prefix(".pgleak-")
             .permissions(fs::Permissions::from_mode(0o600))

@@ -95,8 +95,8 @@ fn parse(path: &Path, text: &[u8]) -> Result<Capture, ReadError> {
     if head.schema != u64::from(SCHEMA) {
         return Err(ReadError::Schema { path: path.to_owned(), found: head.schema });
     }
-    let capture: Capture =
-        serde_json::from_value(value).map_err(|source| ReadError::Foreign { path: path.to_owned(), source })?;
+    let capture: Capture = serde_json::from_value(value)
+        .map_err(|source| ReadError::Foreign { path: path.to_owned(), source })?;
     check(&capture).map_err(|what| ReadError::Inconsistent { path: path.to_owned(), what })?;
     Ok(capture)
 }
@@ -118,7 +118,11 @@ fn check(capture: &Capture) -> Result<(), String> {
             return Err(format!("group {at} has a stack that is not there"));
         }
         if group.slices.len() != capture.window.slices.len() {
-            return Err(format!("group {at} has {} time slices, and the window {}", group.slices.len(), capture.window.slices.len()));
+            return Err(format!(
+                "group {at} has {} time slices, and the window {}",
+                group.slices.len(),
+                capture.window.slices.len()
+            ));
         }
     }
     Ok(())

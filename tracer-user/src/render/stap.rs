@@ -19,11 +19,16 @@ pub(super) fn write(capture: &Capture, options: &RenderOptions, out: &mut dyn Wr
             *tally += group.survived;
         }
     }
-    let mut order: Vec<usize> = (0..held.len()).filter(|at| held[*at].held > 0 && held[*at].held >= options.min_bytes).collect();
+    let mut order: Vec<usize> =
+        (0..held.len()).filter(|at| held[*at].held > 0 && held[*at].held >= options.min_bytes).collect();
     order.sort_by(|a, b| held[*b].held.cmp(&held[*a].held).then(a.cmp(b)));
     for at in order {
         let (tally, stack) = (held[at], &profile.stacks[at]);
-        writeln!(out, "{} bytes in {} chunks ({} bytes requested)", tally.held, tally.count, tally.requested)?;
+        writeln!(
+            out,
+            "{} bytes in {} chunks ({} bytes requested)",
+            tally.held, tally.count, tally.requested
+        )?;
         for frame in stack.frames.iter().filter_map(|id| profile.frames.get(id.0 as usize)) {
             let module = frame.module.and_then(|id| capture.modules.get(id.0 as usize));
             let module = module.map_or("", |module| module.path.as_str());

@@ -28,7 +28,11 @@ pub(super) fn write(capture: &Capture, options: &RenderOptions, out: &mut dyn Wr
 ///
 /// # Errors
 /// Of the writer.
-pub(super) fn write_inverted(capture: &Capture, options: &RenderOptions, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn write_inverted(
+    capture: &Capture,
+    options: &RenderOptions,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     draw(capture, options, true, true, out)
 }
 
@@ -58,7 +62,11 @@ fn draw(
     from_lines(&mut style, lines.iter().map(String::as_str), &mut picture).map_err(io::Error::other)?;
     let picture = String::from_utf8(picture).map_err(io::Error::other)?;
     let header: Vec<String> = header(capture, options).iter().flat_map(|line| wrap(line)).collect();
-    out.write_all(with_header(&picture, &header).ok_or_else(|| io::Error::other("inferno draws differently now"))?.as_bytes())
+    out.write_all(
+        with_header(&picture, &header)
+            .ok_or_else(|| io::Error::other("inferno draws differently now"))?
+            .as_bytes(),
+    )
 }
 
 fn title(capture: &Capture) -> String {
@@ -70,8 +78,12 @@ fn title(capture: &Capture) -> String {
 fn header(capture: &Capture, options: &RenderOptions) -> Vec<String> {
     let (target, window) = (&capture.target, &capture.window);
     let seconds = |ns: u64| ns as f64 / 1e9;
-    let counter = |name: &str| capture.counters.iter().find(|counter| counter.name == name).map_or(0, |counter| counter.value);
-    let of = |what: &str, text: &Option<String>| text.as_ref().map_or(String::new(), |text| format!(", {what} {text}"));
+    let counter = |name: &str| {
+        capture.counters.iter().find(|counter| counter.name == name).map_or(0, |counter| counter.value)
+    };
+    let of = |what: &str, text: &Option<String>| {
+        text.as_ref().map_or(String::new(), |text| format!(", {what} {text}"))
+    };
     let build_id = target.build_id.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
     let survived: u64 = capture.profile.groups.iter().map(|group| group.survived.held).sum();
     let lost: Vec<String> = capture
@@ -81,7 +93,14 @@ fn header(capture: &Capture, options: &RenderOptions) -> Vec<String> {
         .map(|counter| format!("{} {}", counter.value, counter.meaning))
         .collect();
     let mut lines = vec![
-        format!("pid {}, {}{}{}, host {}", target.pid, target.kind, of("database", &target.database), of("user", &target.user), target.host),
+        format!(
+            "pid {}, {}{}{}, host {}",
+            target.pid,
+            target.kind,
+            of("database", &target.database),
+            of("user", &target.user),
+            target.host
+        ),
         format!("{}, build ID {build_id}", target.server),
         format!(
             "recorded {:.1} s from {}, settled {:.1} s, {}; {} allocations, {} bytes still held",
@@ -96,7 +115,11 @@ fn header(capture: &Capture, options: &RenderOptions) -> Vec<String> {
     if let Some(context) = &options.context {
         lines.push(format!("only memory context {context}"));
     }
-    lines.push(if lost.is_empty() { "nothing lost".to_owned() } else { format!("LOST: {}", lost.join("; ")) });
+    lines.push(if lost.is_empty() {
+        "nothing lost".to_owned()
+    } else {
+        format!("LOST: {}", lost.join("; "))
+    });
     lines
 }
 
@@ -121,24 +144,37 @@ fn wrap(line: &str) -> Vec<String> {
 /// Moves the frames down and puts lines above them; `None` if the picture is not as expected.
 fn with_header(picture: &str, header: &[String]) -> Option<String> {
     let moved = header.len() * LINE_HEIGHT;
-    let height: usize = between(picture, "<svg version=\"1.1\" width=\"1200\" height=\"", "\"")?.parse().ok()?;
+    let height: usize =
+        between(picture, "<svg version=\"1.1\" width=\"1200\" height=\"", "\"")?.parse().ok()?;
     let grown = height + moved;
     let mut picture = picture
-        .replacen(&format!("width=\"1200\" height=\"{height}\""), &format!("width=\"1200\" height=\"{grown}\""), 1)
+        .replacen(
+            &format!("width=\"1200\" height=\"{height}\""),
+            &format!("width=\"1200\" height=\"{grown}\""),
+            1,
+        )
         .replacen(&format!("viewBox=\"0 0 1200 {height}\""), &format!("viewBox=\"0 0 1200 {grown}\""), 1)
-        .replacen(&format!("width=\"100%\" height=\"{height}\""), &format!("width=\"100%\" height=\"{grown}\""), 1)
+        .replacen(
+            &format!("width=\"100%\" height=\"{height}\""),
+            &format!("width=\"100%\" height=\"{grown}\""),
+            1,
+        )
         .replacen("<svg id=\"frames\" ", &format!("<svg id=\"frames\" y=\"{moved}\" "), 1);
     for id in ["details", "matched"] {
         let element = between(&picture, &format!("<text id=\"{id}\" "), ">")?.to_owned();
         let y: f64 = between(&element, " y=\"", "\"")?.parse().ok()?;
-        let lower = element.replacen(&format!(" y=\"{y:.2}\""), &format!(" y=\"{:.2}\"", y + moved as f64), 1);
+        let lower =
+            element.replacen(&format!(" y=\"{y:.2}\""), &format!(" y=\"{:.2}\"", y + moved as f64), 1);
         picture = picture.replacen(&element, &lower, 1);
     }
     let frames = picture.find("    <svg id=\"frames\" ")?;
     let mut lines = String::new();
     for (number, line) in header.iter().enumerate() {
         let y = HEADER_TOP + number * LINE_HEIGHT;
-        lines.push_str(&format!("    <text class=\"header\" fill=\"rgb(80,80,80)\" x=\"10\" y=\"{y}\">{}</text>\n", escape(line)));
+        lines.push_str(&format!(
+            "    <text class=\"header\" fill=\"rgb(80,80,80)\" x=\"10\" y=\"{y}\">{}</text>\n",
+            escape(line)
+        ));
     }
     picture.insert_str(frames, &lines);
     Some(picture)

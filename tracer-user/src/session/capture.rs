@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use tracer_ebpf::{counters::Class, site::Role};
 
 use super::{
-    CaptureError, Interrupts, Prepared, Progress, RecordOptions, Recorder, Recording, assemble, prepare, slices,
+    CaptureError, Interrupts, Prepared, Progress, RecordOptions, Recorder, Recording, assemble, prepare,
+    slices,
 };
 use crate::{
     addr::AbsAddr,
@@ -34,14 +35,33 @@ pub struct CaptureOptions {
     pub map_memory: u64,
 }
 
-/// Captures one process.
+/// A process that was looked at and that nobody else may capture now.
+#[derive(Debug)]
+pub struct Ready {
+    prepared: Prepared,
+    _lock: CaptureLock,
+}
+
+/// Looks at the process and takes its lock.
+///
+/// # Errors
+/// If it cannot be captured.
+pub fn ready(options: &CaptureOptions) -> Result<Ready, CaptureError> {
+    let prepared = prepare(options.pid)?;
+    Ok(Ready { prepared, _lock: CaptureLock::take(options.pid)? })
+}
+
+/// Captures the process.
 ///
 /// # Errors
 /// Whatever keeps it from a result that can be trusted.
-pub async fn capture(options: &CaptureOptions, progress: &mut Progress) -> Result<Capture, CaptureError> {
+pub async fn capture(
+    ready: Ready,
+    options: &CaptureOptions,
+    progress: &mut Progress,
+) -> Result<Capture, CaptureError> {
     let pid = options.pid;
-    let mut prepared = prepare(pid)?;
-    let _lock = CaptureLock::take(pid)?;
+    let Ready { mut prepared, _lock } = ready;
     let memory_before = prepared.status.memory;
     say_what_it_is(&prepared, progress);
 
@@ -79,9 +99,13 @@ pub async fn capture(options: &CaptureOptions, progress: &mut Progress) -> Resul
     let profile = profile.map_frames(|frame| symbolizer.frame(frame.address, frame.is_return));
 
     let mut notes: Vec<String> = recording.notes.clone();
-    notes.extend(prepared.plan.sites.iter().filter_map(|site| {
-        site.note.as_ref().map(|note| format!("{}: {note}", site.function.name))
-    }));
+    notes.extend(
+        prepared
+            .plan
+            .sites
+            .iter()
+            .filter_map(|site| site.note.as_ref().map(|note| format!("{}: {note}", site.function.name))),
+    );
     notes.extend(prepared.mappings.notes());
     notes.extend(symbolizer.notes().iter().map(ToString::to_string));
     notes.extend(symbolizer.advice(&OsRelease::of_process(pid)));
@@ -129,7 +153,9 @@ pub async fn capture(options: &CaptureOptions, progress: &mut Progress) -> Resul
 fn say_what_it_is(prepared: &Prepared, progress: &Progress) {
     let version = &prepared.plan.version;
     let title = &prepared.title;
-    let of = |text: &Option<String>, what: &str| text.as_ref().map_or(String::new(), |text| format!(", {what} {text}"));
+    let of = |text: &Option<String>, what: &str| {
+        text.as_ref().map_or(String::new(), |text| format!(", {what} {text}"))
+    };
     progress.say(&format!(
         "process {} is a {} of {version}{}{}",
         prepared.process.pid,
@@ -154,11 +180,17 @@ fn limits(options: &CaptureOptions, prepared: &Prepared) -> Result<Limits, Captu
 
 fn sites(prepared: &Prepared, recording: &Recording) -> Vec<SiteReport> {
     let hits = recording.hits.iter();
-    prepared.plan.sites.iter().zip(hits).map(|(site, hits)| site_report(site, hits.entries, hits.returns)).collect()
+    prepared
+        .plan
+        .sites
+        .iter()
+        .zip(hits)
+        .map(|(site, hits)| site_report(site, hits.entries, hits.returns))
+        .collect()
 }
 
-/// What a capture and `doctor` say of a site.
-pub fn site_report(site: &ProbeSite, entries: u64, returns: u64) -> SiteReport {
+/// What a capture says of a site.
+fn site_report(site: &ProbeSite, entries: u64, returns: u64) -> SiteReport {
     let role = site.site.role;
     SiteReport {
         function: site.function.name.to_owned(),
