@@ -7,3 +7,4 @@ pub mod addr;
 pub mod elf;
 pub mod profile;
 pub mod target;
+pub mod unwind;
