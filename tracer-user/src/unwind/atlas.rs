@@ -140,3 +140,110 @@ impl Atlas {
         find_row(lo, hi, address.0, |index| self.rows.get(index as usize).copied())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+    use tracer_ebpf::unwind::{Row, RowKind};
+
+    use super::{Atlas, AtlasError, MAX_PAGES, Mark, PAGE_BITS, Placement};
+    use crate::{
+        addr::VirtAddr,
+        unwind::{UnwindTable, fixture::row, fixture::table_of},
+    };
+
+    fn rsp(address: u32) -> Row {
+        row(address, RowKind::RspOffset, 8 + i64::from(address % 1000) * 8)
+    }
+
+    /// The row that holds at an address, by looking at all of them.
+    fn slow(table: &UnwindTable, address: u64) -> Option<Row> {
+        let past = (table.pages.len() as u64 - 1) << PAGE_BITS;
+        let row = table.rows.iter().rev().find(|row| row.address() <= address);
+        row.filter(|_| address < past).copied()
+    }
+
+    #[test]
+    fn every_address_of_every_table_is_found_even_in_the_last_rows() {
+        let crowded: Vec<Row> = (0x400..0x600).map(rsp).collect();
+        let sparse = [rsp(0x10), rsp(0x5000), rsp(0x5001), rsp(0x53ff), rsp(0x5400)];
+        let tables = [table_of(&crowded).unwrap(), table_of(&sparse).unwrap(), table_of(&[]).unwrap()];
+        // Each of them at the end once, where nothing follows to be probed.
+        for last in 0..tables.len() {
+            let mut atlas = Atlas::new();
+            let mut order: Vec<&UnwindTable> = tables.iter().collect();
+            order.rotate_left(last);
+            let places: Vec<Placement> = order.iter().map(|table| atlas.add(table).unwrap()).collect();
+            for (table, place) in order.iter().zip(&places) {
+                for address in (0..0x6000).chain([1 << 32, u64::MAX]) {
+                    let found = atlas.find(*place, VirtAddr(address));
+                    assert_eq!(found, slow(table, address), "{address:#x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_of_511_rows_is_searched_to_its_last() {
+        let rows: Vec<Row> = (0x400..0x600).map(rsp).collect();
+        let table = table_of(&rows).unwrap();
+        assert_eq!(table.pages[2] - table.pages[1], 511);
+        let mut atlas = Atlas::new();
+        let place = atlas.add(&table).unwrap();
+        for row in rows {
+            assert_eq!(atlas.find(place, VirtAddr(row.address())), Some(row));
+        }
+    }
+
+    #[test]
+    fn what_was_added_since_is_what_the_maps_lack() {
+        let (first, second) = (table_of(&[rsp(0x100)]).unwrap(), table_of(&[rsp(0x2000)]).unwrap());
+        let mut atlas = Atlas::new();
+        assert_eq!(atlas.mark(), Mark::default());
+        atlas.add(&first).unwrap();
+        let mark = atlas.mark();
+        let (mut rows, mut pages) = (atlas.rows().to_vec(), atlas.pages().to_vec());
+        let place = atlas.add(&second).unwrap();
+        assert_eq!(place, Placement { first_page: mark.pages as u32, page_count: 9 });
+        let new = atlas.since(mark);
+        assert_eq!(new.rows, second.rows);
+        assert_eq!(new.pages[0], mark.rows as u32);
+        rows.extend(new.rows);
+        pages.extend(new.pages);
+        assert_eq!((&rows[..], &pages[..]), (atlas.rows(), atlas.pages()));
+        assert!(atlas.since(atlas.mark()).rows.is_empty());
+    }
+
+    #[test]
+    fn no_two_addresses_share_a_key_of_the_row_cache() {
+        let mut atlas = Atlas::new();
+        let mut next_key = 0;
+        for last in [0, 0x3ff, 0x400, 0x12345] {
+            let place = atlas.add(&table_of(&[rsp(last)]).unwrap()).unwrap();
+            let key = |address: u64| address + (u64::from(place.first_page) << PAGE_BITS);
+            assert!(key(0) >= next_key, "{last:#x}");
+            next_key = key(u64::from(place.page_count) << PAGE_BITS);
+        }
+    }
+
+    #[test]
+    fn a_full_atlas_refuses_and_stays_as_it_was() {
+        let mut atlas = Atlas::new();
+        // The page of the last row, those below, and the entry past the end: all but three.
+        let large = table_of(&[rsp((MAX_PAGES as u32 - 5) << PAGE_BITS)]).unwrap();
+        let place = atlas.add(&large).unwrap();
+        assert_eq!(u64::from(place.page_count), MAX_PAGES - 4);
+        let two = table_of(&[rsp(PAGE_BITS)]).unwrap();
+        let four = table_of(&[rsp(2 << PAGE_BITS)]).unwrap();
+        let mark = atlas.mark();
+        assert_eq!(
+            atlas.add(&four),
+            Err(AtlasError::Pages { adding: 4, held: MAX_PAGES as usize - 3, limit: MAX_PAGES })
+        );
+        assert_eq!(atlas.mark(), mark);
+        let last = atlas.add(&two).unwrap();
+        let past = u64::from(last.first_page + last.page_count) << PAGE_BITS;
+        assert!(past <= 1 << 32);
+    }
+}

@@ -46,12 +46,17 @@ pub fn compare(image: &Image, atlas: &Atlas, placement: Placement) -> Result<Com
     while let Ok(Some(entry)) = entries.next() {
         let CieOrFde::Fde(partial) = entry else { continue };
         let Ok(fde) = partial.parse(|frame, bases, at| frame.cie_from_offset(bases, at)) else { continue };
-        for address in addresses(&fde, &frame, &section, &mut context) {
+        let (addresses, is_whole) = addresses(&fde, &frame, &section, &mut context);
+        for address in addresses {
             let row = fde.unwind_info_for_address(&frame, &section.bases, &mut context, address);
             let table = atlas.find(placement, VirtAddr(address)).map_or(RowInfo::NONE, |row| row.info());
             found.addresses += 1;
             // A row that cannot be read makes its whole FDE one that is not followed.
-            if table != row.as_ref().map_or(RowInfo::UNSUPPORTED, |row| row_info(row, &frame)) {
+            let expected = match &row {
+                Ok(row) if is_whole => row_info(row, &frame),
+                _ => RowInfo::UNSUPPORTED,
+            };
+            if table != expected {
                 found.wrong_rows.push(VirtAddr(address));
             }
             if table == RowInfo::UNSUPPORTED {
@@ -67,28 +72,28 @@ pub fn compare(image: &Image, atlas: &Atlas, placement: Placement) -> Result<Com
     Ok(found)
 }
 
-/// The first, second and last address of each row of an FDE.
+/// The first, second and last address of each row of an FDE, and whether all rows can be read.
 fn addresses(
     fde: &FrameDescriptionEntry<Slice<'_>>,
     frame: &EhFrame<Slice<'_>>,
     section: &FrameSection<'_>,
     context: &mut UnwindContext<usize>,
-) -> Vec<u64> {
+) -> (Vec<u64>, bool) {
     let (start, end) = (fde.initial_address(), fde.initial_address().saturating_add(fde.len()));
-    if start == end {
-        return Vec::new();
-    }
-    let mut addresses = vec![start, end - 1];
-    if let Ok(mut rows) = fde.rows(frame, &section.bases, context) {
-        while let Ok(Some(row)) = rows.next_row() {
+    let mut addresses = vec![start, end.wrapping_sub(1)];
+    let mut read = || {
+        let mut rows = fde.rows(frame, &section.bases, context)?;
+        while let Some(row) = rows.next_row()? {
             let at = row.start_address();
             addresses.extend([at.saturating_sub(1), at, at.saturating_add(1)]);
         }
-    }
+        Ok::<_, gimli::Error>(())
+    };
+    let is_whole = read().is_ok();
     addresses.retain(|address| (start..end).contains(address));
     addresses.sort_unstable();
     addresses.dedup();
-    addresses
+    (addresses, is_whole)
 }
 
 /// Memory in which every word is an address a little above the stack pointer.

@@ -11,9 +11,14 @@ mod section;
 mod table;
 mod walk;
 
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;
+
 pub use atlas::{Appended, Atlas, AtlasError, Mark, Placement};
 pub use error::TableError;
-pub use mapset::{MapSetError, MappedObject, map_set};
+pub use mapset::{MapSetError, MappedObject, build_mapset};
 pub use rules::row_info;
 pub use table::{TableStats, UnwindTable};
 pub use walk::{StackMemory, Walked, walk, walk_above};

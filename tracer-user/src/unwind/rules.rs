@@ -150,3 +150,88 @@ fn register_offset(
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tracer_ebpf::unwind::{RbpRule, RowInfo, RowKind};
+
+    use crate::unwind::fixture::{AT_CALL, Frame, SIGNAL_FRAME};
+
+    /// What a function with these instructions after the usual CIE has at its first byte.
+    fn rule(instructions: &[u8]) -> RowInfo {
+        let mut frame = Frame::default();
+        let cie = frame.cie("", &AT_CALL);
+        frame.fde(cie, 0x1000, 0x10, instructions);
+        let table = frame.table().expect("it can be indexed").expect("there is an FDE");
+        let row = table.rows.iter().find(|row| row.address() == 0x1000);
+        assert_eq!(table.stats.broken_fdes, 0, "{instructions:x?}");
+        // A rule that is like the code before it, which has none, would have been merged.
+        row.map_or(RowInfo::NONE, |row| row.info())
+    }
+
+    const fn plain(kind: RowKind, cfa_offset: i64) -> RowInfo {
+        RowInfo::new(kind, cfa_offset, RbpRule::Same, 0)
+    }
+
+    const PLT: [u8; 13] = [0x0f, 11, 0x77, 8, 0x80, 0, 0x3f, 0x1a, 0x3b, 0x2a, 0x33, 0x24, 0x22];
+
+    #[test]
+    fn understands_the_rules_that_compilers_and_linkers_emit() {
+        assert_eq!(rule(&[]), plain(RowKind::RspOffset, 8));
+        assert_eq!(rule(&[0x0e, 32]), plain(RowKind::RspOffset, 32));
+        let saved = |kind, cfa, rule, offset| RowInfo::new(kind, cfa, rule, offset);
+        // push rbp; mov rbp, rsp
+        assert_eq!(rule(&[0x0c, 6, 16, 0x86, 2]), saved(RowKind::RbpOffset, 16, RbpRule::AtCfa, -16));
+        assert_eq!(rule(&[0x0e, 56, 0x86, 7]), saved(RowKind::RspOffset, 56, RbpRule::AtCfa, -56));
+        // A frame that was aligned: CFA = *(rbp - 8), rbp where rbp points.
+        let aligned = [0x0f, 3, 0x76, 0x78, 0x06, 0x10, 6, 2, 0x76, 0];
+        assert_eq!(rule(&aligned), saved(RowKind::RbpDeref, 8, RbpRule::AtRbp, 0));
+        assert_eq!(rule(&PLT), plain(RowKind::Plt, 11 * 8));
+        assert_eq!(rule(&SIGNAL_FRAME), plain(RowKind::SignalFrame, 0));
+        // DW_CFA_same_value is no more than no rule.
+        assert_eq!(rule(&[0x08, 6]), plain(RowKind::RspOffset, 8));
+    }
+
+    #[test]
+    fn an_undefined_return_address_is_the_bottom_whatever_else_the_row_says() {
+        assert_eq!(rule(&[0x07, 16]), plain(RowKind::Bottom, 0));
+        assert_eq!(rule(&[0x0c, 3, 8, 0x07, 16]), plain(RowKind::Bottom, 0));
+    }
+
+    #[test]
+    fn what_the_walk_cannot_follow_is_unsupported() {
+        let with = |at: usize, byte: u8, rule: &[u8]| {
+            let mut changed = rule.to_vec();
+            changed[at] = byte;
+            changed
+        };
+        let cases: &[(&str, Vec<u8>)] = &[
+            ("CFA from r10", vec![0x0c, 10, 0]),
+            ("CFA below rsp", vec![0x12, 7, 1]),
+            ("CFA offset that is no multiple of 8", vec![0x0e, 12]),
+            ("CFA offset beyond 512 KiB", vec![0x0e, 0x80, 0x80, 0x20]),
+            ("rbp in another register", vec![0x09, 6, 3]),
+            ("rbp is a value, not a place", vec![0x14, 6, 2]),
+            ("rbp undefined", vec![0x07, 6]),
+            ("rbp where the return address is", vec![0x86, 1]),
+            ("rbp too far below the CFA", vec![0x86, 9]),
+            ("rbp at rsp", vec![0x10, 6, 2, 0x77, 0]),
+            ("return address elsewhere", vec![0x90, 2]),
+            ("return address in a register", vec![0x09, 16, 2]),
+            ("return address without a rule", vec![0x08, 16]),
+            ("dereference above rbp", vec![0x0f, 3, 0x76, 8, 0x06]),
+            ("dereference of 4 bytes", vec![0x0f, 4, 0x76, 0x78, 0x94, 4]),
+            ("dereference of rsp", vec![0x0f, 3, 0x77, 8, 0x06]),
+            ("empty expression", vec![0x0f, 0]),
+            ("PLT with another mask", with(6, 0x3e, &PLT)),
+            ("PLT with another size", with(10, 0x32, &PLT)),
+            ("PLT with a sum more", [&with(1, 12, &PLT)[..], &[0x22]].concat()),
+            ("signal frame with rip elsewhere", with(10, 0xb0, &SIGNAL_FRAME)),
+            ("signal frame with rbp elsewhere", with(16, 0xf0, &SIGNAL_FRAME)),
+            ("unknown operation", vec![0x0f, 1, 0xff]),
+        ];
+        for (what, instructions) in cases {
+            assert_eq!(rule(instructions), RowInfo::UNSUPPORTED, "{what}");
+        }
+    }
+}

@@ -63,7 +63,7 @@ impl UnwindTable {
         Self::assemble(entries, image.path())
     }
 
-    fn assemble(mut entries: Entries, path: &Path) -> Result<Option<Self>, TableError> {
+    pub(super) fn assemble(mut entries: Entries, path: &Path) -> Result<Option<Self>, TableError> {
         let mut stats = TableStats {
             fdes: entries.fdes,
             broken_fdes: entries.broken_fdes,
@@ -83,11 +83,16 @@ impl UnwindTable {
         if covered > 0 {
             push_row(&mut rows, 0, Row::new(covered as u32, RowInfo::NONE));
         }
-        let count = |kind: RowKind| rows.iter().filter(|row| row.info().kind() == kind as u32).count();
+        let unsupported = |row: &&Row| row.info().kind() == RowKind::Unsupported as u32;
         stats.rows = rows.len() as u32;
-        stats.unsupported_rows = count(RowKind::Unsupported) as u32;
+        stats.unsupported_rows = rows.iter().filter(unsupported).count() as u32;
+        Self::of_rows(rows, stats, path).map(Some)
+    }
+
+    /// Adds the index to rows that are as [`Self::rows`] says.
+    pub(super) fn of_rows(rows: Vec<Row>, stats: TableStats, path: &Path) -> Result<Self, TableError> {
         let pages = index(&rows, path)?;
-        Ok(Some(Self { rows, pages, stats }))
+        Ok(Self { rows, pages, stats })
     }
 }
 
@@ -159,4 +164,87 @@ fn code_ranges(image: &Image) -> Vec<Range<u64>> {
             (there > 0).then_some(segment.address.0..end)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+    use tracer_ebpf::unwind::{Row, RowInfo, RowKind};
+
+    use super::super::fixture::{AT_CALL, Frame, SIGNAL_FRAME, row, table_of};
+    use super::{TableStats, UnwindTable};
+    use crate::{addr::VirtAddr, unwind::TableError};
+
+    fn table(functions: &[(u64, u64, u8)]) -> UnwindTable {
+        let mut frame = Frame::default();
+        let cie = frame.cie("", &AT_CALL);
+        for (start, end, offset) in functions {
+            frame.fde(cie, *start, end - start, &[0x0e, *offset]);
+        }
+        frame.table().unwrap().unwrap()
+    }
+
+    fn end(address: u32) -> Row {
+        Row::new(address, RowInfo::NONE)
+    }
+
+    fn rsp(address: u32, offset: i64) -> Row {
+        row(address, RowKind::RspOffset, offset)
+    }
+
+    #[test]
+    fn gaps_of_16_bytes_end_a_function_and_padding_does_not() {
+        let found = table(&[(0x1020, 0x1031, 32), (0x1000, 0x1011, 16), (0x1041, 0x1050, 8)]);
+        let rows = [end(0), rsp(0x1000, 16), rsp(0x1020, 32), end(0x1031), rsp(0x1041, 8), end(0x1050)];
+        assert_eq!(found.rows, rows);
+        assert_eq!(found.stats, TableStats { fdes: 3, rows: 6, gap_bytes: 16, ..TableStats::default() });
+    }
+
+    #[test]
+    fn functions_that_begin_with_the_rule_of_the_one_before_share_a_row() {
+        let found = table(&[(0x1000, 0x1010, 8), (0x1010, 0x1020, 8), (0x1020, 0x1030, 16)]);
+        assert_eq!(found.rows, [end(0), rsp(0x1000, 8), rsp(0x1020, 16), end(0x1030)]);
+    }
+
+    #[test]
+    fn of_fdes_that_overlap_the_first_holds() {
+        let found = table(&[(0x1000, 0x1100, 16), (0x1050, 0x1060, 32), (0x10f0, 0x1200, 48)]);
+        assert_eq!(found.rows, [end(0), rsp(0x1000, 16), rsp(0x1100, 48), end(0x1200)]);
+        assert_eq!(found.stats.broken_fdes, 2);
+    }
+
+    #[test]
+    fn a_signal_trampoline_begins_one_byte_early() {
+        let mut frame = Frame::default();
+        let cie = frame.cie("", &AT_CALL);
+        let signal = frame.cie("S", &AT_CALL);
+        frame.fde(signal, 0x1010, 9, &SIGNAL_FRAME);
+        // The function before it has a row of its own for its last byte.
+        frame.fde(cie, 0x1000, 0x10, &[0x0e, 16, 0x4f, 0x0e, 8]);
+        let found = frame.table().unwrap().unwrap();
+        let trampoline = row(0x100f, RowKind::SignalFrame, 0);
+        assert_eq!(found.rows, [end(0), rsp(0x1000, 16), trampoline, end(0x1019)]);
+        assert_eq!(found.stats.broken_fdes, 0);
+    }
+
+    #[test]
+    fn the_index_names_the_last_row_at_or_below_each_page() {
+        let rows = [rsp(0x400, 8), rsp(0x7ff, 16), rsp(0x1000, 24), end(0x1001)];
+        let found = table_of(&rows).unwrap();
+        // Pages at 0, 0x400, 0x800, 0xc00, 0x1000, and the end of the last one.
+        assert_eq!(found.pages, [0, 1, 2, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_page_may_have_511_rows_and_no_more() {
+        let rows =
+            |count: u32| (0..count).map(|at| rsp(0x400 + at, 8 + at as i64 % 2 * 8)).collect::<Vec<_>>();
+        // The first one is at the start of its page, and so belongs to what comes before.
+        assert!(table_of(&rows(512)).is_ok());
+        let refused = table_of(&rows(513));
+        let Err(TableError::DensePage { page: VirtAddr(0x400), rows: 512, .. }) = refused else {
+            panic!("{refused:?}");
+        };
+    }
 }
