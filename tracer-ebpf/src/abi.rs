@@ -40,11 +40,14 @@ pub enum Phase {
     Record = 2,
     /// Follow frees, record nothing new.
     Settle = 3,
-    /// The process is gone or has become another one.
-    Gone = 4,
+    /// The process has ended; written by the exit program.
+    Exited = 4,
+    /// The process has become another program; written by the exec program.
+    Replaced = 5,
 }
 
-/// The one element of the `CONTROL` map.
+/// The one element of the `CONTROL` map. Both sides write single words of it; each word has one
+/// writer, but for `phase`, where the end of the process comes last.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Control {
@@ -323,30 +326,6 @@ pub struct Name {
     pub bytes: [u8; NAME_BYTES],
 }
 
-/// A note to user space in the `EVENTS` ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Event {
-    /// [`EventKind`].
-    pub kind: u32,
-    /// Slot of `MAPSETS` in use.
-    pub mapset: u32,
-    /// For [`EventKind::UnknownMapping`]: the code address.
-    pub address: u64,
-}
-
-/// What an [`Event`] says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum EventKind {
-    /// A stack led to code outside of every known mapping.
-    UnknownMapping = 1,
-    /// The process ended.
-    Exit = 2,
-    /// The process became another program.
-    Exec = 3,
-}
-
 const _: () = {
     assert!(size_of::<Control>() == 64);
     assert!(size_of::<Range>() == 32);
@@ -360,7 +339,6 @@ const _: () = {
     assert!(size_of::<Walk>() == 112);
     assert!(size_of::<StackHeader>() == 16);
     assert!(size_of::<Task>() == 8 * 72 + 8 + 112 + 64 + 16 + 1024 + 264);
-    assert!(size_of::<Event>() == 16);
     assert!(FRAME_SLOTS.is_power_of_two() && FRAME_SLOTS > MAX_FRAMES);
     assert!(MAX_RANGES.is_power_of_two() && MAX_PARTS.is_power_of_two() && MAX_PENDING.is_power_of_two());
 };

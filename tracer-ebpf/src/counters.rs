@@ -71,7 +71,7 @@ counters! {
 
     LiveFull = "live_full", Loss, "allocations not recorded because the map of live chunks was full";
     PartsFull = "parts_full", Loss, "realloc growth booked to another realloc of the same chunk because it had too many";
-    PartsMapFull = "parts_map_full", Loss, "realloc growth not recorded because its map was full";
+    PartsMapFull = "parts_map_full", Loss, "realloc growth booked to the stack of the chunk's allocation because the map of growths was full";
     ContextsFull = "contexts_full", Loss, "allocations not recorded because the map of contexts was full";
     StacksFull = "stacks_full", Loss, "allocations whose stack is unknown because the map of stacks was full";
     StackRingFull = "stack_ring_full", Loss, "allocations whose stack is unknown because user space read too slowly";
@@ -80,6 +80,7 @@ counters! {
     OverwroteLive = "overwrote_live", Loss, "addresses handed out twice: a free, reset or delete was not seen";
     NameUnreadable = "name_unreadable", Loss, "contexts whose name could not be read";
     HeaderUnreadable = "header_unreadable", Loss, "chunks whose header could not be read: their requested size stands for what they hold";
+    ReturnAddressUnreadable = "return_address_unreadable", Loss, "calls whose return address could not be read";
     WalkTruncated = "walk_truncated", Loss, "stacks cut at the most frames that are kept";
     WalkUnknownMapping = "walk_unknown_mapping", Loss, "stacks cut at code outside of every known mapping";
     WalkNoRow = "walk_no_row", Loss, "stacks cut at code without unwind information";
@@ -87,7 +88,6 @@ counters! {
     WalkRead = "walk_read", Loss, "stacks cut where the stack's memory could not be read";
     WalkBadSp = "walk_bad_sp", Loss, "stacks cut because the stack pointer did not move up";
     WalkLostReturn = "walk_lost_return", Loss, "stacks cut at a pending return probe whose return address is not known";
-    EventRingFull = "event_ring_full", Loss, "notes to user space lost because it read too slowly";
     AfterDeadline = "after_deadline", Loss, "calls ignored because pgleak gave no sign of life";
 }
 

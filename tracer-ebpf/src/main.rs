@@ -1,3 +1,91 @@
-//! placeholder
+//! The eBPF programs: one for each role of an allocator function, two that watch the process.
+//!
+//! `bpf/` holds the maps, the calls that are open, chunks, contexts and stacks; what is pure is
+//! in the library half of this crate, where it is tested.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+
+mod bpf;
+
+use aya_ebpf::{
+    macros::{raw_tracepoint, uprobe, uretprobe},
+    programs::{ProbeContext, RawTracePointContext, RetProbeContext},
+};
+
+use crate::bpf::{chunk, context, process};
+
+/// Entry of a function that returns a new chunk.
+#[uprobe(sleepable)]
+fn alloc_enter(ctx: ProbeContext) -> u32 {
+    chunk::alloc_enter(&ctx);
+    0
+}
+
+/// Return of a function that returns a new chunk.
+#[uretprobe(sleepable)]
+fn alloc_exit(ctx: RetProbeContext) -> u32 {
+    chunk::alloc_exit(&ctx);
+    0
+}
+
+/// Entry of a function that gives one chunk back.
+#[uprobe]
+fn free_enter(ctx: ProbeContext) -> u32 {
+    chunk::free_enter(&ctx);
+    0
+}
+
+/// Entry of a function that changes a chunk's size.
+#[uprobe(sleepable)]
+fn realloc_enter(ctx: ProbeContext) -> u32 {
+    chunk::realloc_enter(&ctx);
+    0
+}
+
+/// Return of a function that changes a chunk's size.
+#[uretprobe(sleepable)]
+fn realloc_exit(ctx: RetProbeContext) -> u32 {
+    chunk::realloc_exit(&ctx);
+    0
+}
+
+/// Entry of a function that empties a context.
+#[uprobe]
+fn reset_enter(ctx: ProbeContext) -> u32 {
+    context::reset_enter(&ctx);
+    0
+}
+
+/// Entry of a function that ends a context.
+#[uprobe]
+fn delete_enter(ctx: ProbeContext) -> u32 {
+    context::delete_enter(&ctx);
+    0
+}
+
+/// A process ends. Raw tracepoints need neither tracefs nor the layout of a trace record, which
+/// differs between kernels.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+fn process_exit(_ctx: RawTracePointContext) -> i32 {
+    process::exit();
+    0
+}
+
+/// A process becomes another program.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+fn process_exec(_ctx: RawTracePointContext) -> i32 {
+    process::exec();
+    0
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program that could get here: nothing in it panics.
+    loop {}
+}
+
+/// Helpers that read user memory and stacks are for GPL-compatible programs.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -5,6 +5,20 @@
 
 pub mod addr;
 pub mod elf;
-pub mod profile;
+
 pub mod target;
+
+pub mod catalog;
+pub mod probe;
+
 pub mod unwind;
+
+pub mod bpf;
+pub mod guard;
+
+pub mod profile;
+pub mod symbolize;
+
+pub mod cli;
+pub mod doctor;
+pub mod session;

@@ -197,10 +197,11 @@ impl Image {
         self.bytes_at(address, 8)?.try_into().ok().map(u64::from_le_bytes)
     }
 
-    /// The bias of a process that has file offset `offset` mapped at `start`; `None` if no
-    /// segment covers that offset.
-    pub fn bias(&self, start: AbsAddr, offset: FileOffset) -> Option<Bias> {
-        self.segments.iter().find_map(|segment| {
+    /// The bias of a process that has code of file offset `offset` mapped at `start`; `None` if no
+    /// executable segment covers that offset. Only code: neighbouring segments share a page of
+    /// the file and are mapped with it twice, so that the offset alone would not tell them apart.
+    pub fn code_bias(&self, start: AbsAddr, offset: FileOffset) -> Option<Bias> {
+        self.segments.iter().filter(|segment| segment.executable).find_map(|segment| {
             let page_offset = segment.offset.0 & !(PAGE - 1);
             let end = segment.offset.0.checked_add(segment.file_bytes)?;
             (offset.0 >= page_offset && offset.0 < end).then(|| {

@@ -1,16 +1,23 @@
 //! From ELF images to the unwind tables that the walk in the kernel searches, and the same walk
 //! in user space.
 
-mod atlas;
-pub mod check;
-mod entries;
 mod error;
-mod mapset;
-mod rules;
 mod section;
+
+mod rules;
+
+mod entries;
+
 mod table;
+
+mod atlas;
+mod mapset;
 mod walk;
 
+pub mod check;
+
+#[cfg(test)]
+mod damage;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]

@@ -13,7 +13,7 @@ use tracer_ebpf::{
     unwind::{Registers, RowKind, WalkEnd},
 };
 
-use super::{Atlas, MappedObject, StackMemory, UnwindTable, Walked, check, build_mapset, walk};
+use super::{Atlas, MappedObject, StackMemory, UnwindTable, Walked, build_mapset, check, walk};
 use crate::{
     addr::{AbsAddr, FileOffset},
     elf::Image,

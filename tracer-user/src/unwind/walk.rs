@@ -97,7 +97,7 @@ mod tests {
     use crate::{
         addr::{AbsAddr, Bias},
         target::ReadMemory,
-        unwind::{Atlas, MappedObject, fixture::row, fixture::table_of, build_mapset},
+        unwind::{Atlas, MappedObject, build_mapset, fixture::row, fixture::table_of},
     };
 
     /// Words at ascending addresses; what is not there cannot be read.

@@ -1,0 +1,156 @@
+//! Every map, and the counters' one way in.
+//!
+//! Nothing that decides what is counted is an LRU map: those evict silently, before they are
+//! full. A full hash map fails an insert, which is counted.
+
+use core::arch::asm;
+
+use aya_ebpf::{
+    Global,
+    bindings::BPF_F_MMAPABLE,
+    macros::map,
+    maps::{Array, HashMap, RingBuf},
+};
+use tracer_ebpf::{
+    abi::{
+        ChunkKey, Context, ContextKey, Control, DOOMED_SLOTS, Live, MAX_SITES, MapSet, Name, Parts, Phase,
+        ROW_CACHE_SLOTS, SiteHits, StackKey, StackTotals, Task,
+    },
+    counters::{COUNT, Counter},
+};
+
+/// Offset of `MemoryContextData.name` in the traced server.
+#[unsafe(no_mangle)]
+static NAME_OFFSET: Global<u64> = Global::new(56);
+
+/// The one control record. User space maps it into its memory (Linux 5.5): both sides write
+/// single words of it, which a copy of the whole record would undo.
+#[map]
+pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Hits by site.
+#[map]
+pub(crate) static SITE_HITS: Array<SiteHits> = Array::with_max_entries(MAX_SITES as u32, 0);
+/// Everything that is counted.
+#[map]
+pub(crate) static COUNTERS: Array<u64> = Array::with_max_entries(COUNT as u32, 0);
+/// Scratch of each task.
+#[map]
+pub(crate) static TASKS: HashMap<u32, Task> = HashMap::with_max_entries(64, 0);
+/// An all-zero task: too large for the eBPF stack, so it is inserted from here.
+#[map]
+pub(crate) static TASK_TEMPLATE: Array<Task> = Array::with_max_entries(1, 0);
+/// Live chunks.
+#[map]
+pub(crate) static LIVE: HashMap<ChunkKey, Live> = HashMap::with_max_entries(1 << 18, 0);
+/// Growth of chunks that realloc has grown.
+#[map]
+pub(crate) static PARTS: HashMap<ChunkKey, Parts> = HashMap::with_max_entries(1 << 13, 0);
+/// Contexts with their epochs.
+#[map]
+pub(crate) static CONTEXTS: HashMap<ContextKey, Context> = HashMap::with_max_entries(1 << 16, 0);
+/// Names of contexts.
+#[map]
+pub(crate) static NAMES: HashMap<u64, Name> = HashMap::with_max_entries(1 << 12, 0);
+/// Known stacks.
+#[map]
+pub(crate) static STACKS: HashMap<StackKey, u32> = HashMap::with_max_entries(1 << 15, 0);
+/// What became of each stack's chunks.
+#[map]
+pub(crate) static STACK_TOTALS: Array<StackTotals> = Array::with_max_entries(1 << 15, 0);
+/// Stacks on their way to user space.
+#[map]
+pub(crate) static NEW_STACKS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+/// Unwind rows of all objects ([`tracer_ebpf::unwind::Row`]).
+#[map]
+pub(crate) static ROWS: Array<u64> = Array::with_max_entries(1, 0);
+/// Index of the rows.
+#[map]
+pub(crate) static PAGES: Array<u32> = Array::with_max_entries(1, 0);
+/// Mappings of the process; a change of them takes the next slot.
+#[map]
+pub(crate) static MAPSETS: Array<MapSet> = Array::with_max_entries(16, 0);
+/// Direct-mapped cache from code address to row.
+#[map]
+pub(crate) static ROW_CACHE: Array<u64> = Array::with_max_entries(ROW_CACHE_SLOTS, 0);
+/// Chunks whose record user space found dead and wants swept. The programs check again and
+/// remove them in the task that allocates, so that no record that was inserted meanwhile goes.
+#[map]
+pub(crate) static DOOMED: Array<u64> = Array::with_max_entries(DOOMED_SLOTS, 0);
+
+/// Where a context's name pointer is.
+#[inline(always)]
+pub(crate) fn name_offset() -> u64 {
+    NAME_OFFSET.load()
+}
+
+/// Adds to a word of a map value, atomically. By hand because Rust has no atomics for this target.
+#[inline(always)]
+pub(crate) fn add(word: *mut u64, value: u64) {
+    // SAFETY: `word` points into a map value that is 8-byte aligned and lives as long as the map;
+    // every writer of such words is atomic.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) word, in(reg) value, options(nostack)) };
+}
+
+/// Counts.
+#[inline(always)]
+pub(crate) fn count_many(counter: Counter, value: u64) {
+    if let Some(word) = COUNTERS.get_ptr_mut(counter as u32) {
+        add(word, value);
+    }
+}
+
+/// Counts one.
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    count_many(counter, 1);
+}
+
+/// The control record.
+#[inline(always)]
+pub(crate) fn control() -> Option<*mut Control> {
+    CONTROL.get_ptr_mut(0)
+}
+
+/// The phase, unless nothing at all is to be done.
+#[inline(always)]
+pub(crate) fn phase() -> Option<u32> {
+    let control = control()?;
+    // SAFETY: a map value; the read is volatile because user space writes it at any time.
+    let phase = unsafe { core::ptr::read_volatile(&raw const (*control).phase) };
+    (phase == Phase::Count as u32 || phase == Phase::Record as u32 || phase == Phase::Settle as u32)
+        .then_some(phase)
+}
+
+/// A number that is greater than all before it.
+#[inline(always)]
+pub(crate) fn next_epoch(control: *mut Control) -> u64 {
+    let mut value: u64 = 1;
+    // SAFETY: see `add`. The instruction is of Linux 5.12.
+    unsafe {
+        asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) &raw mut (*control).next_epoch, inout(reg) value, options(nostack));
+    }
+    value
+}
+
+/// Counts an entry of the site. Not while settling: the probes of allocations are being taken
+/// away then, and their entries and returns would no longer be equal in number.
+#[inline(always)]
+pub(crate) fn hit_entry(phase: u32, site: u32) {
+    if phase != Phase::Settle as u32
+        && let Some(hits) = SITE_HITS.get_ptr_mut(site)
+    {
+        // SAFETY: a map value.
+        add(unsafe { &raw mut (*hits).entries }, 1);
+    }
+}
+
+/// Counts a return of the site.
+#[inline(always)]
+pub(crate) fn hit_return(phase: u32, site: u32) {
+    if phase != Phase::Settle as u32
+        && let Some(hits) = SITE_HITS.get_ptr_mut(site)
+    {
+        // SAFETY: a map value.
+        add(unsafe { &raw mut (*hits).returns }, 1);
+    }
+}

@@ -1,0 +1,9 @@
+//! What the programs are made of.
+
+pub(crate) mod chunk;
+pub(crate) mod context;
+pub(crate) mod maps;
+pub(crate) mod process;
+pub(crate) mod read;
+pub(crate) mod stack;
+pub(crate) mod task;

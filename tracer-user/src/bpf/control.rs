@@ -1,0 +1,105 @@
+//! The control record, shared word by word with the running programs.
+
+use std::{
+    io,
+    os::fd::BorrowedFd,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+};
+
+use memmap2::{MmapOptions, MmapRaw};
+use tracer_ebpf::abi::{Control, Phase};
+
+use super::MapError;
+
+/// The `CONTROL` map in this process's memory.
+#[derive(Debug)]
+pub struct ControlPage {
+    page: MmapRaw,
+}
+
+impl ControlPage {
+    pub(super) fn map(fd: BorrowedFd<'_>) -> Result<Self, MapError> {
+        use std::os::fd::AsRawFd as _;
+        MmapOptions::new()
+            .len(size_of::<Control>())
+            .map_raw(fd.as_raw_fd())
+            .map(|page| Self { page })
+            .map_err(|source: io::Error| MapError { map: "CONTROL", operation: "map", source })
+    }
+
+    fn record(&self) -> *mut Control {
+        self.page.as_mut_ptr().cast()
+    }
+
+    fn word32(&self, field: impl FnOnce(*mut Control) -> *mut u32) -> &AtomicU32 {
+        // SAFETY: a word of the mapped record, aligned by its layout; the kernel's accesses to it
+        // are single loads and stores.
+        unsafe { AtomicU32::from_ptr(field(self.record())) }
+    }
+
+    fn word64(&self, field: impl FnOnce(*mut Control) -> *mut u64) -> &AtomicU64 {
+        // SAFETY: as above.
+        unsafe { AtomicU64::from_ptr(field(self.record())) }
+    }
+
+    /// The values to begin with: epoch 0 and stack 0 mean none.
+    pub(super) fn start(&self) {
+        // SAFETY: address computations inside of the record.
+        unsafe {
+            self.word64(|record| &raw mut (*record).next_epoch).store(1, Ordering::Relaxed);
+            self.word32(|record| &raw mut (*record).next_stack).store(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What the programs do now; `None` for a code that is none.
+    pub fn phase(&self) -> Option<Phase> {
+        // SAFETY: an address computation.
+        let code = self.word32(|record| unsafe { &raw mut (*record).phase }).load(Ordering::Acquire);
+        [Phase::Off, Phase::Count, Phase::Record, Phase::Settle, Phase::Exited, Phase::Replaced]
+            .into_iter()
+            .find(|phase| *phase as u32 == code)
+    }
+
+    /// Goes to the next phase, unless the process has ended meanwhile; returns whether it did.
+    pub fn advance(&self, from: Phase, to: Phase) -> bool {
+        // SAFETY: an address computation.
+        self.word32(|record| unsafe { &raw mut (*record).phase })
+            .compare_exchange(from as u32, to as u32, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    /// Lets the programs go on until `deadline_ns` of `CLOCK_MONOTONIC`.
+    pub fn allow_until(&self, deadline_ns: u64) {
+        // SAFETY: an address computation.
+        self.word64(|record| unsafe { &raw mut (*record).deadline_ns }).store(deadline_ns, Ordering::Release);
+    }
+
+    pub(super) fn use_mapset(&self, slot: u32) {
+        // SAFETY: an address computation.
+        self.word32(|record| unsafe { &raw mut (*record).mapset }).store(slot, Ordering::Release);
+    }
+
+    /// Where return probes return to, once that is known.
+    pub fn set_trampoline(&self, start: u64, end: u64) {
+        // SAFETY: address computations.
+        unsafe {
+            self.word64(|record| &raw mut (*record).trampoline_start).store(start, Ordering::Release);
+            self.word64(|record| &raw mut (*record).trampoline_end).store(end, Ordering::Release);
+        }
+    }
+
+    pub(super) fn doomed(&self) -> (u64, u64) {
+        // SAFETY: address computations.
+        unsafe {
+            (
+                self.word64(|record| &raw mut (*record).doomed_head).load(Ordering::Acquire),
+                self.word64(|record| &raw mut (*record).doomed_tail).load(Ordering::Acquire),
+            )
+        }
+    }
+
+    pub(super) fn set_doomed_head(&self, head: u64) {
+        // SAFETY: an address computation.
+        self.word64(|record| unsafe { &raw mut (*record).doomed_head }).store(head, Ordering::Release);
+    }
+}

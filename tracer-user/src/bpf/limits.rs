@@ -1,0 +1,125 @@
+//! How large the kernel maps are, from the memory that they may take.
+
+use std::mem::size_of;
+
+use tracer_ebpf::abi::{
+    Context, DOOMED_SLOTS, Live, MapSet, Name, Parts, ROW_CACHE_SLOTS, StackKey, StackTotals, Task,
+};
+
+/// Entries of each map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Unwind rows.
+    pub rows: u32,
+    /// Entries of the row index.
+    pub pages: u32,
+    /// Live chunks.
+    pub live: u32,
+    /// Chunks that realloc has grown.
+    pub parts: u32,
+    /// Memory contexts.
+    pub contexts: u32,
+    /// Names of contexts.
+    pub names: u32,
+    /// Different stacks.
+    pub stacks: u32,
+    /// Tasks.
+    pub tasks: u32,
+    /// Bytes of the ring that carries new stacks.
+    pub ring_bytes: u32,
+}
+
+/// What the kernel adds to each preallocated hash element (`struct htab_elem`), and the size of a
+/// bucket, of which there are as many as the next power of two (`kernel/bpf/hashtab.c`; equal to
+/// `memlock` in the maps' fdinfo on 6.18).
+const ELEMENT_BYTES: u64 = 48;
+const BUCKET_BYTES: u64 = 16;
+
+/// The least room for live chunks that is worth attaching for.
+const LEAST_LIVE: u32 = 1 << 12;
+
+const fn element_bytes(key: usize, value: usize) -> u64 {
+    ELEMENT_BYTES + (key as u64).next_multiple_of(8) + (value as u64).next_multiple_of(8)
+}
+
+const fn hash_bytes(entries: u32, key: usize, value: usize) -> u64 {
+    entries as u64 * element_bytes(key, value) + (entries as u64).next_power_of_two() * BUCKET_BYTES
+}
+
+impl Limits {
+    /// The largest maps within `budget` bytes, with room for `rows` and `pages` and as much
+    /// again for libraries that are loaded later. `None` if the budget is too small, in which
+    /// case [`Self::least_bytes`] says what is needed.
+    pub fn within(budget: u64, rows: usize, pages: usize) -> Option<Self> {
+        let mut limits = Self::least(rows, pages);
+        let rest = budget.checked_sub(limits.bytes())?;
+        // Live chunks get most of what is left, contexts and grown chunks a share of it. Rounding
+        // up to a power of two makes at most two buckets of each element.
+        let scale = |share: u64, value: usize| {
+            u32::try_from(rest * share / 100 / (element_bytes(8, value) + 2 * BUCKET_BYTES))
+                .unwrap_or(u32::MAX)
+        };
+        limits.live = limits.live.saturating_add(scale(80, size_of::<Live>()));
+        limits.contexts = limits.contexts.saturating_add(scale(10, size_of::<Context>()));
+        limits.parts = limits.parts.saturating_add(scale(10, size_of::<Parts>()));
+        Some(limits)
+    }
+
+    /// The smallest budget that works for these tables.
+    pub fn least_bytes(rows: usize, pages: usize) -> u64 {
+        Self::least(rows, pages).bytes()
+    }
+
+    fn least(rows: usize, pages: usize) -> Self {
+        // A third more: an extension that is loaded while tracing brings its libraries.
+        let room = |count: usize| u32::try_from(count + count / 3 + 4096).unwrap_or(u32::MAX);
+        Self {
+            rows: room(rows),
+            pages: room(pages),
+            live: LEAST_LIVE,
+            parts: 512,
+            contexts: 4096,
+            names: 2048,
+            stacks: 1 << 15,
+            tasks: 64,
+            ring_bytes: 4 << 20,
+        }
+    }
+
+    /// Kernel memory of all maps.
+    pub fn bytes(&self) -> u64 {
+        let arrays = u64::from(self.rows) * 8
+            + u64::from(self.pages) * 8
+            + u64::from(self.stacks) * size_of::<StackTotals>() as u64
+            + u64::from(ROW_CACHE_SLOTS) * 8
+            + u64::from(DOOMED_SLOTS) * 8
+            + 16 * size_of::<MapSet>() as u64;
+        arrays
+            + hash_bytes(self.live, 8, size_of::<Live>())
+            + hash_bytes(self.parts, 8, size_of::<Parts>())
+            + hash_bytes(self.contexts, 8, size_of::<Context>())
+            + hash_bytes(self.names, 8, size_of::<Name>())
+            + hash_bytes(self.stacks, size_of::<StackKey>(), 4)
+            + hash_bytes(self.tasks, 4, size_of::<Task>())
+            + u64::from(self.ring_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_used_and_not_exceeded() {
+        let limits = Limits::within(64 << 20, 450_000, 30_000).expect("64 MiB are enough");
+        assert!(limits.bytes() <= 64 << 20);
+        assert!(limits.bytes() > 50 << 20);
+        assert!(limits.live > 200_000, "{limits:?}");
+    }
+
+    #[test]
+    fn too_small_a_budget_is_none() {
+        assert_eq!(Limits::within(1 << 20, 450_000, 30_000), None);
+        assert!(Limits::within(Limits::least_bytes(450_000, 30_000), 450_000, 30_000).is_some());
+    }
+}

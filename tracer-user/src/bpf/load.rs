@@ -1,0 +1,355 @@
+//! Loads the eBPF object and holds its maps.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
+    maps::{Map, MapError as AyaMapError, RingBuf},
+    programs::{ProgramError, ProgramType, RawTracePoint, UProbe},
+    sys::is_helper_supported,
+};
+use tracer_ebpf::{
+    abi::{Context, DOOMED_SLOTS, Live, MapSet, Name, Parts, SiteHits, StackTotals},
+    counters::{COUNTERS, Counter, CounterInfo},
+    unwind::Row,
+};
+
+use super::{Limits, MapError, control::ControlPage, rawmap::RawMap};
+
+/// The compiled eBPF programs, aligned for the ELF parser.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer.o"));
+
+/// Programs attached to allocator functions.
+pub(super) const PROBES: [&str; 7] = [
+    "alloc_enter",
+    "alloc_exit",
+    "free_enter",
+    "realloc_enter",
+    "realloc_exit",
+    "reset_enter",
+    "delete_enter",
+];
+/// Programs attached to raw tracepoints of the same name.
+const WATCHERS: [(&str, &str); 2] =
+    [("process_exit", "sched_process_exit"), ("process_exec", "sched_process_exec")];
+
+/// Why the programs cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A kernel without something that the programs need.
+    #[error("this kernel ({release}) has no {feature}; pgleak needs Linux 6.1 or newer (RHEL 9.6 or newer)")]
+    Kernel {
+        /// `uname -r`.
+        release: String,
+        /// What is missing.
+        feature: &'static str,
+    },
+    /// Not root, or a lockdown.
+    #[error(
+        "the kernel does not let this user load eBPF programs ({source}); run pgleak as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN"
+    )]
+    Privilege {
+        /// The errno.
+        source: io::Error,
+    },
+    /// The object is not as it should be.
+    #[error("cannot create the kernel maps ({kind} of kernel memory asked for): {source}")]
+    Maps {
+        /// How much.
+        kind: String,
+        /// Why.
+        source: Box<EbpfError>,
+    },
+    /// The verifier said no, or the kernel did.
+    #[error(
+        "the kernel refused the eBPF program {program}: {source}; please report this with `pgleak doctor`'s output"
+    )]
+    Program {
+        /// Which.
+        program: String,
+        /// Why, with the verifier's log.
+        source: Box<ProgramError>,
+    },
+    /// The object lacks a program or a map: a build error.
+    #[error(
+        "the eBPF object has no {name}; it does not belong to this pgleak: build both with `cargo xtask build`"
+    )]
+    Missing {
+        /// Which.
+        name: &'static str,
+    },
+    /// A map cannot be used.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The ring buffer cannot be mapped.
+    #[error("cannot map the ring that carries stacks: {0}")]
+    Ring(AyaMapError),
+}
+
+/// Whether this kernel can run the programs.
+///
+/// # Errors
+/// What it lacks.
+pub fn check_kernel() -> Result<(), LoadError> {
+    use aya::sys::BpfHelper;
+    let needed = [
+        (BpfHelper::BPF_FUNC_get_attach_cookie, "attach cookies for uprobes (Linux 5.15)"),
+        (BpfHelper::BPF_FUNC_loop, "bpf_loop (Linux 5.17)"),
+        (BpfHelper::BPF_FUNC_ringbuf_output, "BPF ring buffer (Linux 5.8)"),
+    ];
+    for (helper, feature) in needed {
+        match is_helper_supported(ProgramType::KProbe, helper) {
+            Ok(true) => {}
+            Ok(false) => return Err(LoadError::Kernel { release: kernel_release(), feature }),
+            Err(ProgramError::SyscallError(error)) => {
+                return Err(LoadError::Privilege { source: error.io_error });
+            }
+            Err(source) => {
+                return Err(LoadError::Program {
+                    program: "probe of a helper".to_owned(),
+                    source: Box::new(source),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn kernel_release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
+}
+
+/// The loaded programs and their maps. Dropping it removes everything from the kernel.
+pub struct Tracer {
+    pub(super) ebpf: Ebpf,
+    pub(super) control: ControlPage,
+    site_hits: RawMap<u32, SiteHits>,
+    counters: RawMap<u32, u64>,
+    pub(super) live: RawMap<u64, Live>,
+    pub(super) parts: RawMap<u64, Parts>,
+    pub(super) contexts: RawMap<u64, Context>,
+    pub(super) names: RawMap<u64, Name>,
+    pub(super) stack_totals: RawMap<u32, StackTotals>,
+    rows: RawMap<u32, Row>,
+    pages: RawMap<u32, u32>,
+    mapsets: RawMap<u32, MapSet>,
+    doomed: RawMap<u32, u64>,
+    pub(super) ring: RingBuf<aya::maps::MapData>,
+    limits: Limits,
+}
+
+impl Tracer {
+    /// Creates the maps and loads every program; nothing is attached to any process yet.
+    ///
+    /// `name_offset` is that of `MemoryContextData.name` in the server.
+    ///
+    /// # Errors
+    /// If the kernel cannot or will not.
+    pub fn load(limits: Limits, name_offset: u64) -> Result<Self, LoadError> {
+        check_kernel()?;
+        let mut loader = EbpfLoader::new();
+        loader
+            .verifier_log_level(VerifierLogLevel::STATS)
+            .override_global("NAME_OFFSET", &name_offset, true)
+            .map_max_entries("ROWS", limits.rows)
+            .map_max_entries("PAGES", limits.pages)
+            .map_max_entries("LIVE", limits.live)
+            .map_max_entries("PARTS", limits.parts)
+            .map_max_entries("CONTEXTS", limits.contexts)
+            .map_max_entries("NAMES", limits.names)
+            .map_max_entries("STACKS", limits.stacks)
+            .map_max_entries("STACK_TOTALS", limits.stacks)
+            .map_max_entries("TASKS", limits.tasks)
+            .map_max_entries("NEW_STACKS", limits.ring_bytes);
+        let mut ebpf = loader.load(OBJECT).map_err(|source| LoadError::Maps {
+            kind: format!("{} MiB", limits.bytes().div_ceil(1 << 20)),
+            source: Box::new(source),
+        })?;
+        for name in PROBES {
+            load_program::<UProbe>(&mut ebpf, name, UProbe::load)?;
+        }
+        for (name, _) in WATCHERS {
+            load_program::<RawTracePoint>(&mut ebpf, name, RawTracePoint::load)?;
+        }
+        let ring = ebpf.take_map("NEW_STACKS").ok_or(LoadError::Missing { name: "NEW_STACKS" })?;
+        let ring = RingBuf::try_from(ring).map_err(LoadError::Ring)?;
+        let tracer = Self {
+            control: ControlPage::map(map_fd(&ebpf, "CONTROL")?)?,
+            site_hits: RawMap::new(map_fd(&ebpf, "SITE_HITS")?, "SITE_HITS")?,
+            counters: RawMap::new(map_fd(&ebpf, "COUNTERS")?, "COUNTERS")?,
+            live: RawMap::new(map_fd(&ebpf, "LIVE")?, "LIVE")?,
+            parts: RawMap::new(map_fd(&ebpf, "PARTS")?, "PARTS")?,
+            contexts: RawMap::new(map_fd(&ebpf, "CONTEXTS")?, "CONTEXTS")?,
+            names: RawMap::new(map_fd(&ebpf, "NAMES")?, "NAMES")?,
+            stack_totals: RawMap::new(map_fd(&ebpf, "STACK_TOTALS")?, "STACK_TOTALS")?,
+            rows: RawMap::new(map_fd(&ebpf, "ROWS")?, "ROWS")?,
+            pages: RawMap::new(map_fd(&ebpf, "PAGES")?, "PAGES")?,
+            mapsets: RawMap::new(map_fd(&ebpf, "MAPSETS")?, "MAPSETS")?,
+            doomed: RawMap::new(map_fd(&ebpf, "DOOMED")?, "DOOMED")?,
+            ring,
+            ebpf,
+            limits,
+        };
+        tracer.control.start();
+        Ok(tracer)
+    }
+
+    /// Instructions that the verifier had to look at, by program.
+    pub fn verified_instructions(&self) -> Vec<(String, u32)> {
+        self.ebpf
+            .programs()
+            .filter_map(|(name, program)| {
+                Some((name.to_owned(), program.info().ok()?.verified_instruction_count()?))
+            })
+            .collect()
+    }
+
+    /// The limits that the maps were made with.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Attaches the programs that notice the end of the process.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn watch_process(&mut self) -> Result<(), LoadError> {
+        for (name, tracepoint) in WATCHERS {
+            let program: &mut RawTracePoint = self
+                .ebpf
+                .program_mut(name)
+                .and_then(|program| program.try_into().ok())
+                .ok_or(LoadError::Missing { name })?;
+            program.attach(tracepoint).map_err(|source| LoadError::Program {
+                program: name.to_owned(),
+                source: Box::new(source),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Writes unwind rows and index entries from the given positions on.
+    ///
+    /// # Errors
+    /// If they do not fit or the kernel refuses.
+    pub fn put_tables(
+        &self,
+        first_row: u32,
+        rows: &[Row],
+        first_page: u32,
+        pages: &[u32],
+    ) -> Result<(), MapError> {
+        self.rows.fill(first_row, rows)?;
+        self.pages.fill(first_page, pages)
+    }
+
+    /// Writes a set of mappings and makes it the one that walks use. A slot that walks may be
+    /// using is never written.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn use_mapset(&self, slot: u32, mapset: &MapSet) -> Result<(), MapError> {
+        self.mapsets.set(&slot, mapset)?;
+        self.control.use_mapset(slot);
+        Ok(())
+    }
+
+    /// The words that both sides share.
+    pub fn control(&self) -> &ControlPage {
+        &self.control
+    }
+
+    /// The value of every counter.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn counters(&self) -> Result<Counters, MapError> {
+        let mut values = vec![0; COUNTERS.len()];
+        for (index, value) in self.counters.all()? {
+            if let Some(slot) = values.get_mut(index as usize) {
+                *slot = value;
+            }
+        }
+        Ok(Counters(values))
+    }
+
+    /// Hits of each site, by its index.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn site_hits(&self) -> Result<Vec<SiteHits>, MapError> {
+        let mut hits = self.site_hits.all()?;
+        hits.sort_unstable_by_key(|(index, _)| *index);
+        Ok(hits.into_iter().map(|(_, hits)| hits).collect())
+    }
+
+    /// Looks for dead chunks and asks the programs to sweep them; returns how many were found.
+    /// Nothing is removed here: between this look and a removal by key, the process may have
+    /// been given the same address again.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn doom_dead_chunks(&self) -> Result<usize, MapError> {
+        let contexts: HashMap<u64, u64> =
+            self.contexts.all()?.into_iter().map(|(key, context)| (key, context.epoch)).collect();
+        let (head, tail) = self.control.doomed();
+        let room =
+            usize::try_from(u64::from(DOOMED_SLOTS).saturating_sub(head.wrapping_sub(tail))).unwrap_or(0);
+        let dead: Vec<u64> = self
+            .live
+            .all()?
+            .into_iter()
+            .filter(|(_, live)| contexts.get(&live.context) != Some(&live.epoch))
+            .map(|(key, _)| key)
+            .take(room)
+            .collect();
+        for (position, key) in (head..).zip(&dead) {
+            self.doomed.set(&((position % u64::from(DOOMED_SLOTS)) as u32), key)?;
+        }
+        self.control.set_doomed_head(head + dead.len() as u64);
+        Ok(dead.len())
+    }
+}
+
+/// The value of every counter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters(Vec<u64>);
+
+impl Counters {
+    /// One of them.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0.get(counter as usize).copied().unwrap_or(0)
+    }
+
+    /// All of them with their descriptions.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static CounterInfo, u64)> {
+        COUNTERS.iter().map(|info| (info, self.get(info.counter)))
+    }
+}
+
+fn load_program<P>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
+) -> Result<(), LoadError>
+where
+    for<'a> &'a mut P: TryFrom<&'a mut aya::programs::Program>,
+{
+    let program: &mut P = ebpf
+        .program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(LoadError::Missing { name })?;
+    load(program).map_err(|source| LoadError::Program { program: name.to_owned(), source: Box::new(source) })
+}
+
+fn map_fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, LoadError> {
+    match ebpf.map(name) {
+        Some(Map::Array(data) | Map::HashMap(data)) => Ok(data.fd().as_fd()),
+        _ => Err(LoadError::Missing { name }),
+    }
+}

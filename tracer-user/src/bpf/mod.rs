@@ -1,0 +1,17 @@
+//! Everything that talks to the kernel's BPF side: the only module that names aya.
+
+mod attach;
+mod control;
+mod limits;
+mod load;
+mod rawmap;
+mod snapshot;
+mod stacks;
+
+pub use attach::{AttachError, Attached};
+pub use control::ControlPage;
+pub use limits::Limits;
+pub use load::{Counters, LoadError, Tracer, check_kernel};
+pub use rawmap::MapError;
+pub use snapshot::{LiveChunk, RawSnapshot, take as take_snapshot};
+pub use stacks::RawStack;

@@ -1,0 +1,83 @@
+//! What is in the maps at one moment, as plain values.
+
+use std::collections::HashMap;
+
+use tracer_ebpf::abi::StackTotals;
+
+use super::{MapError, Tracer};
+
+/// Bytes of one chunk that one stack is answerable for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveChunk {
+    /// The stack's id.
+    pub stack: u32,
+    /// The context's address.
+    pub context: u64,
+    /// The address of the context's name.
+    pub name: u64,
+    /// Bytes asked for.
+    pub requested: u64,
+    /// Bytes taken.
+    pub held: u64,
+    /// `CLOCK_MONOTONIC` of the allocation, or of the last growth.
+    pub born_ns: u64,
+}
+
+/// The maps at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct RawSnapshot {
+    /// Chunks, and growths of chunks, that were neither freed nor reset.
+    pub chunks: Vec<LiveChunk>,
+    /// Names of contexts by their address.
+    pub names: HashMap<u64, String>,
+    /// What became of the chunks of each stack, by its id; stacks without any are left out.
+    pub totals: HashMap<u32, StackTotals>,
+    /// Records in the map, dead ones included.
+    pub records: usize,
+}
+
+/// Takes a snapshot. Exact once the probes are off or the process is idle; while it works, chunks
+/// that come and go during the few milliseconds of reading may be on either side.
+///
+/// # Errors
+/// What the kernel says.
+pub fn take(tracer: &Tracer) -> Result<RawSnapshot, MapError> {
+    let parts: HashMap<u64, _> = tracer.parts.all()?.into_iter().collect();
+    let live = tracer.live.all()?;
+    let contexts: HashMap<u64, _> = tracer.contexts.all()?.into_iter().collect();
+    let records = live.len();
+    let mut chunks = Vec::with_capacity(records);
+    for (key, chunk) in live {
+        // The same test as in the kernel: alive means the context has kept its epoch.
+        let Some(context) = contexts.get(&chunk.context).filter(|context| context.epoch == chunk.epoch)
+        else {
+            continue;
+        };
+        let of = |stack, requested, held, born_ns| LiveChunk {
+            stack,
+            context: chunk.context,
+            name: context.name,
+            requested,
+            held,
+            born_ns,
+        };
+        chunks.push(of(chunk.stack, chunk.requested, chunk.held, chunk.born_ns));
+        if chunk.has_parts != 0
+            && let Some(parts) = parts.get(&key)
+        {
+            let used = parts.parts.iter().take(parts.count as usize);
+            chunks.extend(used.map(|part| of(part.stack, part.requested, part.held, part.born_ns)));
+        }
+    }
+    let names = tracer.names.all()?.into_iter().map(|(address, name)| {
+        let end = name.bytes.iter().position(|byte| *byte == 0).unwrap_or(name.bytes.len());
+        (address, String::from_utf8_lossy(&name.bytes[..end]).into_owned())
+    });
+    let names = names.collect();
+    let totals = tracer
+        .stack_totals
+        .all()?
+        .into_iter()
+        .filter(|(_, totals)| totals.requested != 0 || totals.count != 0);
+    Ok(RawSnapshot { chunks, names, totals: totals.collect(), records })
+}

@@ -1,0 +1,9 @@
+//! What is known beforehand of each server version: functions, arguments, offsets, tags.
+
+mod allocset;
+mod error;
+mod version;
+
+pub use allocset::{ContextFields, Function, Layout, MethodsAt, StaticTable, layout, layouts};
+pub use error::CatalogError;
+pub use version::{Product, ServerVersion, identify};

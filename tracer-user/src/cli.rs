@@ -1,0 +1,230 @@
+//! The command line.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+
+/// Name the stacks that leak memory in a running PostgreSQL process.
+#[derive(Debug, Parser)]
+#[command(name = "pgleak", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Say more about what is done (repeat for debugging; RUST_LOG is obeyed too).
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show the PostgreSQL processes of this host and which of them grow.
+    List(ListArgs),
+    /// Trace one process for some seconds and name what leaks.
+    Capture(CaptureArgs),
+    /// Make artifacts again from a capture.json, with other options.
+    Render(RenderArgs),
+    /// Say what works on this host and for one process, and what to do about what does not.
+    Doctor(DoctorArgs),
+    /// End a pgleak that no longer moves.
+    #[command(name = crate::guard::WATCHDOG_SUBCOMMAND, hide = true)]
+    Watchdog {
+        /// The process to watch.
+        parent: u32,
+    },
+    /// Try a return probe under a seccomp filter.
+    #[command(name = crate::guard::SACRIFICE_SUBCOMMAND, hide = true)]
+    Sacrifice,
+}
+
+/// Arguments of `list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// How long to watch for growth.
+    #[arg(long, default_value = "2s", value_parser = list_interval)]
+    pub interval: Duration,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `capture`.
+#[derive(Debug, Args)]
+pub struct CaptureArgs {
+    /// The process to trace: a server process, as in `pgleak list` or pg_stat_activity.
+    #[arg(long)]
+    pub pid: u32,
+    /// How long to record allocations (500ms, 13s, 2m).
+    #[arg(long, default_value = "13s", value_parser = record_duration)]
+    pub duration: Duration,
+    /// How long to follow frees after that, so that what was in flight goes; 0 for not at all.
+    #[arg(long, default_value = "3s", value_parser = settle_duration)]
+    pub settle: Duration,
+    /// Where the artifacts go [default: pgleak-PID-UTCTIME].
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// How many times slower the process may become at work while it is recorded. A capture that
+    /// would cost more is shortened in proportion, or refused.
+    #[arg(long, default_value_t = 15.0, value_parser = slowdown)]
+    pub max_slowdown: f64,
+    /// Capture whatever it costs.
+    #[arg(long)]
+    pub force: bool,
+    /// Kernel memory for the maps (64M, 1G).
+    #[arg(long, default_value = "64M", value_parser = bytes)]
+    pub map_memory: u64,
+    /// Print this format instead of the report: report, folded, stap, json.
+    #[arg(long, default_value = "report")]
+    pub format: String,
+    /// Title of the flame graphs.
+    #[arg(long)]
+    pub title: Option<String>,
+}
+
+/// Arguments of `render`.
+#[derive(Debug, Args)]
+pub struct RenderArgs {
+    /// A capture.json.
+    pub capture: PathBuf,
+    /// Where the artifacts go [default: beside the capture].
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Print one format to standard output instead of writing all: report, folded, svg, inverted,
+    /// stap, json.
+    #[arg(long)]
+    pub format: Option<String>,
+    /// Draw the flame graph from the top down.
+    #[arg(long)]
+    pub inverted: bool,
+    /// Merge stacks from the leaf.
+    #[arg(long)]
+    pub reverse: bool,
+    /// Leave out stacks that hold less (4096, 1M).
+    #[arg(long, default_value = "0", value_parser = bytes)]
+    pub min_bytes: u64,
+    /// Only memory contexts of this name.
+    #[arg(long)]
+    pub context: Option<String>,
+    /// Title of the flame graphs.
+    #[arg(long)]
+    pub title: Option<String>,
+    /// Colours: mem, hot, java, aqua, blue, green, orange, purple, red, yellow.
+    #[arg(long)]
+    pub palette: Option<String>,
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Look at this process too.
+    #[arg(long)]
+    pub pid: Option<u32>,
+}
+
+const LONGEST_RECORD: Duration = Duration::from_secs(3600);
+const LONGEST_SETTLE: Duration = Duration::from_secs(600);
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: f64 =
+        number.parse().map_err(|_| format!("'{text}' is no duration; write it like 13s, 500ms or 2m"))?;
+    let seconds = match unit.trim() {
+        "ms" => number / 1000.0,
+        "" | "s" => number,
+        "m" | "min" => number * 60.0,
+        "h" => number * 3600.0,
+        unit => return Err(format!("'{unit}' is no unit of time; write ms, s, m or h")),
+    };
+    Duration::try_from_secs_f64(seconds).map_err(|_| format!("'{text}' is out of range"))
+}
+
+fn record_duration(text: &str) -> Result<Duration, String> {
+    let value = duration(text)?;
+    if value < Duration::from_millis(100) {
+        return Err("recording for less than 100ms shows nothing".to_owned());
+    }
+    if value > LONGEST_RECORD {
+        return Err(
+            "recording is limited to 1h, because the process is slower meanwhile; take several captures"
+                .to_owned(),
+        );
+    }
+    Ok(value)
+}
+
+fn settle_duration(text: &str) -> Result<Duration, String> {
+    let value = duration(text)?;
+    if value > LONGEST_SETTLE { Err("settling is limited to 10m".to_owned()) } else { Ok(value) }
+}
+
+fn list_interval(text: &str) -> Result<Duration, String> {
+    let value = duration(text)?;
+    if value < Duration::from_millis(100) || value > Duration::from_secs(600) {
+        return Err("the interval must be between 100ms and 10m".to_owned());
+    }
+    Ok(value)
+}
+
+fn slowdown(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| format!("'{text}' is no number"))?;
+    if value.is_finite() && value >= 1.0 {
+        Ok(value)
+    } else {
+        Err("the slowdown is a factor of at least 1 (15 allows the process to take 15 times as long)"
+            .to_owned())
+    }
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("'{text}' is no number of bytes; write it like 4096, 64M or 1G"))?;
+    let shift = match unit.trim().trim_end_matches("iB").trim_end_matches('B') {
+        "" => 0,
+        "k" | "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        unit => return Err(format!("'{unit}' is no unit of bytes; write K, M or G")),
+    };
+    number.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is out of range"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("13s"), Ok(Duration::from_secs(13)));
+        assert_eq!(duration("13"), Ok(Duration::from_secs(13)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
+        for absurd in ["", "s", "-3s", "3 weeks", "1e400s", "."] {
+            assert!(duration(absurd).is_err(), "{absurd}");
+        }
+        assert!(record_duration("0s").is_err());
+        assert!(record_duration("2h").is_err());
+        assert_eq!(settle_duration("0"), Ok(Duration::ZERO));
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(bytes("64M"), Ok(64 << 20));
+        assert_eq!(bytes("64MiB"), Ok(64 << 20));
+        assert_eq!(bytes("4096"), Ok(4096));
+        assert!(bytes("99999999999G").is_err());
+        assert!(bytes("64X").is_err());
+    }
+}

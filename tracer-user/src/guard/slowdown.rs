@@ -1,0 +1,138 @@
+//! How much slower the process will be while it is recorded, and whether that is allowed.
+
+use std::time::Duration;
+
+use super::ProbeCosts;
+
+/// What was counted in a moment before recording.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct EventRates {
+    /// CPU time that the process used meanwhile, probes included.
+    pub cpu_ns: u64,
+    /// Hits of probes on emulated instructions.
+    pub emulated: u64,
+    /// Hits of probes on instructions that are single-stepped.
+    pub stepped: u64,
+    /// Returns.
+    pub returns: u64,
+    /// Allocations, of which each will have its stack walked.
+    pub allocations: u64,
+}
+
+/// Fewer hits than this say nothing about the process at work.
+const LEAST_HITS: u64 = 200;
+
+/// How many times slower than without probes the process will be at work, by the CPU time that
+/// it used beside the probes; `None` if it did too little to tell.
+pub fn expected_slowdown(rates: &EventRates, costs: &ProbeCosts) -> Option<f64> {
+    if rates.emulated + rates.stepped < LEAST_HITS {
+        return None;
+    }
+    let traps = trap_ns(rates, costs);
+    // Never less than a twentieth: the accounting is coarse, and a divisor near zero would say
+    // that any process is too slow.
+    let cpu = rates.cpu_ns as f64;
+    let work = (cpu - traps).max(cpu / 20.0).max(1.0);
+    Some(1.0 + (traps + rates.allocations as f64 * costs.record_ns) / work)
+}
+
+/// How many times slower the process is while it is recorded: `rates` of that very time, whose
+/// CPU time has the probes in it.
+pub fn observed_slowdown(rates: &EventRates, costs: &ProbeCosts) -> Option<f64> {
+    if rates.emulated + rates.stepped < LEAST_HITS {
+        return None;
+    }
+    let cpu = rates.cpu_ns as f64;
+    let overhead = trap_ns(rates, costs) + rates.allocations as f64 * costs.record_ns;
+    Some(cpu / (cpu - overhead).max(cpu / 100.0).max(1.0))
+}
+
+fn trap_ns(rates: &EventRates, costs: &ProbeCosts) -> f64 {
+    rates.emulated as f64 * costs.emulated_ns
+        + rates.stepped as f64 * costs.stepped_ns
+        + rates.returns as f64 * costs.return_ns
+}
+
+/// What to do with a capture that will slow its process down.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Decision {
+    /// It may run as asked.
+    Go,
+    /// It may run for this long.
+    Shorten(Duration),
+    /// It may not run.
+    Refuse,
+}
+
+/// The shortest capture that is worth its probes.
+const SHORTEST: Duration = Duration::from_secs(2);
+
+/// Compares with what is allowed: what a capture costs is slowdown times duration, so a process
+/// that would be slowed twice as much as allowed is recorded half as long, down to two seconds.
+pub fn decide(slowdown: f64, most: f64, duration: Duration) -> Decision {
+    if slowdown <= most {
+        return Decision::Go;
+    }
+    let shorter = duration.mul_f64(most / slowdown);
+    if shorter >= SHORTEST.min(duration) { Decision::Shorten(shorter) } else { Decision::Refuse }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COSTS: ProbeCosts =
+        ProbeCosts { emulated_ns: 700.0, stepped_ns: 10_000.0, return_ns: 600.0, record_ns: 2500.0 };
+
+    #[test]
+    fn a_busy_backend() {
+        // 0.5 s: 200,000 allocations and 100,000 other hits take 0.33 s of traps.
+        let rates = EventRates {
+            cpu_ns: 500_000_000,
+            emulated: 300_000,
+            stepped: 0,
+            returns: 200_000,
+            allocations: 200_000,
+        };
+        let slowdown = expected_slowdown(&rates, &COSTS).expect("busy");
+        assert!((slowdown - (1.0 + (0.33 + 0.5) / 0.17)).abs() < 0.01, "{slowdown}");
+    }
+
+    #[test]
+    fn an_idle_one_says_nothing() {
+        assert_eq!(expected_slowdown(&EventRates::default(), &COSTS), None);
+    }
+
+    #[test]
+    fn what_is_seen_agrees_with_what_was_expected() {
+        let before = EventRates {
+            cpu_ns: 500_000_000,
+            emulated: 300_000,
+            stepped: 0,
+            returns: 200_000,
+            allocations: 200_000,
+        };
+        // The same work while recording takes half a second more.
+        let during = EventRates { cpu_ns: 1_000_000_000, ..before };
+        let (expected, observed) = (expected_slowdown(&before, &COSTS), observed_slowdown(&during, &COSTS));
+        assert!(
+            (expected.expect("busy") - observed.expect("busy")).abs() < 0.01,
+            "{expected:?} {observed:?}"
+        );
+    }
+
+    #[test]
+    fn accounting_that_cannot_be_right_does_not_divide_by_zero() {
+        let rates = EventRates { cpu_ns: 1, emulated: 1000, stepped: 0, returns: 0, allocations: 0 };
+        assert!(expected_slowdown(&rates, &COSTS).is_some_and(f64::is_finite));
+    }
+
+    #[test]
+    fn too_slow_is_shortened_and_then_refused() {
+        let thirteen = Duration::from_secs(13);
+        assert_eq!(decide(15.0, 15.0, thirteen), Decision::Go);
+        assert_eq!(decide(30.0, 15.0, thirteen), Decision::Shorten(Duration::from_millis(6500)));
+        assert_eq!(decide(150.0, 15.0, thirteen), Decision::Refuse);
+        assert_eq!(decide(150.0, 15.0, Duration::from_secs(1)), Decision::Refuse);
+    }
+}

@@ -1,0 +1,24 @@
+//! From a server binary and its process to the plan of probes.
+
+mod choose;
+mod code;
+mod error;
+mod live;
+mod locate;
+mod plan;
+mod site;
+mod static_table;
+mod symbols;
+
+pub use error::{LocateError, MethodFailure};
+pub use live::{LiveProcess, by_live_process};
+pub use locate::{FoundBy, LocatedFunction, locate};
+pub use plan::{ProbeError, ProbePlan, plan};
+pub use site::{CostClass, ProbeSite, choose_site};
+pub use static_table::by_static_table;
+pub use symbols::{by_dynamic_symbols, by_full_symbols};
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;

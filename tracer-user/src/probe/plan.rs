@@ -1,0 +1,69 @@
+//! Everything up to attaching: which server, which functions, which probes.
+
+use std::path::PathBuf;
+
+use super::{LiveProcess, LocateError, ProbeSite, choose_site, locate};
+use crate::{
+    addr::VirtAddr,
+    catalog::{CatalogError, Layout, ServerVersion, identify, layout},
+    elf::{FunctionRange, Image},
+};
+
+/// The probes of a capture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbePlan {
+    /// What the server is.
+    pub version: ServerVersion,
+    /// What the catalog says of it.
+    pub layout: &'static Layout,
+    /// The probes, in the order of [`tracer_ebpf::site::Role::ALL`]; a site's index is its
+    /// place here.
+    pub sites: Vec<ProbeSite>,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The binary is not a server that is known.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The functions are not known.
+    #[error(transparent)]
+    Locate(#[from] LocateError),
+    /// A function was found, but the file holds no code in its place.
+    #[error("{path} holds no code of {name} at {address}; is the file damaged?")]
+    NoCode {
+        /// Which file.
+        path: PathBuf,
+        /// Which function.
+        name: &'static str,
+        /// Where it should be.
+        address: VirtAddr,
+    },
+}
+
+/// Plans the probes of a server. `ranges` are the binary's function ranges; with `live`, the
+/// process must confirm what the file says.
+///
+/// # Errors
+/// If the server is unknown or its functions are.
+pub fn plan(
+    image: &Image,
+    ranges: &[FunctionRange],
+    live: Option<LiveProcess<'_>>,
+) -> Result<ProbePlan, ProbeError> {
+    let version = identify(image)?;
+    let layout = layout(&version)?;
+    let sites = locate(image, layout, ranges, live)?
+        .into_iter()
+        .zip(0..)
+        .map(|(function, index)| {
+            choose_site(image, layout, ranges, function, index).ok_or_else(|| ProbeError::NoCode {
+                path: image.path().to_owned(),
+                name: function.name,
+                address: function.address,
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(ProbePlan { version, layout, sites })
+}

@@ -1,0 +1,110 @@
+//! The probe of one function: where, at what price, with what cookie.
+
+use iced_x86::Register;
+use tracer_ebpf::site::{NO_ARG, Site};
+
+use super::{
+    LocatedFunction,
+    choose::choose,
+    code::{Code64, branch_target, is_call},
+};
+use crate::{
+    addr::{FileOffset, VirtAddr},
+    catalog::{Function, Layout},
+    elf::{FunctionRange, Image, range_at},
+};
+
+/// The integer arguments in order, System V ABI for x86_64.
+const ARGUMENTS: [Register; 6] =
+    [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
+
+/// What a hit of a probe costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CostClass {
+    /// The kernel emulates the instruction: under a microsecond.
+    Emulated,
+    /// The kernel single-steps a copy of it: some microseconds more, ten in a virtual machine.
+    SingleStepped,
+}
+
+/// A probe to set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeSite {
+    /// The function it watches.
+    pub function: LocatedFunction,
+    /// The probed instruction.
+    pub probe: VirtAddr,
+    /// The same as an offset in the file, which is what the kernel wants.
+    pub offset: FileOffset,
+    /// What a hit costs.
+    pub cost: CostClass,
+    /// The probed instruction as text.
+    pub instruction: String,
+    /// Why the probe is not cheap, if it is not.
+    pub note: Option<String>,
+    /// What the probe's cookie says.
+    pub site: Site,
+}
+
+/// Chooses the probe of a located function; `index` is its place in the plan. `None` if the
+/// file does not hold the function's code, or something else in its place.
+pub fn choose_site(
+    image: &Image,
+    layout: &Layout,
+    ranges: &[FunctionRange],
+    function: LocatedFunction,
+    index: u8,
+) -> Option<ProbeSite> {
+    let row = layout.function(function.role);
+    let range = range_at(ranges, function.address)
+        .filter(|range| range.start == function.address)
+        .and_then(|range| Code64::of(image, range))?;
+    let choice = choose(range, &read_registers(row), &elsewhere(image, ranges, range))?;
+    let probe = function.address.offset(choice.skew);
+    let site = Site {
+        role: row.role,
+        header: layout.header,
+        context_arg: row.context_arg,
+        pointer_arg: row.pointer_arg,
+        size_arg: row.size_arg,
+        index,
+        skew: u8::try_from(choice.skew).ok()?,
+    };
+    Some(ProbeSite {
+        function,
+        probe,
+        offset: image.file_offset(probe)?,
+        cost: choice.cost,
+        instruction: choice.instruction,
+        note: choice.why_entry.map(|why| format!("probed at its entry at the higher price: {why}")),
+        site,
+    })
+}
+
+/// The registers whose values the programs read at the probe.
+fn read_registers(row: &Function) -> Vec<Register> {
+    [row.context_arg, row.pointer_arg, row.size_arg]
+        .into_iter()
+        .filter(|position| *position != NO_ARG)
+        .filter_map(|position| ARGUMENTS.get(usize::from(position)).copied())
+        .collect()
+}
+
+/// Code outside of the function's main range that it jumps to: its cold part, which may jump
+/// back, and functions that it ends in.
+fn elsewhere<'a>(image: &'a Image, ranges: &[FunctionRange], code: Code64<'_>) -> Vec<Code64<'a>> {
+    let end = code.start.offset(code.bytes.len() as u64);
+    let mut parts: Vec<FunctionRange> = Vec::new();
+    for instruction in code.instructions().filter(|instruction| !is_call(instruction)) {
+        let part = branch_target(&instruction)
+            .filter(|target| *target < code.start || *target >= end)
+            .and_then(|target| range_at(ranges, target));
+        if let Some(part) = part
+            && !parts.contains(&part)
+        {
+            parts.push(part);
+        }
+    }
+    parts.into_iter().filter_map(|part| Code64::of(image, part)).collect()
+}

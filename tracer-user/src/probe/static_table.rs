@@ -1,0 +1,119 @@
+//! The functions of a stripped binary, from the method table that its constructor refers to.
+//!
+//! `AllocSetContextCreateInternal` is exported and passes the address of the constant
+//! `AllocSetMethods` to `MemoryContextCreate` (`src/backend/utils/mmgr/aset.c`, 12 to 15). The
+//! table holds the functions in the order of `MemoryContextMethods`.
+
+use std::collections::BTreeMap;
+
+use object::{Object as _, RelocationFlags, RelocationTarget, elf::R_X86_64_RELATIVE};
+use tracer_ebpf::site::Role;
+
+use super::{
+    FoundBy, LocatedFunction, MethodFailure,
+    code::Code64,
+    locate::{function_at, located},
+    symbols::exported_function,
+};
+use crate::{
+    addr::VirtAddr,
+    catalog::{Layout, StaticTable},
+    elf::{ElfError, FunctionRange, Image},
+};
+
+const WORD: u64 = 8;
+
+/// By the method table in the file: 12 to 15, stripped or not.
+///
+/// # Errors
+/// If there is not exactly one table, or one of its functions does not do what its place says.
+pub fn by_static_table(
+    image: &Image,
+    layout: &Layout,
+    ranges: &[FunctionRange],
+) -> Result<Vec<LocatedFunction>, MethodFailure> {
+    let Some(StaticTable { constructor, entries, called_by_delete }) = layout.static_table else {
+        return Err(MethodFailure::NotInThisVersion { constructor: "AllocSetContextCreateInternal" });
+    };
+    let range = exported_function(image, ranges, constructor)?;
+    let code = code_of(image, constructor, range)?;
+    let looked_at = code.third_argument_addresses();
+    let relocated = relocated_words(image)?;
+    let tables: Vec<(VirtAddr, Vec<VirtAddr>)> = looked_at
+        .iter()
+        .filter_map(|&table| Some((table, functions_in(image, ranges, &relocated, table, entries)?)))
+        .collect();
+    let entries = match &tables[..] {
+        [] => return Err(MethodFailure::NoTable { constructor, entries, looked_at }),
+        [(_, functions)] => functions,
+        _ => {
+            let tables = tables.iter().map(|(table, _)| *table).collect();
+            return Err(MethodFailure::SeveralTables { constructor, tables });
+        }
+    };
+    if !code.loads_second_argument(layout.node_tag) {
+        return Err(MethodFailure::NoTagInCode { constructor, expected: layout.node_tag });
+    }
+    let found: Vec<_> = layout
+        .functions
+        .iter()
+        .map(|function| {
+            let address = entries[function.table_index];
+            located(image, ranges, function, address, FoundBy::StaticTable)
+        })
+        .collect::<Result<_, _>>()?;
+    // The compilers that build 12 to 15 keep these calls direct (GCC 7 to 14, clang 14).
+    let [alloc, free, realloc, _, delete] = Role::ALL.map(|role| &found[role as usize]);
+    let reset_only = exported_function(image, ranges, called_by_delete)?.start;
+    for (caller, callee, target) in [
+        (realloc, alloc.name, alloc.address),
+        (realloc, free.name, free.address),
+        (delete, called_by_delete, reset_only),
+    ] {
+        let range = function_at(image, ranges, caller.address)
+            .ok_or(MethodFailure::NotAFunction { what: caller.name, address: caller.address })?;
+        if !code_of(image, caller.name, range)?.calls(target) {
+            return Err(MethodFailure::MissingCall { caller: caller.name, callee });
+        }
+    }
+    Ok(found)
+}
+
+fn code_of<'a>(
+    image: &'a Image,
+    what: &'static str,
+    range: FunctionRange,
+) -> Result<Code64<'a>, MethodFailure> {
+    Code64::of(image, range).ok_or(MethodFailure::NotAFunction { what, address: range.start })
+}
+
+/// The `entries` words at `table`, if each of them is the start of a function.
+fn functions_in(
+    image: &Image,
+    ranges: &[FunctionRange],
+    relocated: &BTreeMap<VirtAddr, VirtAddr>,
+    table: VirtAddr,
+    entries: usize,
+) -> Option<Vec<VirtAddr>> {
+    (0..entries as u64)
+        .map(|at| {
+            let place = table.offset(at * WORD);
+            // The file's own bytes hold the value with fixed addresses and with packed relative
+            // relocations (DT_RELR); with ordinary ones they may be zero.
+            let word = relocated.get(&place).copied().or_else(|| image.word_at(place).map(VirtAddr))?;
+            function_at(image, ranges, word).map(|range| range.start)
+        })
+        .collect()
+}
+
+/// What the loader writes where, relative to the load address: the addends of the RELATIVE
+/// relocations.
+fn relocated_words(image: &Image) -> Result<BTreeMap<VirtAddr, VirtAddr>, ElfError> {
+    let elf = image.elf()?;
+    let Some(relocations) = elf.dynamic_relocations() else { return Ok(BTreeMap::new()) };
+    let relative = relocations.filter(|(_, relocation)| {
+        relocation.target() == RelocationTarget::Absolute
+            && relocation.flags() == RelocationFlags::Elf { r_type: R_X86_64_RELATIVE }
+    });
+    Ok(relative.map(|(place, relocation)| (VirtAddr(place), VirtAddr(relocation.addend() as u64))).collect())
+}

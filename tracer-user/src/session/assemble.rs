@@ -1,0 +1,263 @@
+//! From what was drained out of the kernel to a profile of addresses.
+
+use std::collections::{HashMap, HashSet};
+
+use tracer_ebpf::{
+    abi::{NO_STACK, StackTotals},
+    unwind::WalkEnd,
+};
+
+use crate::{
+    addr::AbsAddr,
+    bpf::{RawSnapshot, RawStack},
+    profile::{FrameId, Group, Profile, Slice, Stack, StackEnd, StackId, StackSummary, Tally},
+};
+
+/// A frame before it has a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RawFrame {
+    /// The code address in the process.
+    pub address: AbsAddr,
+    /// Whether it is a return address, so that the call is in front of it.
+    pub is_return: bool,
+}
+
+/// What a capture drained.
+#[derive(Clone, Debug, Default)]
+pub struct Drained {
+    /// Every stack.
+    pub stacks: Vec<RawStack>,
+    /// The maps when recording ended.
+    pub recorded: RawSnapshot,
+    /// The maps at the end.
+    pub survived: RawSnapshot,
+    /// `CLOCK_MONOTONIC` when recording began.
+    pub record_start_ns: u64,
+    /// Whether the process ended, which ends what survives.
+    pub exited: bool,
+}
+
+/// Cuts the record window into `count` equal parts.
+pub fn slices(record_ns: u64, count: u64) -> Vec<Slice> {
+    let length_ns = (record_ns / count).max(1);
+    (0..count).map(|index| Slice { start_ns: index * length_ns, length_ns }).collect()
+}
+
+/// Puts the pieces together: stacks with equal frames become one, chunks become groups by stack
+/// and context name.
+pub fn assemble(drained: &Drained, slices: &[Slice]) -> Profile<RawFrame> {
+    let mut profile = Profile { frames: Vec::new(), stacks: Vec::new(), groups: Vec::new() };
+    let ids = intern_stacks(drained, &mut profile);
+    let unknown = StackId(0);
+    let of = |raw: u32| ids.get(&raw).copied().unwrap_or(unknown);
+
+    let mut groups: HashMap<(StackId, &str), (Group, HashSet<u64>)> = HashMap::new();
+    // The later snapshot has every name that the earlier one has.
+    let names = &drained.survived.names;
+    let nameless = String::from("[unreadable name]");
+    for (snapshot, last) in [(&drained.recorded, false), (&drained.survived, true)] {
+        for chunk in &snapshot.chunks {
+            if chunk.requested == 0 && chunk.held == 0 {
+                continue;
+            }
+            let name = names.get(&chunk.name).unwrap_or(&nameless);
+            let stack = of(chunk.stack);
+            let (group, contexts) = groups.entry((stack, name)).or_insert_with(|| {
+                let group = Group {
+                    stack,
+                    context: name.clone(),
+                    contexts: 0,
+                    recorded: Tally::default(),
+                    survived: Tally::default(),
+                    slices: vec![Tally::default(); slices.len()],
+                };
+                (group, HashSet::new())
+            });
+            let tally = Tally { count: 1, requested: chunk.requested, held: chunk.held };
+            if !last {
+                group.recorded += tally;
+                continue;
+            }
+            group.survived += tally;
+            contexts.insert(chunk.context);
+            if let Some(slice) = slice_of(chunk.born_ns, drained.record_start_ns, slices) {
+                group.slices[slice] += tally;
+            }
+        }
+    }
+    profile.groups = groups
+        .into_values()
+        .map(|(mut group, contexts)| {
+            group.contexts = contexts.len() as u64;
+            group
+        })
+        .collect();
+    // The order of a hash map is no order: an artifact must be the same each time.
+    profile.groups.sort_by(|a, b| {
+        b.survived
+            .held
+            .cmp(&a.survived.held)
+            .then(a.stack.cmp(&b.stack))
+            .then_with(|| a.context.cmp(&b.context))
+    });
+    summarize(drained, &ids, &mut profile);
+    profile
+}
+
+/// Interns frames and stacks; the stack with id 0 is the unknown one.
+fn intern_stacks(drained: &Drained, profile: &mut Profile<RawFrame>) -> HashMap<u32, StackId> {
+    let mut frame_ids: HashMap<RawFrame, FrameId> = HashMap::new();
+    let mut stack_ids: HashMap<(Vec<FrameId>, StackEnd), StackId> = HashMap::new();
+    let mut ids = HashMap::from([(NO_STACK, StackId(0))]);
+    profile.stacks.push(Stack {
+        frames: Vec::new(),
+        end: StackEnd::Unknown,
+        summary: StackSummary::default(),
+    });
+    for raw in &drained.stacks {
+        let frames: Vec<FrameId> = raw
+            .frames
+            .iter()
+            .enumerate()
+            .map(|(depth, address)| {
+                let frame = RawFrame { address: *address, is_return: depth > 0 };
+                *frame_ids.entry(frame).or_insert_with(|| {
+                    profile.frames.push(frame);
+                    FrameId(profile.frames.len() as u32 - 1)
+                })
+            })
+            .collect();
+        let end = stack_end(raw.end);
+        let id = *stack_ids.entry((frames, end)).or_insert_with_key(|(frames, end)| {
+            profile.stacks.push(Stack {
+                frames: frames.clone(),
+                end: *end,
+                summary: StackSummary::default(),
+            });
+            StackId(profile.stacks.len() as u32 - 1)
+        });
+        ids.insert(raw.id, id);
+    }
+    ids
+}
+
+/// What became of each stack's chunks. What was recorded and neither freed nor still there went
+/// with a reset or delete of its context.
+fn summarize(drained: &Drained, ids: &HashMap<u32, StackId>, profile: &mut Profile<RawFrame>) {
+    for (raw, totals) in &drained.survived.totals {
+        let StackTotals { count, requested, held, freed_count, freed_requested, freed_held } = *totals;
+        let id = ids.get(raw).copied().unwrap_or(StackId(0));
+        if let Some(stack) = profile.stacks.get_mut(id.0 as usize) {
+            stack.summary.allocated += Tally { count, requested, held };
+            stack.summary.freed += Tally { count: freed_count, requested: freed_requested, held: freed_held };
+        }
+    }
+    for group in &profile.groups {
+        if let Some(stack) = profile.stacks.get_mut(group.stack.0 as usize) {
+            // `reset` holds what survives until the end of this function.
+            stack.summary.reset += group.survived;
+        }
+    }
+    for stack in &mut profile.stacks {
+        let survived = stack.summary.reset;
+        let StackSummary { allocated, freed, .. } = stack.summary;
+        stack.summary.reset = Tally {
+            count: allocated.count.saturating_sub(freed.count).saturating_sub(survived.count),
+            requested: allocated.requested.saturating_sub(freed.requested).saturating_sub(survived.requested),
+            held: allocated.held.saturating_sub(freed.held).saturating_sub(survived.held),
+        };
+        stack.summary.exited = if drained.exited { survived } else { Tally::default() };
+    }
+}
+
+fn slice_of(born_ns: u64, start_ns: u64, slices: &[Slice]) -> Option<usize> {
+    let length_ns = slices.first()?.length_ns;
+    let index = usize::try_from(born_ns.saturating_sub(start_ns) / length_ns).unwrap_or(usize::MAX);
+    // The end of recording and the last allocation are not the same moment.
+    Some(index.min(slices.len() - 1))
+}
+
+fn stack_end(end: Option<WalkEnd>) -> StackEnd {
+    match end {
+        Some(WalkEnd::Bottom) => StackEnd::Bottom,
+        Some(WalkEnd::UnknownMapping) => StackEnd::UnknownMapping,
+        Some(WalkEnd::NoRow) => StackEnd::NoRow,
+        Some(WalkEnd::Unsupported) => StackEnd::Unsupported,
+        Some(WalkEnd::Read) => StackEnd::Read,
+        Some(WalkEnd::Truncated) => StackEnd::Truncated,
+        Some(WalkEnd::BadSp) => StackEnd::BadSp,
+        Some(WalkEnd::LostReturn) => StackEnd::LostReturn,
+        None => StackEnd::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bpf::LiveChunk;
+
+    fn stack(id: u32, frames: &[u64]) -> RawStack {
+        RawStack {
+            id,
+            end: Some(WalkEnd::Bottom),
+            mapset: 0,
+            frames: frames.iter().copied().map(AbsAddr).collect(),
+        }
+    }
+
+    fn chunk(stack: u32, held: u64, born_ns: u64) -> LiveChunk {
+        LiveChunk { stack, context: 0xc0, name: 0xa0, requested: held - 8, held, born_ns }
+    }
+
+    #[test]
+    fn equal_stacks_are_one_and_what_is_gone_was_reset() {
+        let names = HashMap::from([(0xa0, "Leaky".to_owned())]);
+        let totals = |count, held| StackTotals {
+            count,
+            requested: held - 8 * count,
+            held,
+            freed_count: 1,
+            freed_requested: 24,
+            freed_held: 32,
+        };
+        let drained = Drained {
+            // Ids 1 and 2 are the same stack, seen before and after the mappings changed.
+            stacks: vec![stack(1, &[0x10, 0x20]), stack(2, &[0x10, 0x20]), stack(3, &[0x10, 0x30])],
+            recorded: RawSnapshot {
+                chunks: vec![chunk(1, 32, 100), chunk(3, 64, 150)],
+                names: names.clone(),
+                ..Default::default()
+            },
+            survived: RawSnapshot {
+                chunks: vec![chunk(1, 32, 100), chunk(2, 32, 399)],
+                names,
+                totals: HashMap::from([(1, totals(4, 128)), (2, totals(2, 64))]),
+                records: 2,
+            },
+            record_start_ns: 100,
+            exited: false,
+        };
+        let profile = assemble(&drained, &slices(300, 3));
+        assert_eq!(profile.stacks.len(), 3);
+        let group = &profile.groups[0];
+        assert_eq!((group.survived.count, group.survived.held, group.contexts), (2, 64, 1));
+        assert_eq!(group.slices.iter().map(|slice| slice.count).collect::<Vec<_>>(), [1, 0, 1]);
+        // What settled away is known to have been there.
+        assert_eq!((profile.groups[1].recorded.held, profile.groups[1].survived.held), (64, 0));
+        let summary = profile.stacks[group.stack.0 as usize].summary;
+        assert_eq!((summary.allocated.count, summary.freed.count, summary.reset.count), (6, 2, 2));
+        assert_eq!(summary.reset.held, 192 - 64 - 64);
+    }
+
+    #[test]
+    fn a_chunk_without_a_stack_is_kept_as_unknown() {
+        let drained = Drained {
+            survived: RawSnapshot { chunks: vec![chunk(77, 32, 0)], ..Default::default() },
+            ..Default::default()
+        };
+        let profile = assemble(&drained, &slices(10, 1));
+        assert_eq!(profile.groups[0].stack, StackId(0));
+        assert_eq!(profile.stacks[0].end, StackEnd::Unknown);
+        assert_eq!(profile.groups[0].context, "[unreadable name]");
+    }
+}

@@ -1,0 +1,162 @@
+//! The process's mappings with their unwind tables, and the kernel's copy of both.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use tracer_ebpf::{abi::MapSet, unwind::Row};
+
+use super::CaptureError;
+use crate::{
+    bpf::{MapError, Tracer},
+    target::{LoadedModules, MappingPath, ProcessError},
+    unwind::{Atlas, MapSetError, MappedObject, Placement, UnwindTable, build_mapset},
+};
+
+/// Slots of the kernel's `MAPSETS`; a walk uses one for microseconds, so the oldest is free.
+const SLOTS: u32 = 16;
+
+/// Code outside of every known mapping is looked at this often at the most: code that was made
+/// at run time never gets a mapping with a table.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// Objects, their unwind tables, and what the kernel has of them.
+#[derive(Debug)]
+pub struct Mappings {
+    modules: LoadedModules,
+    atlas: Atlas,
+    placements: HashMap<usize, Option<Placement>>,
+    notes: Vec<String>,
+    slot: u32,
+    uploaded: (usize, usize),
+    looked_at: Option<Instant>,
+}
+
+impl Mappings {
+    /// Builds the tables of all objects.
+    ///
+    /// # Errors
+    /// If the program itself has no table. An object without one is a note.
+    pub fn new(modules: LoadedModules) -> Result<Self, CaptureError> {
+        let mut mappings = Self {
+            modules,
+            atlas: Atlas::new(),
+            placements: HashMap::new(),
+            notes: Vec::new(),
+            slot: 0,
+            uploaded: (0, 0),
+            looked_at: None,
+        };
+        mappings.build_tables()?;
+        Ok(mappings)
+    }
+
+    /// The objects.
+    pub fn modules(&self) -> &LoadedModules {
+        &self.modules
+    }
+
+    /// How many rows and index entries there are.
+    pub fn table_sizes(&self) -> (usize, usize) {
+        (self.atlas.rows().len(), self.atlas.pages().len())
+    }
+
+    /// What is missing, in sentences.
+    pub fn notes(&self) -> impl Iterator<Item = String> {
+        self.notes.iter().cloned().chain(self.modules.notes().iter().map(ToString::to_string))
+    }
+
+    fn build_tables(&mut self) -> Result<(), CaptureError> {
+        for (index, module) in self.modules.modules().iter().enumerate() {
+            if self.placements.contains_key(&index) {
+                continue;
+            }
+            let placement = match UnwindTable::build(&module.image) {
+                Ok(Some(table)) => Some(self.atlas.add(&table)?),
+                Ok(None) if module.is_main => {
+                    return Err(CaptureError::NoUnwindTable { path: module.path.clone() });
+                }
+                // Libraries of data only, such as ICU's: nothing is ever called there.
+                Ok(None) => None,
+                Err(source) if module.is_main => {
+                    return Err(CaptureError::Table { path: module.path.clone(), source });
+                }
+                Err(error) => {
+                    self.notes.push(format!("stacks end at {}: {error}", module.path.display()));
+                    None
+                }
+            };
+            self.placements.insert(index, placement);
+        }
+        Ok(())
+    }
+
+    fn mapset(&self) -> Result<Box<MapSet>, MapSetError> {
+        let objects: Vec<MappedObject> = self
+            .modules
+            .modules()
+            .iter()
+            .enumerate()
+            .flat_map(|(index, module)| {
+                let placement = self.placements.get(&index).copied().flatten();
+                let bias = module.bias;
+                module.ranges.iter().map(move |(start, end)| MappedObject {
+                    start: *start,
+                    end: *end,
+                    bias,
+                    placement,
+                })
+            })
+            .collect();
+        build_mapset(&objects)
+    }
+
+    /// Gives the kernel what it does not have yet and makes it current.
+    ///
+    /// # Errors
+    /// If the kernel refuses or the mappings cannot be described.
+    pub fn upload(&mut self, tracer: &Tracer) -> Result<(), CaptureError> {
+        let rows: &[Row] = self.atlas.rows();
+        let pages = self.atlas.pages();
+        let (row, page) = self.uploaded;
+        tracer.put_tables(row as u32, &rows[row..], page as u32, &pages[page..])?;
+        self.uploaded = (rows.len(), pages.len());
+        let mapset = self.mapset()?;
+        self.slot = (self.slot + 1) % SLOTS;
+        tracer.use_mapset(self.slot, &mapset)?;
+        let maps = self.modules.maps();
+        if let Some(area) = maps.mappings.iter().find(|mapping| matches!(mapping.path, MappingPath::Uprobes))
+        {
+            tracer.control().set_trampoline(area.start.0, area.end.0);
+        }
+        Ok(())
+    }
+
+    /// Looks for objects that were loaded since, because a stack led to unknown code.
+    ///
+    /// # Errors
+    /// If the kernel refuses; that the process is gone is none.
+    pub fn look_again(&mut self, tracer: &Tracer) -> Result<(), CaptureError> {
+        if self.looked_at.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
+            return Ok(());
+        }
+        self.looked_at = Some(Instant::now());
+        match self.modules.refresh() {
+            Ok(_) => {}
+            Err(ProcessError::NoSuchProcess { .. } | ProcessError::Ended { .. }) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        self.build_tables()?;
+        match self.upload(tracer) {
+            // The maps were made with room for a third more. What does not fit ends stacks,
+            // which is counted.
+            Err(CaptureError::Map(MapError { map: "ROWS" | "PAGES", source, .. })) => {
+                self.notes.push(format!("stacks end at libraries that were loaded while recording: no room for their tables ({source}); give more with --map-memory"));
+                self.uploaded = self.table_sizes();
+                Ok(())
+            }
+            result => result,
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! One capture from beginning to end: the only place that sees every stage.
+
+mod assemble;
+mod capture;
+mod error;
+mod mappings;
+mod prepare;
+mod progress;
+mod record;
+mod signals;
+
+pub use assemble::{Drained, RawFrame, assemble, slices};
+pub use capture::{CaptureOptions, capture, site_report};
+pub use error::CaptureError;
+pub use mappings::Mappings;
+pub use prepare::{Prepared, prepare};
+pub use progress::{Figures, Progress};
+pub use record::{RecordOptions, Recorder, Recording};
+pub use signals::Interrupts;

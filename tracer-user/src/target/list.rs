@@ -1,0 +1,277 @@
+//! The server processes of this host, and how fast each one grows.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use object::{Object as _, ObjectSymbol as _};
+use serde::Serialize;
+
+use super::{
+    process::{self, Binary, Memory, ProcessError, exe_link},
+    title::{POSTMASTER, Title, parse_title},
+};
+use crate::elf::Image;
+
+/// Names that a server binary has.
+const BINARY_NAMES: &[&str] = &["postgres", "postmaster", "edb-postgres"];
+
+/// What every server binary exports from 9.4 to 18, Greenplum included, and nothing else does:
+/// extensions need it.
+const MARKER: &str = "TopMemoryContext";
+
+/// Bytes that a process grew by in a second; negative when it shrank.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Growth {
+    /// Anonymous memory.
+    pub rss_anon_per_s: i64,
+    /// Touched shared memory.
+    pub rss_shmem_per_s: i64,
+}
+
+/// A process of a PostgreSQL or Greenplum server.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServerProcess {
+    /// Its pid.
+    pub pid: u32,
+    /// Its title, or its command line.
+    pub title: String,
+    /// The title, taken apart: kind, database, user …
+    #[serde(flatten)]
+    pub parsed: Title,
+    /// Resident memory.
+    pub memory: Memory,
+    /// The binary; `None` without the privilege to see it.
+    pub exe: Option<PathBuf>,
+    /// Whether it is the first process of its server.
+    pub is_postmaster: bool,
+    /// The first process of its server, for all others.
+    pub postmaster: Option<u32>,
+    /// How fast it grows; `None` until [`measure_growth`] has seen it twice.
+    pub growth: Option<Growth>,
+    #[serde(skip)]
+    start_ticks: u64,
+    #[serde(skip)]
+    sampled: Instant,
+}
+
+/// Finds the server processes of this host, in containers too, by pid. A process that ends
+/// meanwhile is left out. Empty if `/proc` cannot be read.
+pub fn find_servers() -> Vec<ServerProcess> {
+    let mut marked = HashMap::new();
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    // What fails has ended, or is part of the kernel.
+    let mut servers: Vec<_> = pids.filter_map(|pid| look_at(pid, &mut marked).ok().flatten()).collect();
+    servers.sort_by_key(|(server, _)| server.pid);
+    relate(servers)
+}
+
+/// The server process with that pid; `None` if the process is something else.
+///
+/// # Errors
+/// If there is no such process.
+pub fn server_process(pid: u32) -> Result<Option<ServerProcess>, ProcessError> {
+    let mut marked = HashMap::new();
+    let Some((server, parent)) = look_at(pid, &mut marked)? else { return Ok(None) };
+    let parent = look_at(parent, &mut marked).ok().flatten();
+    let related = relate(parent.into_iter().chain([(server, parent_of(pid))]).collect());
+    Ok(related.into_iter().find(|server| server.pid == pid))
+}
+
+fn parent_of(pid: u32) -> u32 {
+    process::stat(pid).map_or(0, |stat| stat.parent)
+}
+
+/// Tells postmasters from their children: a child has a parent among the servers.
+fn relate(found: Vec<(ServerProcess, u32)>) -> Vec<ServerProcess> {
+    let titled = |server: &ServerProcess| server.parsed.kind != POSTMASTER;
+    let roots: HashMap<u32, bool> = found.iter().map(|(server, _)| (server.pid, titled(server))).collect();
+    let mut servers = Vec::with_capacity(found.len());
+    for (mut server, parent) in found {
+        server.postmaster = roots.contains_key(&parent).then_some(parent);
+        server.is_postmaster = server.postmaster.is_none() && !titled(&server);
+        if server.postmaster.is_some() && !titled(&server) {
+            // Just forked: it has not written its title yet.
+            server.parsed.kind = "starting".to_owned();
+        }
+        servers.push(server);
+    }
+    servers
+}
+
+/// Looks whether a process is a server's. Gives it with its parent.
+fn look_at(
+    pid: u32,
+    marked: &mut HashMap<(u64, u64), bool>,
+) -> Result<Option<(ServerProcess, u32)>, ProcessError> {
+    let stat = process::stat(pid)?;
+    if stat.has_ended() || stat.is_kernel_thread() {
+        return Ok(None);
+    }
+    let title = process::command_line(pid)?;
+    let exe = match Binary::of(pid) {
+        Ok(binary) => {
+            let titled = title.starts_with("postgres:");
+            if !(titled || has_server_name(&binary.path)) {
+                return Ok(None);
+            }
+            if !*marked.entry(binary.identity).or_insert_with(|| is_server_binary(pid, &binary.path)) {
+                return Ok(None);
+            }
+            Some(binary.path)
+        }
+        // Another user's process: its title has to do.
+        Err(ProcessError::NotPermitted { .. }) => {
+            let program = title.split(' ').next().unwrap_or_default();
+            if !(program == "postgres:" || has_server_name(Path::new(program))) {
+                return Ok(None);
+            }
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    let Some(memory) = process::status(pid)?.memory else { return Ok(None) };
+    let server = ServerProcess {
+        pid,
+        parsed: parse_title(&title),
+        title,
+        memory,
+        exe,
+        is_postmaster: false,
+        postmaster: None,
+        growth: None,
+        start_ticks: stat.start_ticks,
+        sampled: Instant::now(),
+    };
+    Ok(Some((server, stat.parent)))
+}
+
+fn has_server_name(path: &Path) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| BINARY_NAMES.contains(&name))
+}
+
+/// Whether a binary exports what only a server exports.
+fn is_server_binary(pid: u32, path: &Path) -> bool {
+    let Ok(image) = Image::open(&exe_link(pid), path) else { return false };
+    let Ok(elf) = image.elf() else { return false };
+    elf.dynamic_symbols().any(|symbol| symbol.is_definition() && symbol.name() == Ok(MARKER))
+}
+
+/// Waits for `interval` and fills in how fast each process grew. Processes that have ended
+/// meanwhile are taken out.
+pub fn measure_growth(servers: &mut Vec<ServerProcess>, interval: Duration) {
+    thread::sleep(interval);
+    servers.retain_mut(|server| {
+        let is_same = process::stat(server.pid)
+            .is_ok_and(|stat| stat.start_ticks == server.start_ticks && !stat.has_ended());
+        let memory = process::status(server.pid).ok().and_then(|status| status.memory);
+        let Some(memory) = memory.filter(|_| is_same) else { return false };
+        let now = Instant::now();
+        server.growth = growth(server.memory, memory, now.duration_since(server.sampled));
+        server.memory = memory;
+        server.sampled = now;
+        true
+    });
+}
+
+/// What became of memory in some time, by the second; `None` for no time at all.
+fn growth(before: Memory, after: Memory, elapsed: Duration) -> Option<Growth> {
+    let nanoseconds = i128::try_from(elapsed.as_nanos()).ok().filter(|ns| *ns > 0)?;
+    let rate = |before: u64, after: u64| {
+        let per_s = (i128::from(after) - i128::from(before)) * 1_000_000_000 / nanoseconds;
+        i64::try_from(per_s).unwrap_or(if per_s < 0 { i64::MIN } else { i64::MAX })
+    };
+    Some(Growth {
+        rss_anon_per_s: rate(before.rss_anon, after.rss_anon),
+        rss_shmem_per_s: rate(before.rss_shmem, after.rss_shmem),
+    })
+}
+
+/// Puts what grows most first, by anonymous memory; among equals, what is largest.
+pub fn sort_by_growth(servers: &mut [ServerProcess]) {
+    servers.sort_by_key(|server| {
+        let growth = server.growth.unwrap_or_default();
+        std::cmp::Reverse((growth.rss_anon_per_s, server.memory.rss_anon, std::cmp::Reverse(server.pid)))
+    });
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A process with that title and memory.
+    pub(crate) fn server(pid: u32, title: &str, memory: Memory, growth: Option<Growth>) -> ServerProcess {
+        ServerProcess {
+            pid,
+            title: title.to_owned(),
+            parsed: parse_title(title),
+            memory,
+            exe: Some("/usr/lib/postgresql/15/bin/postgres".into()),
+            is_postmaster: false,
+            postmaster: None,
+            growth,
+            start_ticks: 0,
+            sampled: Instant::now(),
+        }
+    }
+
+    #[test]
+    fn children_are_told_from_postmasters() {
+        let at = |pid, title| server(pid, title, Memory::default(), None);
+        let related = relate(vec![
+            (at(10, "/usr/lib/postgresql/15/bin/postgres -D /data"), 1),
+            (at(11, "postgres: checkpointer "), 10),
+            (at(12, "/usr/lib/postgresql/15/bin/postgres -D /data"), 10),
+            (at(13, "postgres: a b [local] idle"), 1),
+        ]);
+        let seen: Vec<_> = related
+            .iter()
+            .map(|server| (server.parsed.kind.as_str(), server.is_postmaster, server.postmaster))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                ("postmaster", true, None),
+                ("checkpointer", false, Some(10)),
+                ("starting", false, Some(10)),
+                ("client backend", false, None),
+            ]
+        );
+    }
+
+    #[test]
+    fn growth_is_by_the_second_and_may_be_negative() {
+        let before = Memory { rss_anon: 1000, rss_shmem: 5000, rss_file: 0 };
+        let after = Memory { rss_anon: 4000, rss_shmem: 4000, rss_file: 9 };
+        assert_eq!(
+            growth(before, after, Duration::from_millis(500)),
+            Some(Growth { rss_anon_per_s: 6000, rss_shmem_per_s: -2000 })
+        );
+        assert_eq!(growth(before, after, Duration::ZERO), None);
+    }
+
+    #[test]
+    fn the_fastest_then_the_largest_come_first() {
+        let grows = |rss_anon_per_s| Some(Growth { rss_anon_per_s, rss_shmem_per_s: 0 });
+        let anon = |rss_anon| Memory { rss_anon, ..Memory::default() };
+        let mut servers = vec![
+            server(1, "postgres: logger ", anon(10), grows(0)),
+            server(2, "postgres: walwriter ", anon(20), grows(0)),
+            server(3, "postgres: a b [local] idle", anon(5), grows(7)),
+            server(4, "postgres: a b [local] idle", anon(99), grows(-7)),
+        ];
+        sort_by_growth(&mut servers);
+        assert_eq!(servers.iter().map(|server| server.pid).collect::<Vec<_>>(), [3, 2, 1, 4]);
+    }
+
+    #[test]
+    fn this_test_is_no_server() {
+        assert!(matches!(server_process(std::process::id()), Ok(None)));
+        assert!(!find_servers().iter().any(|server| server.pid == std::process::id()));
+    }
+}
