@@ -29,7 +29,8 @@ pub fn opaque(value: u64) -> u64 {
     value
 }
 
-/// Index of the last range that starts at or below `address`; the caller checks its end.
+/// Index of the last range that starts at or below `address`, or 0 if none does; the caller
+/// checks both ends.
 #[inline(always)]
 pub fn find_range(set: &MapSet, address: u64) -> usize {
     const LAST: u64 = MAX_RANGES as u64 - 1;
@@ -55,10 +56,14 @@ pub fn find_row(lo: u32, hi: u32, address: u64, row_at: impl Fn(u32) -> Option<R
     macro_rules! step {
         ($width:literal) => {
             let probe = base + $width;
-            // Negative when the row starts above the address, or when it is past the end.
-            let below = address.wrapping_sub(row_at(probe as u32)?.address()) as i64;
-            let inside = hi.wrapping_sub(probe) as i64;
-            base = opaque(base + ($width & !(((below | inside) >> 63) as u64)));
+            // All ones past the end. The last candidate is read there instead: what lies past it
+            // may be past the whole table, of which it may be the last row.
+            let left = hi.wrapping_sub(probe);
+            let past = opaque((left as i64 >> 63) as u64);
+            let row = row_at(probe.wrapping_add(left & past) as u32)?;
+            // All ones when the row starts above the address.
+            let above = (address.wrapping_sub(row.address()) as i64 >> 63) as u64;
+            base = opaque(base + ($width & !(above | past)));
         };
     }
     step!(256);
