@@ -50,3 +50,24 @@ pub fn losses(capture: &Capture) -> Vec<(&str, u64)> {
     let lost = capture.counters.iter().filter(|counter| counter.loss && counter.value > 0);
     lost.map(|counter| (counter.name.as_str(), counter.value)).collect()
 }
+
+/// What stacks through that function freed one by one.
+pub fn freed(capture: &Capture, function: &str) -> Tally {
+    summed(capture, function, |stack| stack.summary.freed)
+}
+
+/// What stacks through that function lost by resets and deletes of their contexts.
+pub fn reset(capture: &Capture, function: &str) -> Tally {
+    summed(capture, function, |stack| stack.summary.reset)
+}
+
+fn summed(capture: &Capture, function: &str, of: impl Fn(&Stack) -> Tally) -> Tally {
+    let stacks = capture.profile.stacks.iter();
+    stacks.filter(|stack| names(capture, stack).any(|name| name == function)).fold(
+        Tally::default(),
+        |mut sum, stack| {
+            sum += of(stack);
+            sum
+        },
+    )
+}
