@@ -17,6 +17,7 @@ pub mod bpf;
 pub mod guard;
 
 pub mod profile;
+pub mod render;
 
 pub mod cli;
 pub mod session;

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{
     Capture, Class, Course, EndReason, Group, StackId, Tally,
-    class::classify,
+    class::{FLOOR, classify},
     tree::{FunctionId, Tree},
     wrappers::Role,
 };
@@ -238,8 +238,10 @@ impl<'a> Judge<'a> {
             slices.map(|slice| slice.held).sum()
         };
         let weights: Vec<u64> = self.groups.iter().map(|groups| weight(groups)).collect();
+        // A leak at the floor has half of it in the middle; leave room for chance.
+        let least = (FLOOR.bytes_per_second * self.capture.window.record_ns as f64 / 1e9 / 4.0) as u64;
         // Survivors of all ages join a leak, also on paths too rare to have some in the middle.
-        self.places_by(weights, |_| true, |course| course.class == Class::Leak, survived)
+        self.places_by(weights, |_| true, |course| course.class == Class::Leak, survived, least)
     }
 
     /// Takes what else is worth a line out of the free stacks.
@@ -248,7 +250,7 @@ impl<'a> Judge<'a> {
         let held = self.tree.stacks().zip(&of_age);
         let weights =
             held.map(|(stack, of_age)| if *of_age { self.survived(stack).held } else { 0 }).collect();
-        self.places_by(weights, |stack| of_age[stack.0 as usize], |_| true, survived)
+        self.places_by(weights, |stack| of_age[stack.0 as usize], |_| true, survived, 1)
     }
 
     /// What went while settling. It is no part of what survives, so no stack is taken.
@@ -256,7 +258,7 @@ impl<'a> Judge<'a> {
         let weights: Vec<u64> = self.groups.iter().map(|groups| gone(groups).held).collect();
         self.free.fill(true);
         let went: Vec<bool> = weights.iter().map(|weight| *weight > 0).collect();
-        self.places_by(weights, |stack| went[stack.0 as usize], |_| true, gone)
+        self.places_by(weights, |stack| went[stack.0 as usize], |_| true, gone, 1)
     }
 
     /// The heart of it: takes the heaviest place, with all free stacks that may join it, and again
@@ -267,11 +269,12 @@ impl<'a> Judge<'a> {
         joins: impl Fn(StackId) -> bool,
         wanted: impl Fn(&Course) -> bool,
         tally: fn(&[&Group]) -> Tally,
+        least: u64,
     ) -> Vec<Place> {
         for (weight, free) in weights.iter_mut().zip(&self.free) {
             *weight *= u64::from(*free);
         }
-        let enough = (weights.iter().sum::<u64>() as f64 * NEGLIGIBLE).ceil() as u64;
+        let enough = least.max((weights.iter().sum::<u64>() as f64 * NEGLIGIBLE).ceil() as u64);
         let mut places = Vec::new();
         let mut passed_over: HashSet<FunctionId> = HashSet::new();
         for _ in 0..MOST_ATTEMPTS {

@@ -314,3 +314,65 @@ fn survivors_without_a_stack_are_still_counted() {
     capture.profile.stacks[0].frames.clear();
     assert_eq!(heads(&judge(&capture).suspects), ["[unknown stack]"]);
 }
+
+#[test]
+#[ignore]
+fn zz_big() {
+    let mut maker = Maker::new();
+    let mut x = 12345u64;
+    let mut r = move |n: u64| {
+        x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (x >> 33) % n
+    };
+    for _ in 0..5000 {
+        let path: Vec<String> = (0..30).map(|d| format!("f{}_{}", d, r(1 + 40 / (d + 1)))).collect();
+        let c: [u64; 12] = std::array::from_fn(|_| u64::from(r(30) == 0));
+        maker = maker.survivors(
+            &format!("AllocSetAlloc < palloc < {} < {SIMPLE_QUERY}", path.join(" < ")),
+            "X",
+            10 + r(500),
+            c,
+        );
+    }
+    let capture = maker.build();
+    let t = std::time::Instant::now();
+    let v = judge(&capture);
+    println!(
+        "{} stacks {:?} suspects {:?} unclear {:?}",
+        capture.profile.stacks.len(),
+        t.elapsed(),
+        heads(&v.suspects),
+        heads(&v.unclear)
+    );
+    let mut maker = Maker::new();
+    for _ in 0..5000 {
+        let path: Vec<String> = (0..30).map(|d| format!("f{}_{}", d, r(1 + 40 / (d + 1)))).collect();
+        let mut c = [0; 12];
+        c[0] = r(5);
+        c[11] = r(2);
+        maker = maker.survivors(
+            &format!("AllocSetAlloc < palloc < {} < {SIMPLE_QUERY}", path.join(" < ")),
+            "X",
+            10 + r(500),
+            c,
+        );
+        let mut c = [0; 12];
+        c[1 + r(5) as usize] = 1;
+        maker = maker.survivors(
+            &format!("AllocSetAlloc < palloc < {} < {SIMPLE_QUERY}", path.join(" < ")),
+            "X",
+            10 + r(500),
+            c,
+        );
+    }
+    let capture = maker.build();
+    let t = std::time::Instant::now();
+    let v = judge(&capture);
+    println!(
+        "{} stacks {:?} suspects {:?} unclear {:?}",
+        capture.profile.stacks.len(),
+        t.elapsed(),
+        heads(&v.suspects),
+        heads(&v.unclear)
+    );
+}
