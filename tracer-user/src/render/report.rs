@@ -21,7 +21,7 @@ pub fn report(capture: &Capture) -> String {
     let verdict = judge(capture);
     let mut page = Page::default();
     answer(&mut page, capture, &verdict);
-    suspects(&mut page, capture, &verdict);
+    suspects(&mut page, &verdict);
     other_places(&mut page, &verdict);
     totals(&mut page, capture, &verdict);
     process(&mut page, capture);
@@ -48,10 +48,15 @@ fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
                 bytes(survived.held),
                 if verdict.process_ended { "were held when the process ended" } else { "are left" },
             );
-            if let Some(largest) = verdict.unclear.first() {
-                text += &format!(" Not clear: {} ({}).", largest.head, bytes(largest.survived.held));
+            // What matters, not every odd chunk.
+            let unclear = verdict.unclear.first().filter(|place| {
+                place.course.growth_per_second >= FLOOR.bytes_per_second
+                    && place.survived.held >= survived.held / 10
+            });
+            if let Some(place) = unclear {
+                text += &format!(" Not clear: {} ({}).", named(place), bytes(place.survived.held));
             }
-            page.hang("No leak seen: ", &text);
+            page.hang(if unclear.is_some() { "No leak proven: " } else { "No leak seen: " }, &text);
         }
         [first, others @ ..] => {
             let (lead, verb) =
@@ -138,14 +143,14 @@ fn contexts_in_short(place: &Place) -> String {
     }
 }
 
-fn suspects(page: &mut Page, capture: &Capture, verdict: &Verdict) {
+fn suspects(page: &mut Page, verdict: &Verdict) {
     if verdict.suspects.is_empty() {
         return;
     }
     page.heading("SUSPECTS, by bytes held (in parentheses: allocator helpers, and what all work runs below)");
     for (index, place) in verdict.suspects.iter().take(MOST_SUSPECTS).enumerate() {
         page.blank();
-        suspect(page, index + 1, place, capture);
+        suspect(page, index + 1, place, verdict.process_ended);
     }
     if let Some(more) = verdict.suspects.get(MOST_SUSPECTS..).filter(|more| !more.is_empty()) {
         page.blank();

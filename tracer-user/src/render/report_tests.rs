@@ -158,3 +158,11 @@ fn growth_that_the_survivors_do_not_explain_is_pointed_out() {
     capture.target.rss_anon_end = capture.target.rss_anon_start;
     assert!(!report(&capture).contains("more than this explains"));
 }
+
+#[test]
+fn few_but_big_survivors_are_neither_a_leak_nor_nothing() {
+    let path = "AllocSetAlloc < palloc < XLogReadRecordAlloc < XLogReadRecord < CheckpointerMain < main";
+    let text = report(&Maker::new().survivors(path, "Checkpointer", 82_690, now_and_then(0, 3)).build());
+    let wanted = "No leak proven: ";
+    assert!(text.starts_with(wanted) && text.contains("XLogReadRecordAlloc"), "{text}");
+}

@@ -4,7 +4,7 @@ use super::{
     page::Page,
     units::{bytes, count, counted, exact_bytes, percent, rate},
 };
-use crate::profile::{Capture, Place, Step, wrappers::Role};
+use crate::profile::{Place, Step, wrappers::Role};
 
 /// The most lines of the hottest path; the middle of a longer one is left out.
 const MOST_STEPS: usize = 16;
@@ -13,9 +13,10 @@ const MOST_STEPS: usize = 16;
 const MOST_CONTEXTS: usize = 6;
 
 /// A suspect in full.
-pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, capture: &Capture) {
+pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, process_ended: bool) {
     let course = &place.course;
-    let class = course.class.name().to_uppercase();
+    // What was held by a process that ended is no leak by itself.
+    let class = if process_ended { "GREW".to_owned() } else { course.class.name().to_uppercase() };
     page.hang(
         &format!("{number}. "),
         &format!("{}: {class}, {}", place.head, rate(course.growth_per_second)),
@@ -77,9 +78,6 @@ pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, capture: &C
     };
     page.hang("   reached by   ", &format!("{hottest}, innermost first:"));
     path(page, &place.hottest);
-    if capture.profile.stacks.is_empty() {
-        page.line("     no stack is known");
-    }
 }
 
 /// A path with a line for each function that says something.
