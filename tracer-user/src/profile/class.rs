@@ -68,7 +68,7 @@ pub struct Course {
 }
 
 /// Classes a place by its survivors in equal slices of a record window.
-pub fn classify(slices: &[Tally], record_ns: u64) -> Course {
+pub(super) fn classify(slices: &[Tally], record_ns: u64) -> Course {
     let seconds = record_ns as f64 / 1e9;
     let held: u64 = slices.iter().map(|slice| slice.held).sum();
     let count: u64 = slices.iter().map(|slice| slice.count).sum();

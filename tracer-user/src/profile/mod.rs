@@ -10,6 +10,7 @@ pub use model::{
 };
 
 mod class;
+mod place;
 mod tree;
 mod verdict;
 pub mod wrappers;
@@ -18,4 +19,5 @@ pub mod wrappers;
 pub(crate) mod testing;
 
 pub use class::{Class, Course, FLOOR, Floor};
-pub use verdict::{Child, ContextShare, Place, Step, Totals, Verdict, judge};
+pub use place::{Child, ContextShare, Place, Step};
+pub use verdict::{Totals, Verdict, judge};

@@ -202,7 +202,7 @@ pub(crate) fn last(count: u64) -> [u64; SLICES] {
 
 /// One in each `step`-th slice, from `first` on: a path that is too rare to be in every slice.
 pub(crate) fn now_and_then(first: usize, step: usize) -> [u64; SLICES] {
-    std::array::from_fn(|i| u64::from(i >= first && (i - first) % step == 0))
+    std::array::from_fn(|i| u64::from(i >= first && (i - first).is_multiple_of(step)))
 }
 
 fn chunks(count: u64, size: u64) -> Tally {

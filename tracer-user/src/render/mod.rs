@@ -4,10 +4,13 @@ mod folded;
 mod formats;
 mod options;
 mod output;
+mod page;
 mod read;
 mod report;
 mod stap;
+mod suspect;
 mod svg;
+pub mod units;
 
 pub use formats::{FORMATS, Format, UnknownFormat, format};
 pub use options::{Colours, RenderOptions, UnknownPalette};
