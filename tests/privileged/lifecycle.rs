@@ -1,1 +1,196 @@
-//! todo
+//! However a capture ends, no probe stays and what was seen is written.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use pgleak::profile::EndReason;
+use pgleak_tests::{
+    Build, LEAKING_ROUND, Server, Session,
+    findings::{counter, survived},
+    pgleak::{Running, capture, command},
+    planted::{self, CONTEXT, Call},
+    workload::Loop,
+};
+
+use crate::common::{
+    PATIENCE, assert_no_probe_is_left, has_breakpoint, probed_instructions, recording, server,
+};
+
+fn leaking() -> (Server, Loop) {
+    let server = server(&Build::packaged(15).unwrap());
+    let leak = Loop::start(&server, LEAKING_ROUND).unwrap();
+    (server, leak)
+}
+
+#[test]
+fn an_interrupt_ends_it_early_and_everything_is_written() {
+    let (_server, leak) = leaking();
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        let running = recording(leak.backend_pid(), &["--duration", "60s"]);
+        assert!(has_breakpoint(leak.backend_pid(), probed_instructions(leak.backend_pid())[0]));
+        running.signal(signal).unwrap();
+        let finished = running.finish().unwrap().success().unwrap();
+        let capture = finished.capture().unwrap();
+        assert_eq!(capture.window.end, EndReason::Interrupted);
+        assert!(capture.window.record_ns < 50_000_000_000);
+        assert!(counter(&capture, "recorded") > 0);
+        for artifact in ["stacks.folded", "flame.svg", "flame-inverted.svg", "report.txt"] {
+            assert!(!finished.artifact(artifact).unwrap().is_empty(), "{artifact}");
+        }
+        assert_no_probe_is_left(leak.backend_pid());
+    }
+    leak.stop().unwrap();
+}
+
+#[test]
+fn a_second_interrupt_leaves_at_once() {
+    let (_server, leak) = leaking();
+    let running = Running::capture(leak.backend_pid(), &["--duration", "60s"]).unwrap();
+    running.wait_for("recording for", PATIENCE).unwrap();
+    running.signal(libc::SIGINT).unwrap();
+    // The second may come while the first is being obeyed, or when that is over already.
+    let _ = running.signal(libc::SIGINT);
+    let finished = running.finish().unwrap();
+    assert!(matches!(finished.status.code(), Some(0 | 130)), "{:?}", finished.status);
+    assert_no_probe_is_left(leak.backend_pid());
+    leak.stop().unwrap();
+}
+
+#[test]
+fn a_killed_pgleak_leaves_no_probe() {
+    let (_server, leak) = leaking();
+    let running = recording(leak.backend_pid(), &["--duration", "60s"]);
+    running.signal(libc::SIGKILL).unwrap();
+    assert!(!running.finish().unwrap().status.success());
+    assert_no_probe_is_left(leak.backend_pid());
+    // The session goes on, and so does the next capture.
+    capture(leak.backend_pid(), &["--duration", "1s", "--settle", "0"]).unwrap().success().unwrap();
+    leak.stop().unwrap();
+}
+
+#[test]
+fn the_watchdog_ends_a_pgleak_that_is_stopped() {
+    let (_server, leak) = leaking();
+    let running = recording(leak.backend_pid(), &["--duration", "60s"]);
+    running.signal(libc::SIGSTOP).unwrap();
+    let stopped = Instant::now();
+    let finished = running.finish().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&finished.status), Some(libc::SIGKILL));
+    assert!(stopped.elapsed() < Duration::from_secs(30), "{:?}", stopped.elapsed());
+    assert_no_probe_is_left(leak.backend_pid());
+    leak.stop().unwrap();
+}
+
+#[test]
+fn a_second_capture_of_a_process_is_told_who_has_it() {
+    let (_server, leak) = leaking();
+    let running = recording(leak.backend_pid(), &["--duration", "60s"]);
+    let second = capture(leak.backend_pid(), &[]).unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(second.stderr.contains(&format!("pgleak with pid {}", running.pid())), "{}", second.stderr);
+    assert!(!second.dir().unwrap().exists());
+    running.signal(libc::SIGINT).unwrap();
+    running.finish().unwrap().success().unwrap();
+    leak.stop().unwrap();
+}
+
+#[test]
+fn an_idle_process_ends_on_time_and_is_called_idle() {
+    let server = server(&Build::packaged(15).unwrap());
+    let session = Session::open(&server).unwrap();
+    let finished =
+        capture(session.backend_pid(), &["--duration", "1s", "--settle", "1s"]).unwrap().success().unwrap();
+    let capture = finished.capture().unwrap();
+    assert_eq!(counter(&capture, "recorded"), 0);
+    assert!(capture.notes.iter().any(|note| note.contains("idle")), "{:?}", capture.notes);
+}
+
+#[test]
+fn a_process_that_ends_leaves_what_was_seen() {
+    for build in [Build::packaged(15).unwrap(), Build::npm(18).unwrap()] {
+        let server = server(&build);
+        planted::install(&server).unwrap();
+        let mut session = planted::session(&server).unwrap();
+        let running = recording(session.backend_pid(), &["--duration", "60s"]);
+        Call::PALLOC.run(&mut session, &[77, 40]).unwrap();
+        drop(session);
+        let finished = running.finish().unwrap().success().unwrap();
+        let capture = finished.capture().unwrap();
+        assert_eq!(capture.window.end, EndReason::TargetExited);
+        // Named although the process and its mappings are gone.
+        assert_eq!(survived(&capture, CONTEXT, Call::PALLOC.frame).count, 77);
+        let exited: u64 = capture.profile.stacks.iter().map(|stack| stack.summary.exited.count).sum();
+        assert!(exited >= 77);
+        assert!(!finished.stdout.starts_with("LEAK"), "{}", finished.stdout);
+    }
+}
+
+#[test]
+fn a_replaced_binary_is_traced_as_the_process_runs_it() {
+    let build = Build::packaged(15).unwrap();
+    let private = tempfile::Builder::new().prefix("pgleak-upgrade-").tempdir_in("/var/tmp").unwrap();
+    let copy = copied(&build, private.path());
+    let server = server(&copy);
+    planted::install(&server).unwrap();
+    let mut session = planted::session(&server).unwrap();
+    // An upgrade: another file under the same name. The process runs the old one.
+    let binary = copy.postgres();
+    fs::remove_file(&binary).unwrap();
+    fs::copy("/bin/true", &binary).unwrap();
+    let running = recording(session.backend_pid(), &["--duration", "2s", "--settle", "0"]);
+    Call::PALLOC.run(&mut session, &[5, 40]).unwrap();
+    let capture = running.finish().unwrap().success().unwrap().capture().unwrap();
+    assert_eq!(survived(&capture, CONTEXT, Call::PALLOC.frame).count, 5);
+    // The server's own end needs its program again.
+    fs::remove_file(&binary).unwrap();
+    fs::copy(build.postgres(), &binary).unwrap();
+}
+
+/// The build with a server program of its own, so that the installed one is not touched.
+fn copied(build: &Build, to: &Path) -> Build {
+    let run = |command: &mut Command| assert!(command.status().unwrap().success(), "{command:?}");
+    // The server finds its files relative to its program, up to `share/postgresql/15` for Debian.
+    let bin = to.join("lib/postgresql/15/bin");
+    fs::create_dir_all(&bin).unwrap();
+    run(Command::new("cp").arg("-a").arg(format!("{}/.", build.bin.display())).arg(&bin));
+    let lib = build.bin.parent().unwrap().join("lib");
+    std::os::unix::fs::symlink(lib, to.join("lib/postgresql/15/lib")).unwrap();
+    fs::create_dir_all(to.join("share/postgresql")).unwrap();
+    std::os::unix::fs::symlink("/usr/share/postgresql/15", to.join("share/postgresql/15")).unwrap();
+    run(Command::new("chmod").arg("-R").arg("a+rX").arg(to));
+    Build { bin, ..build.clone() }
+}
+
+#[test]
+fn only_the_traced_process_has_breakpoints() {
+    let server = server(&Build::npm(16).unwrap());
+    let session = Session::open(&server).unwrap();
+    let other = Session::open(&server).unwrap();
+    let running = recording(session.backend_pid(), &["--duration", "60s"]);
+    let instructions = probed_instructions(session.backend_pid());
+    assert!(instructions.iter().all(|instruction| has_breakpoint(session.backend_pid(), *instruction)));
+    assert!(!instructions.iter().any(|instruction| has_breakpoint(other.backend_pid(), *instruction)));
+    assert!(!instructions.iter().any(|instruction| has_breakpoint(server.postmaster_pid(), *instruction)));
+    running.signal(libc::SIGINT).unwrap();
+    running.finish().unwrap().success().unwrap();
+}
+
+#[test]
+fn output_that_nobody_reads_ends_no_capture() {
+    let (_server, leak) = leaking();
+    let out = tempfile::tempdir().unwrap();
+    let directory = out.path().join("capture");
+    let mut command =
+        command(["capture", "--pid", &leak.backend_pid().to_string(), "--duration", "1s", "--settle", "0"])
+            .unwrap();
+    let mut child =
+        command.arg("--out").arg(&directory).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    assert!(child.wait().unwrap().success());
+    assert!(directory.join("capture.json").exists());
+    leak.stop().unwrap();
+}

@@ -1,1 +1,83 @@
-//! todo
+//! Probes count each call once, wherever in the function they sit.
+
+use pgleak::{
+    bpf::{Attached, Limits, Tracer},
+    session::prepare,
+    target::exe_link,
+};
+use pgleak_tests::{
+    Build, Session,
+    planted::{self, Call},
+};
+use tracer_ebpf::{abi::Phase, site::Site};
+
+use crate::common::server;
+
+/// Where the sites at the functions' first instructions are counted.
+const AT_ENTRY: u8 = 16;
+
+/// Some thousand calls of each of the five functions, none of them left by an error.
+fn work(session: &mut Session) {
+    for _ in 0..20 {
+        Call::PALLOC.run(session, &[50, 40]).unwrap();
+        Call::REPALLOC.run(session, &[50, 400]).unwrap();
+        Call::REPALLOC.run(session, &[10, 50_000]).unwrap();
+        Call::PFREE.run(session, &[20]).unwrap();
+        Call::CHURN.run(session, &[5, 40, 50]).unwrap();
+        Call::RESET.run(session, &[]).unwrap();
+        session.text("select string_agg(relname, ',' order by relname) from pg_class").unwrap();
+    }
+}
+
+fn on(build: &Build) {
+    let server = server(build);
+    planted::install(&server).unwrap();
+    let mut session = planted::session(&server).unwrap();
+    let pid = session.backend_pid();
+    let prepared = prepare(pid).unwrap();
+    let (rows, pages) = prepared.mappings.table_sizes();
+    let limits = Limits::within(64 << 20, rows, pages).unwrap();
+    let mut tracer = Tracer::load(limits, prepared.plan.layout.context.name).unwrap();
+    let mut attached = Attached::default();
+    for site in &prepared.plan.sites {
+        let (function, role) = (site.function.name, site.site.role);
+        attached
+            .add(&mut tracer, pid, &exe_link(pid), function, role, site.offset, site.site.pack())
+            .unwrap();
+        let entry = Site { index: site.site.index + AT_ENTRY, skew: 0, ..site.site };
+        let offset = prepared.image.file_offset(site.function.address).unwrap();
+        attached.add(&mut tracer, pid, &exe_link(pid), function, role, offset, entry.pack()).unwrap();
+    }
+    // The session is idle when counting begins and when it ends: no call is cut in two.
+    assert!(tracer.control().advance(Phase::Off, Phase::Count));
+    work(&mut session);
+    assert!(tracer.control().advance(Phase::Count, Phase::Off));
+    let hits = tracer.site_hits().unwrap();
+    attached.detach();
+    for site in &prepared.plan.sites {
+        let chosen = hits[usize::from(site.site.index)];
+        let at_entry = hits[usize::from(site.site.index + AT_ENTRY)];
+        let what = format!("{} of {} at +{}", site.function.name, build.name, site.site.skew);
+        println!("{what}: {chosen:?}");
+        assert!(chosen.entries >= 20, "{what}: {chosen:?}");
+        assert_eq!(chosen, at_entry, "{what}");
+        let returns = if site.site.role.needs_return() { chosen.entries } else { 0 };
+        assert_eq!(chosen.returns, returns, "{what}");
+    }
+}
+
+#[test]
+fn debian_15() {
+    on(&Build::packaged(15).unwrap());
+}
+
+macro_rules! on_npm_builds {
+    ($($name:ident $major:literal)*) => {$(
+        #[test]
+        fn $name() {
+            on(&Build::npm($major).unwrap());
+        }
+    )*};
+}
+
+on_npm_builds! { npm_12 12 npm_13 13 npm_14 14 npm_15 15 npm_16 16 npm_17 17 npm_18 18 }

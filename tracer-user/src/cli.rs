@@ -56,10 +56,10 @@ pub struct CaptureArgs {
     #[arg(long)]
     pub pid: u32,
     /// How long to record allocations (500ms, 13s, 2m).
-    #[arg(long, default_value = "13s", value_parser = record_duration)]
+    #[arg(long, default_value = "13s", allow_negative_numbers = true, value_parser = record_duration)]
     pub duration: Duration,
     /// How long to follow frees after that, so that what was in flight goes; 0 for not at all.
-    #[arg(long, default_value = "3s", value_parser = settle_duration)]
+    #[arg(long, default_value = "3s", allow_negative_numbers = true, value_parser = settle_duration)]
     pub settle: Duration,
     /// Where the artifacts go [default: pgleak-PID-UTCTIME].
     #[arg(long)]
