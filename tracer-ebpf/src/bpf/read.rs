@@ -56,10 +56,29 @@ pub(crate) fn two_words(address: u64) -> Option<[u64; 2]> {
 /// A string, cut at [`NAME_BYTES`].
 #[inline(always)]
 pub(crate) fn string(address: u64, into: &mut [u8; NAME_BYTES]) -> bool {
+    if read_string(address, into) {
+        return true;
+    }
+    // A constant of the server that this process has not looked at yet: its page is in the file
+    // and not in the process. Looking at both ends of where the string may be brings it in.
+    count(Counter::ReadFaulted);
+    let mut word: u64 = 0;
+    for end in [address, address.wrapping_add(NAME_BYTES as u64 - 1)] {
+        // SAFETY: one byte into a word; the programs that get here are sleepable.
+        unsafe { generated::bpf_copy_from_user((&raw mut word).cast(), 1, end as *const _) };
+    }
+    read_string(address, into)
+}
+
+#[inline(always)]
+fn read_string(address: u64, into: &mut [u8; NAME_BYTES]) -> bool {
     // SAFETY: `into` has room for NAME_BYTES; the helper checks the address.
     unsafe {
-        generated::bpf_probe_read_user_str(into.as_mut_ptr().cast(), NAME_BYTES as u32, address as *const _)
-            > 0
+        generated::bpf_probe_read_user_str(
+            into.as_mut_ptr().cast(),
+            NAME_BYTES as u32,
+            address as *const _,
+        ) > 0
     }
 }
 
