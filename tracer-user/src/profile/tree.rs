@@ -63,7 +63,35 @@ impl<'a> Tree<'a> {
             .iter()
             .map(|stack| stack.frames.iter().flat_map(of).copied().collect())
             .collect();
-        Self { functions: functions.list, paths }
+        let mut tree = Self { functions: functions.list, paths };
+        tree.learn_drivers(capture);
+        tree
+    }
+
+    /// Finds the drivers among functions without a name: what runs above a known driver nearly
+    /// whenever it runs is one itself. A stripped server has many; its `exec_simple_query` must
+    /// not head a suspect for want of a name.
+    fn learn_drivers(&mut self, capture: &Capture) {
+        let (mut all, mut above) = (vec![0u64; self.functions.len()], vec![0u64; self.functions.len()]);
+        for (path, stack) in self.paths.iter().zip(&capture.profile.stacks) {
+            let chunks = stack.summary.allocated.count.max(1);
+            let mut driven = false;
+            for step in path {
+                let function = &self.functions[step.function.0];
+                if function.nameless {
+                    all[step.function.0] = all[step.function.0].saturating_add(chunks);
+                    if driven {
+                        above[step.function.0] = above[step.function.0].saturating_add(chunks);
+                    }
+                }
+                driven |= function.role == Role::Driver;
+            }
+        }
+        for (function, (all, above)) in self.functions.iter_mut().zip(all.into_iter().zip(above)) {
+            if function.nameless && all > 0 && above as f64 >= all as f64 * DOMINANT {
+                function.role = Role::Driver;
+            }
+        }
     }
 
     pub(super) fn function(&self, id: FunctionId) -> &Function<'a> {
