@@ -39,15 +39,20 @@ pub enum MapSetError {
     },
 }
 
+/// The kernel's half of the address space, where the search has its unused slots. A process has
+/// one mapping there, `[vsyscall]`, which is no object and calls nothing.
+const KERNEL_HALF: AbsAddr = AbsAddr(1 << 63);
+
 /// Sorts the mappings for the kernel's search.
 ///
 /// # Errors
 /// If there are more than it searches, or if they overlap.
 pub fn build_mapset(objects: &[MappedObject]) -> Result<Box<MapSet>, MapSetError> {
-    if objects.len() > MAX_RANGES {
-        return Err(MapSetError::TooMany { found: objects.len() });
+    let mut sorted: Vec<&MappedObject> =
+        objects.iter().filter(|object| object.start < object.end && object.end < KERNEL_HALF).collect();
+    if sorted.len() > MAX_RANGES {
+        return Err(MapSetError::TooMany { found: sorted.len() });
     }
-    let mut sorted: Vec<&MappedObject> = objects.iter().collect();
     sorted.sort_by_key(|object| object.start);
     for pair in sorted.windows(2) {
         if pair[0].end > pair[1].start {

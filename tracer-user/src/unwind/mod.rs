@@ -9,4 +9,4 @@ mod walk;
 pub use atlas::{Atlas, AtlasError, Placement};
 pub use mapset::{MapSetError, MappedObject, build_mapset};
 pub use table::{TableError, TableStats, UnwindTable};
-pub use walk::{Walked, walk};
+pub use walk::{OpenCall, Surroundings, Walked, walk};

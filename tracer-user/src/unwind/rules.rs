@@ -1,17 +1,16 @@
 //! One `.eh_frame` row as a row of ours.
 
 use gimli::{
-    CfaRule, EhFrame, Encoding, EndianSlice, Format, LittleEndian, Operation, Register, RegisterRule,
-    UnwindExpression, UnwindTableRow,
+    CfaRule, EhFrame, Encoding, Format, Operation, Register, RegisterRule, UnwindExpression, UnwindTableRow,
 };
 use tracer_ebpf::unwind::{RbpRule, RowInfo, RowKind};
 
-pub(super) type Bytes<'a> = EndianSlice<'a, LittleEndian>;
+use crate::elf::Bytes;
 
 /// DWARF numbers of the x86_64 registers (System V ABI, figure 3.36).
 const RBP: Register = Register(6);
 const RSP: Register = Register(7);
-const RETURN_ADDRESS: Register = Register(16);
+pub(super) const RETURN_ADDRESS: Register = Register(16);
 
 const ENCODING: Encoding = Encoding { address_size: 8, format: Format::Dwarf32, version: 4 };
 
@@ -25,6 +24,10 @@ pub(super) fn row_info(row: &UnwindTableRow<usize>, section: &EhFrame<Bytes<'_>>
         return RowInfo::new(RowKind::Bottom, 0, RbpRule::Same, 0);
     }
     if !matches!(return_address, Some(RegisterRule::Offset(-8))) {
+        return RowInfo::UNSUPPORTED;
+    }
+    // Without a rule the caller's rsp is the CFA. Only code that switches stacks has one.
+    if !matches!(row.register(RSP), None | Some(RegisterRule::ValOffset(0))) {
         return RowInfo::UNSUPPORTED;
     }
     let Some((kind, cfa_offset)) = cfa(row.cfa(), section) else { return RowInfo::UNSUPPORTED };

@@ -1,34 +1,36 @@
 //! The table of one object: rows by address, and an index of them by page.
 
-use std::path::PathBuf;
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
-use gimli::{BaseAddresses, CieOrFde, EhFrame, LittleEndian, UnwindContext, UnwindSection as _};
+use gimli::UnwindContext;
 use tracer_ebpf::{
     lookup::{MAX_ROWS_A_PAGE, PAGE_BITS},
     unwind::{RbpRule, Row, RowInfo, RowKind},
 };
 
-use super::rules::{Bytes, row_info};
-use crate::elf::{Image, eh_frame_bases};
+use super::rules::{RETURN_ADDRESS, row_info};
+use crate::elf::{Fde, FdeError, FrameSection, Image, described_range};
 
 /// A gap between functions that is shorter is padding, which never runs.
 const SHORTEST_GAP: u64 = 16;
 
-/// A byte of `.eh_frame` makes at most one row (an advance of one byte), so a section that
-/// claims more is not one.
-const ROWS_A_BYTE: usize = 1;
+/// Rows reach addresses below 4 GiB, in the object's own address space.
+const END_OF_ROWS: u64 = 1 << 32;
 
 /// An object whose unwind information cannot be used at all. Damage of single functions is
 /// none: it is counted in [`TableStats`].
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
-    /// Code beyond what a row can say.
-    #[error("{path} has code at {address:#x}, beyond the 4 GiB that an unwind row can address")]
-    TooFar {
+    /// Nothing that it describes is code that a row can be for.
+    #[error(
+        "the .eh_frame of {path} describes no code of its own below 4 GiB, which is what an unwind row can address; it is damaged, or was linked to an unusual address"
+    )]
+    NoCode {
         /// Which object.
         path: PathBuf,
-        /// Where.
-        address: u64,
     },
     /// More rows in a page of code than the search reaches.
     #[error(
@@ -42,13 +44,13 @@ pub enum TableError {
         /// How many.
         rows: u32,
     },
-    /// The section is damaged.
-    #[error("the .eh_frame of {path} is damaged: {source}")]
+    /// The section is damaged from its start.
+    #[error("cannot unwind the stacks of {path}: {source}")]
     Damaged {
         /// Which object.
         path: PathBuf,
         /// How.
-        source: gimli::Error,
+        source: FdeError,
     },
 }
 
@@ -61,8 +63,13 @@ pub struct TableStats {
     pub rows: usize,
     /// Rows with a rule that the walk does not follow.
     pub unsupported_rows: usize,
-    /// Functions whose description is damaged; each is one unsupported row.
+    /// Functions whose description is damaged. Where they are is one unsupported row, or none if
+    /// even that cannot be read.
     pub broken_fdes: usize,
+    /// Functions outside of the object's executable segments, or beyond 4 GiB; they have no rows.
+    pub stray_fdes: usize,
+    /// Functions that begin inside another, which then ends there.
+    pub overlapping_fdes: usize,
     /// Bytes of code between functions without any description.
     pub gap_bytes: u64,
 }
@@ -79,9 +86,18 @@ pub struct UnwindTable {
     pub stats: TableStats,
 }
 
+/// A function and where its rows are in the list of all.
 struct Function {
     start: u64,
     end: u64,
+    is_signal_trampoline: bool,
+    rows: Range<usize>,
+}
+
+/// What the section says, in its order.
+#[derive(Default)]
+struct Described {
+    functions: Vec<Function>,
     rows: Vec<(u64, RowInfo)>,
 }
 
@@ -91,25 +107,32 @@ impl UnwindTable {
     /// # Errors
     /// If the table as a whole cannot be used.
     pub fn build(image: &Image) -> Result<Option<Self>, TableError> {
-        let Some((_, bytes)) = image.section(".eh_frame") else { return Ok(None) };
-        Self::from_section(image.path(), bytes, &eh_frame_bases(image))
+        match FrameSection::of(image) {
+            Some(section) => Self::from_section(image.path(), &section, &code_of(image)),
+            None => Ok(None),
+        }
     }
 
-    /// Builds it from the bytes of the section.
+    /// Builds it from the section; `path` is for messages, and `code` is where code can be.
     pub(super) fn from_section(
-        path: &std::path::Path,
-        bytes: &[u8],
-        bases: &BaseAddresses,
+        path: &Path,
+        section: &FrameSection<'_>,
+        code: &[Range<u64>],
     ) -> Result<Option<Self>, TableError> {
-        let mut section = EhFrame::new(bytes, LittleEndian);
-        section.set_address_size(8);
         let mut stats = TableStats::default();
-        let mut functions = read_functions(path, &section, bases, &mut stats)?;
-        if functions.is_empty() {
-            return Ok(None);
+        let mut described = read_functions(path, section, code, &mut stats)?;
+        if described.functions.is_empty() {
+            let stray = stats.stray_fdes > 0;
+            return if stray { Err(TableError::NoCode { path: path.to_owned() }) } else { Ok(None) };
         }
-        functions.sort_by_key(|function| function.start);
-        let rows = flatten(path, &functions, &mut stats)?;
+        // Stable: of two in one place the first stays, as in the linker's search table.
+        described.functions.sort_by_key(|function| function.start);
+        described.functions.dedup_by(|later, first| {
+            let same = later.start == first.start;
+            stats.overlapping_fdes += usize::from(same);
+            same
+        });
+        let rows = flatten(&described, &mut stats);
         let pages = index(path, &rows)?;
         stats.rows = rows.len();
         stats.unsupported_rows =
@@ -118,111 +141,124 @@ impl UnwindTable {
     }
 }
 
-fn read_functions(
-    path: &std::path::Path,
-    section: &EhFrame<Bytes<'_>>,
-    bases: &BaseAddresses,
-    stats: &mut TableStats,
-) -> Result<Vec<Function>, TableError> {
-    let mut context = UnwindContext::new();
-    let mut entries = section.entries(bases);
-    let mut functions = Vec::new();
-    let mut budget = section_bytes(section) * ROWS_A_BYTE;
-    loop {
-        let entry = match entries.next() {
-            Ok(Some(entry)) => entry,
-            Ok(None) => break,
-            // Without the length of an entry there is no way to the next.
-            Err(source) => return Err(TableError::Damaged { path: path.to_owned(), source }),
-        };
-        let CieOrFde::Fde(partial) = entry else { continue };
-        stats.fdes += 1;
-        let Ok(fde) = partial.parse(|section, bases, offset| section.cie_from_offset(bases, offset)) else {
-            stats.broken_fdes += 1;
-            continue;
-        };
-        let start = fde.initial_address();
-        let Some(end) = start.checked_add(fde.len()).filter(|end| *end > start) else { continue };
-        if fde.is_signal_trampoline() {
-            // The return address into it is its first byte, and walks look one byte before.
-            let info = RowInfo::new(RowKind::SignalFrame, 0, RbpRule::Same, 0);
-            let before = start.saturating_sub(1);
-            functions.push(Function { start: before, end, rows: vec![(before, info)] });
-            continue;
-        }
-        let mut rows = Vec::new();
-        let whole = fde.rows(section, bases, &mut context).is_ok_and(|mut table| {
-            loop {
-                match table.next_row() {
-                    Ok(Some(row)) if budget > 0 => {
-                        budget -= 1;
-                        rows.push((row.start_address(), row_info(row, section)));
-                    }
-                    Ok(None) => break true,
-                    _ => break false,
-                }
-            }
-        });
-        if !whole {
-            stats.broken_fdes += 1;
-            rows = vec![(start, RowInfo::UNSUPPORTED)];
-        }
-        functions.push(Function { start, end, rows });
-    }
-    Ok(functions)
+/// Where an object has code that a row can address.
+fn code_of(image: &Image) -> Vec<Range<u64>> {
+    let executable = image.segments().iter().filter(|segment| segment.executable);
+    executable
+        .map(|segment| {
+            let end = segment.address.0.saturating_add(segment.memory_bytes);
+            segment.address.0..end.min(END_OF_ROWS - 1)
+        })
+        .collect()
 }
 
-fn section_bytes(section: &EhFrame<Bytes<'_>>) -> usize {
-    use gimli::Section as _;
-    section.reader().len()
+fn read_functions(
+    path: &Path,
+    section: &FrameSection<'_>,
+    code: &[Range<u64>],
+    stats: &mut TableStats,
+) -> Result<Described, TableError> {
+    let mut context = UnwindContext::new();
+    let mut described = Described::default();
+    for fde in section.fdes() {
+        stats.fdes += 1;
+        let fde = match fde {
+            Ok(fde) => fde,
+            Err(source @ FdeError::Cut { .. }) if described.functions.is_empty() => {
+                return Err(TableError::Damaged { path: path.to_owned(), source });
+            }
+            Err(_) => {
+                stats.broken_fdes += 1;
+                continue;
+            }
+        };
+        let Some(range) = described_range(&fde) else { continue };
+        let (start, end) = (range.start.0, range.end.0);
+        if !code.iter().any(|code| code.start <= start && end <= code.end) {
+            stats.stray_fdes += 1;
+            continue;
+        }
+        let first = described.rows.len();
+        let is_signal_trampoline = fde.is_signal_trampoline();
+        if is_signal_trampoline {
+            described.rows.push((start, RowInfo::new(RowKind::SignalFrame, 0, RbpRule::Same, 0)));
+        } else if !read_rows(&fde, section, &mut context, &mut described.rows) {
+            stats.broken_fdes += 1;
+            described.rows.truncate(first);
+            described.rows.push((start, RowInfo::UNSUPPORTED));
+        }
+        let rows = first..described.rows.len();
+        described.functions.push(Function { start, end, is_signal_trampoline, rows });
+    }
+    Ok(described)
+}
+
+/// Adds the rows of a function; false if they cannot all be read.
+fn read_rows(
+    fde: &Fde<'_>,
+    section: &FrameSection<'_>,
+    context: &mut UnwindContext<usize>,
+    into: &mut Vec<(u64, RowInfo)>,
+) -> bool {
+    let usual = fde.cie().return_address_register() == RETURN_ADDRESS;
+    let Ok(mut table) = fde.rows(section.section(), section.bases(), context) else { return false };
+    // A row takes an instruction, which takes a byte: the rows of all FDEs together are fewer
+    // than the bytes of the section.
+    loop {
+        match table.next_row() {
+            Ok(Some(row)) if usual => {
+                into.push((row.start_address(), row_info(row, section.section())));
+            }
+            Ok(Some(row)) => into.push((row.start_address(), RowInfo::UNSUPPORTED)),
+            Ok(None) => return true,
+            Err(_) => return false,
+        }
+    }
 }
 
 /// All rows in one list: overlaps cut, gaps ended, equal neighbours merged.
-fn flatten(
-    path: &std::path::Path,
-    functions: &[Function],
-    stats: &mut TableStats,
-) -> Result<Vec<Row>, TableError> {
-    let mut rows = vec![Row::new(0, RowInfo::NONE)];
-    let mut last = RowInfo::NONE;
-    let mut push = |address: u64, info: RowInfo| {
-        let address32 =
-            u32::try_from(address).map_err(|_| TableError::TooFar { path: path.to_owned(), address })?;
-        if rows.last().is_some_and(|row| row.address() == address) {
-            rows.pop();
-            last = rows.last().map_or(RowInfo::NONE, |row| row.info());
-            if rows.is_empty() || last != info {
-                rows.push(Row::new(address32, info));
-            }
-            last = info;
-        } else if info != last {
-            rows.push(Row::new(address32, info));
-            last = info;
-        }
-        Ok::<(), TableError>(())
-    };
+fn flatten(described: &Described, stats: &mut TableStats) -> Vec<Row> {
+    let mut rows = Vec::with_capacity(described.rows.len() + 1);
+    rows.push(Row::new(0, RowInfo::NONE));
+    // How far the function before reaches.
     let mut reached = 0;
-    for (position, function) in functions.iter().enumerate() {
-        for (address, info) in &function.rows {
-            // Descriptions that overlap, and rows outside of their function, are damage.
-            if *address >= reached && *address >= function.start && *address < function.end {
-                push(*address, *info)?;
-                reached = *address;
-            }
+    for (position, function) in described.functions.iter().enumerate() {
+        let next = described.functions.get(position + 1).map(|next| next.start);
+        let end = next.map_or(function.end, |next| next.min(function.end));
+        stats.overlapping_fdes += usize::from(end < function.end);
+        let mut known = described.rows[function.rows.clone()].iter().peekable();
+        if function.is_signal_trampoline && function.start > reached {
+            // The return address into a trampoline is its first byte, and walks look one byte
+            // before. (glibc's description of __restore_rt begins a byte early by itself.)
+            push(&mut rows, function.start - 1, RowInfo::new(RowKind::SignalFrame, 0, RbpRule::Same, 0));
         }
-        let end = function.end;
-        let next = functions.get(position + 1).map(|next| next.start);
-        if next.is_none_or(|next| next >= end.saturating_add(SHORTEST_GAP)) {
+        // Rows outside of their function are damage.
+        while let Some((address, info)) =
+            known.next_if(|(address, _)| *address >= function.start && *address < end)
+        {
+            push(&mut rows, *address, *info);
+        }
+        if next.is_none_or(|next| next >= end + SHORTEST_GAP) {
             stats.gap_bytes += next.map_or(0, |next| next - end);
-            push(end, RowInfo::NONE)?;
-            reached = end;
+            push(&mut rows, end, RowInfo::NONE);
         }
+        reached = end;
     }
-    Ok(rows)
+    rows
+}
+
+/// Adds a row unless it says what holds anyway. Addresses only rise, and are below
+/// [`END_OF_ROWS`].
+fn push(rows: &mut Vec<Row>, address: u64, info: RowInfo) {
+    // The later of two rows in one place holds.
+    rows.pop_if(|last| last.address() == address);
+    if rows.is_empty() || rows.last().is_some_and(|last| last.info() != info) {
+        rows.push(Row::new(address as u32, info));
+    }
 }
 
 /// The index: sized by the object's highest row, which is below 4 GiB, so at most 16 MiB.
-fn index(path: &std::path::Path, rows: &[Row]) -> Result<Vec<u32>, TableError> {
+fn index(path: &Path, rows: &[Row]) -> Result<Vec<u32>, TableError> {
     let highest = rows.last().map_or(0, |row| row.address());
     let count = (highest >> PAGE_BITS) + 1;
     let mut pages = Vec::with_capacity(usize::try_from(count + 1).unwrap_or(0));
