@@ -212,3 +212,113 @@ fn by_program_header(image: &Image) -> Option<(VirtAddr, &[u8])> {
     }
     Some((VirtAddr(start), section))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{elf::function_ranges, target::LoadedModules};
+
+    /// glibc, the dynamic linker, this program and the vDSO, as this process has them.
+    fn images() -> Vec<Vec<u8>> {
+        let modules = LoadedModules::read(std::process::id()).expect("own mappings");
+        let wanted = |path: &Path| {
+            ["libc.so", "ld-linux", "vdso"].iter().any(|name| path.to_string_lossy().contains(name))
+        };
+        let found = modules.modules().iter().filter(|module| module.is_main || wanted(&module.path));
+        let mut found: Vec<_> = found.map(|module| module.image.bytes().to_vec()).collect();
+        assert_eq!(found.len(), 4);
+        found.sort_by_key(Vec::len);
+        found
+    }
+
+    fn image(bytes: &[u8]) -> Image {
+        Image::from_bytes(bytes.to_vec(), Path::new("test")).expect("an ELF file")
+    }
+
+    /// Zeroes `e_shoff`, `e_shnum` and `e_shstrndx` (elf(5)), as `strip --strip-section-headers`.
+    fn strip(bytes: &mut [u8]) {
+        bytes[0x28..0x30].fill(0);
+        bytes[0x3c..0x40].fill(0);
+    }
+
+    /// Offset in the file of `PT_GNU_EH_FRAME`'s content.
+    fn search_table(bytes: &[u8]) -> usize {
+        let image = image(bytes);
+        let (address, _) = image.section(".eh_frame_hdr").expect("a search table");
+        image.file_offset(address).expect("in the file").0 as usize
+    }
+
+    #[test]
+    fn is_found_without_section_headers() {
+        for bytes in images() {
+            let whole = image(&bytes);
+            let (address, section) = whole.section(".eh_frame").expect("section headers");
+            let mut stripped = bytes.clone();
+            strip(&mut stripped);
+            let stripped = image(&stripped);
+            assert!(stripped.section(".eh_frame").is_none(), "it was stripped");
+
+            let (found_at, found) = by_program_header(&stripped).expect("a program header");
+            assert_eq!(found_at, address);
+            // The section's last four bytes may be the entry of no length that ends it.
+            assert!(section.starts_with(found) && section.len() - found.len() <= 4);
+            let ranges = function_ranges(&whole);
+            assert!(ranges.len() >= 7);
+            assert_eq!(function_ranges(&stripped), ranges);
+        }
+    }
+
+    #[test]
+    fn is_found_without_the_search_table_too() {
+        for mut bytes in images() {
+            let ranges = function_ranges(&image(&bytes));
+            let at = search_table(&bytes);
+            // DW_EH_PE_omit for the table's encoding.
+            bytes[at + 3] = 0xff;
+            strip(&mut bytes);
+            let mut found = function_ranges(&image(&bytes));
+            // A section without an end goes on into what follows it, which is none of its own.
+            found.retain(|range| ranges.binary_search(range).is_ok());
+            assert_eq!(found, ranges);
+        }
+    }
+
+    #[test]
+    fn a_damaged_search_header_is_survived() {
+        let bytes = images().swap_remove(1);
+        let at = search_table(&bytes);
+        let (mut found, mut refused) = (0, 0);
+        for field in 0..12 {
+            for value in [0, 1, 0x7f, 0x80, 0xff] {
+                let mut damaged = bytes.clone();
+                damaged[at + field] = value;
+                strip(&mut damaged);
+                let damaged = image(&damaged);
+                match FrameSection::of(&damaged) {
+                    // Wherever it leads, reading it ends.
+                    Some(section) => found += usize::from(section.fdes().count() < bytes.len()),
+                    None => refused += 1,
+                }
+            }
+        }
+        assert!(found + refused == 60 && found > 0 && refused > 0, "{found} found, {refused} refused");
+    }
+
+    #[test]
+    fn is_not_there_without_either_header() {
+        let mut bytes = images().swap_remove(1);
+        strip(&mut bytes);
+        let headers = u64::from_le_bytes(bytes[0x20..0x28].try_into().expect("8 bytes")) as usize;
+        let count = usize::from(u16::from_le_bytes([bytes[0x38], bytes[0x39]]));
+        for header in 0..count {
+            let kind = headers + header * 56;
+            if bytes[kind..kind + 4] == object::elf::PT_GNU_EH_FRAME.to_le_bytes() {
+                bytes[kind..kind + 4].fill(0);
+            }
+        }
+        assert!(FrameSection::of(&image(&bytes)).is_none());
+        assert!(function_ranges(&image(&bytes)).is_empty());
+    }
+}

@@ -10,3 +10,12 @@ pub use atlas::{Atlas, AtlasError, Placement};
 pub use mapset::{MapSetError, MappedObject, build_mapset};
 pub use table::{TableError, TableStats, UnwindTable};
 pub use walk::{OpenCall, Surroundings, Walked, walk};
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod oracle;
+#[cfg(test)]
+mod table_tests;
+#[cfg(test)]
+mod walk_tests;
