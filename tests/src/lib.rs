@@ -1,1 +1,14 @@
-//! Shared harness of the integration tests.
+//! Shared harness of the integration tests: servers, sessions on them, work for them to do, and the
+//! `pgleak` program.
+//!
+//! Everything cleans up in `Drop`, and a test process that is killed leaves no server behind.
+
+pub mod client;
+pub mod findings;
+pub mod pgleak;
+pub mod planted;
+pub mod skip;
+pub mod workload;
+
+pub use client::Session;
+pub use xtask::postgres::{Build, BuildKind, LEAKING_ROUND, OsUser, Server, ServerOptions};

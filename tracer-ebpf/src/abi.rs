@@ -239,13 +239,15 @@ pub struct Pending {
     pub size: u64,
     /// Realloc of an unknown chunk: its usable size before the call.
     pub old_usable: u64,
+    /// The same with its overhead.
+    pub old_held: u64,
     /// [`PENDING_NESTED`], [`PENDING_OLD_KNOWN`].
     pub flags: u64,
 }
 
 /// Flag of [`Pending`]: made by a realloc for itself.
 pub const PENDING_NESTED: u64 = 1;
-/// Flag of [`Pending`]: `old_usable` was read.
+/// Flag of [`Pending`]: `old_usable` and `old_held` were read.
 pub const PENDING_OLD_KNOWN: u64 = 2;
 
 /// State of the walk in progress.
@@ -335,10 +337,10 @@ const _: () = {
     assert!(size_of::<Parts>() == 264);
     assert!(size_of::<Context>() == 16);
     assert!(size_of::<StackTotals>() == 48);
-    assert!(size_of::<Pending>() == 72);
+    assert!(size_of::<Pending>() == 80);
     assert!(size_of::<Walk>() == 112);
     assert!(size_of::<StackHeader>() == 16);
-    assert!(size_of::<Task>() == 8 * 72 + 8 + 112 + 64 + 16 + 1024 + 264);
+    assert!(size_of::<Task>() == 8 * 80 + 8 + 112 + 64 + 16 + 1024 + 264);
     assert!(FRAME_SLOTS.is_power_of_two() && FRAME_SLOTS > MAX_FRAMES);
     assert!(MAX_RANGES.is_power_of_two() && MAX_PARTS.is_power_of_two() && MAX_PENDING.is_power_of_two());
 };

@@ -29,7 +29,8 @@ pub fn opaque(value: u64) -> u64 {
     value
 }
 
-/// Index of the last range that starts at or below `address`; the caller checks its end.
+/// Index of the last range that starts at or below `address`, or 0 if none does; the caller
+/// checks both ends.
 #[inline(always)]
 pub fn find_range(set: &MapSet, address: u64) -> usize {
     const LAST: u64 = MAX_RANGES as u64 - 1;
@@ -46,22 +47,23 @@ pub fn find_range(set: &MapSet, address: u64) -> usize {
 }
 
 /// The last of `rows[lo..=hi]` that starts at or below `address`, where `hi - lo` is at most
-/// [`MAX_ROWS_A_PAGE`] and row `lo` starts at or below `address`. `row_at` reads one row, and is
-/// only asked for those between `lo` and `hi`; `None` when it has none there, which is a torn or
-/// foreign index.
+/// [`MAX_ROWS_A_PAGE`] and row `lo` starts at or below `address`. `row_at` reads one row; `None`
+/// when an index is outside of the table, which is a torn or foreign index.
 #[inline(always)]
 pub fn find_row(lo: u32, hi: u32, address: u64, row_at: impl Fn(u32) -> Option<Row>) -> Option<Row> {
     let mut base = u64::from(lo);
     let hi = u64::from(hi);
     macro_rules! step {
         ($width:literal) => {
-            // A step past the end becomes one of no width: the last page's rows may be the last
-            // of all, and there is nothing to read beyond them.
-            let past = (hi.wrapping_sub(base + $width) as i64 >> 63) as u64;
-            let width = opaque($width & !past);
-            let probe = base + width;
-            let below = address.wrapping_sub(row_at(probe as u32)?.address()) as i64;
-            base = opaque(base + (width & !((below >> 63) as u64)));
+            let probe = base + $width;
+            // All ones past the end. The last candidate is read there instead: what lies past it
+            // may be past the whole table, of which it may be the last row.
+            let left = hi.wrapping_sub(probe);
+            let past = opaque((left as i64 >> 63) as u64);
+            let row = row_at(probe.wrapping_add(left & past) as u32)?;
+            // All ones when the row starts above the address.
+            let above = (address.wrapping_sub(row.address()) as i64 >> 63) as u64;
+            base = opaque(base + ($width & !(above | past)));
         };
     }
     step!(256);
@@ -75,7 +77,6 @@ pub fn find_row(lo: u32, hi: u32, address: u64, row_at: impl Fn(u32) -> Option<R
     step!(1);
     row_at(base as u32)
 }
-
 #[cfg(test)]
 mod tests {
     extern crate std;

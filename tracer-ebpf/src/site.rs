@@ -130,7 +130,9 @@ pub enum ChunkSize {
     },
 }
 
-/// Bytes of the chunk header itself, which the chunk holds beside its usable bytes.
+/// Bytes that a chunk's header takes beside its usable ones. Together they are what the server's
+/// `GetMemoryChunkSpace` says; the header of a block is in neither, even if the chunk has one of
+/// its own.
 #[inline(always)]
 pub const fn header_bytes(header: u64) -> u64 {
     if header == ChunkHeader::Packed16 as u64 || header == ChunkHeader::Packed17 as u64 { 8 } else { 16 }

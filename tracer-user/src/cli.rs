@@ -66,7 +66,7 @@ pub struct CaptureArgs {
     pub out: Option<PathBuf>,
     /// How many times slower the process may become at work while it is recorded. A capture that
     /// would cost more is shortened in proportion, or refused.
-    #[arg(long, default_value_t = 15.0, value_parser = slowdown)]
+    #[arg(long, default_value_t = 25.0, value_parser = slowdown)]
     pub max_slowdown: f64,
     /// Capture whatever it costs.
     #[arg(long)]
@@ -173,7 +173,7 @@ fn slowdown(text: &str) -> Result<f64, String> {
     if value.is_finite() && value >= 1.0 {
         Ok(value)
     } else {
-        Err("the slowdown is a factor of at least 1 (15 allows the process to take 15 times as long)"
+        Err("the slowdown is a factor of at least 1 (25 allows the process to take 25 times as long)"
             .to_owned())
     }
 }

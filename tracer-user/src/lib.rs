@@ -17,6 +17,10 @@ pub mod bpf;
 pub mod guard;
 
 pub mod profile;
+pub mod symbolize;
+
+pub mod render;
 
 pub mod cli;
+pub mod doctor;
 pub mod session;

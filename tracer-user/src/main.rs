@@ -1,2 +1,189 @@
 //! The `pgleak` program: arguments, logging, exit codes.
-fn main() {}
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::Parser as _;
+use pgleak::{
+    cli::{CaptureArgs, Cli, Command, DoctorArgs, ListArgs, RenderArgs},
+    doctor::{Health, examine},
+    guard::{run_sacrifice, run_watchdog},
+    profile::Capture,
+    render::{Format, OutputDir, ReadError, RenderOptions, WriteError, format, read_capture},
+    session::{CaptureError, CaptureOptions, Progress, RecordOptions, capture, ready},
+    target::{find_servers, measure_growth, render_table, sort_by_growth},
+};
+use tracing_subscriber::EnvFilter;
+
+/// Something was asked for that makes no sense.
+const MISUSE: u8 = 2;
+/// It made sense and did not work.
+const FAILURE: u8 = 1;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log(cli.verbose);
+    let result = match cli.command {
+        Command::List(args) => list(&args),
+        Command::Capture(args) => run_capture(&args),
+        Command::Doctor(args) => run_doctor(&args),
+        Command::Render(args) => run_render(&args),
+        Command::Watchdog { parent } => run_watchdog(parent).map_err(Failure::from),
+        Command::Sacrifice => run_sacrifice().map_err(Failure::from),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { code, message }) => {
+            // Standard error may be gone with its terminal.
+            let _ = writeln!(io::stderr(), "pgleak: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    fn misuse(error: impl ToString) -> Self {
+        Self { code: MISUSE, message: error.to_string() }
+    }
+}
+
+impl From<WriteError> for Failure {
+    fn from(error: WriteError) -> Self {
+        Self { code: FAILURE, message: error.to_string() }
+    }
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        Self { code: FAILURE, message: error.to_string() }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self { code: FAILURE, message: error.to_string() }
+    }
+}
+
+impl From<CaptureError> for Failure {
+    fn from(error: CaptureError) -> Self {
+        Self { code: if error.is_misuse() { MISUSE } else { FAILURE }, message: error.to_string() }
+    }
+}
+
+fn log(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "pgleak=info,warn",
+        _ => "pgleak=debug,info",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+}
+
+/// Prints to standard output, which may be a pipe that was closed.
+fn print(text: &[u8]) -> Result<(), Failure> {
+    match io::stdout().write_all(text).and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+fn list(args: &ListArgs) -> Result<(), Failure> {
+    let mut servers = find_servers();
+    measure_growth(&mut servers, args.interval);
+    sort_by_growth(&mut servers);
+    if args.json {
+        let text = serde_json::to_string_pretty(&servers).map_err(io::Error::from)?;
+        return print(format!("{text}\n").as_bytes());
+    }
+    print(render_table(&servers).as_bytes())
+}
+
+fn run_doctor(args: &DoctorArgs) -> Result<(), Failure> {
+    let checks = examine(args.pid);
+    let text: String = checks.iter().map(|check| format!("{check}\n")).collect();
+    print(text.as_bytes())?;
+    let bad = checks.iter().filter(|check| check.health == Health::Bad).count();
+    if bad == 0 {
+        Ok(())
+    } else {
+        Err(Failure { code: FAILURE, message: format!("{bad} of {} checks failed", checks.len()) })
+    }
+}
+
+fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
+    let printed = format(&args.format).map_err(Failure::misuse)?;
+    let options = CaptureOptions {
+        pid: args.pid,
+        record: RecordOptions {
+            duration: args.duration,
+            settle: args.settle,
+            max_slowdown: args.max_slowdown,
+            force: args.force,
+        },
+        map_memory: args.map_memory,
+    };
+    let rendering = RenderOptions { title: args.title.clone(), ..RenderOptions::default() };
+    let out = args.out.clone().unwrap_or_else(|| default_directory(args.pid));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut progress = Progress::new();
+    let captured = runtime.block_on(async {
+        // What cannot be written is not captured. The process is looked at first, so that a
+        // wrong pid is told as one.
+        let ready = ready(&options)?;
+        let directory = OutputDir::create(&out)?;
+        let captured = capture(ready, &options, &mut progress).await?;
+        let written = directory.write_all(&captured, &rendering)?;
+        Ok::<_, Failure>((captured, written))
+    });
+    let (captured, written) = captured?;
+    print_format(printed, &captured, &rendering)?;
+    for path in written {
+        progress.say(&format!("wrote {}", path.display()));
+    }
+    Ok(())
+}
+
+fn default_directory(pid: u32) -> PathBuf {
+    PathBuf::from(format!("pgleak-{pid}-{}", jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ")))
+}
+
+fn print_format(format: &Format, capture: &Capture, options: &RenderOptions) -> Result<(), Failure> {
+    let mut text = Vec::new();
+    (format.write)(capture, options, &mut text)?;
+    print(&text)
+}
+
+fn run_render(args: &RenderArgs) -> Result<(), Failure> {
+    let colours = args.palette.as_deref().map(str::parse).transpose().map_err(Failure::misuse)?;
+    let printed = args.format.as_deref().map(format).transpose().map_err(Failure::misuse)?;
+    let capture = read_capture(&args.capture)?;
+    let options = RenderOptions {
+        inverted: args.inverted,
+        reverse: args.reverse,
+        min_bytes: args.min_bytes,
+        context: args.context.clone(),
+        title: args.title.clone(),
+        colours: colours.unwrap_or_default(),
+    };
+    if let Some(printed) = printed {
+        return print_format(printed, &capture, &options);
+    }
+    let beside = || match args.capture.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let directory = OutputDir::reuse(&args.out.clone().unwrap_or_else(beside))?;
+    let list: String =
+        directory.write_all(&capture, &options)?.iter().map(|path| format!("{}\n", path.display())).collect();
+    print(list.as_bytes())
+}

@@ -1,2 +1,48 @@
 //! Developer commands of pgleak.
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod build;
+mod demo;
+mod forward;
+mod licences;
+mod setup;
+#[path = "../../tracer-user/build/stamp.rs"]
+mod stamp;
+mod test;
+
+/// Set-up, build, test and demonstration of pgleak.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Setup(setup::Setup),
+    Build(build::Build),
+    Demo(demo::Demo),
+    Test(test::Test),
+    Licences(licences::Licences),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Setup(command) => command.run(),
+        Command::Build(command) => command.run(),
+        Command::Demo(command) => command.run(),
+        Command::Test(command) => command.run(),
+        Command::Licences(command) => command.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

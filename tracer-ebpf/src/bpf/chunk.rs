@@ -59,6 +59,7 @@ fn pending(regs: &pt_regs, cookie: u64) -> Pending {
         pointer: read::argument(regs, cookie, ArgField::Pointer),
         size: read::argument(regs, cookie, ArgField::Size),
         old_usable: 0,
+        old_held: 0,
         flags: 0,
     }
 }
@@ -175,8 +176,9 @@ pub(crate) fn realloc_enter(ctx: &ProbeContext) {
         // The call overwrites the header, so what an unknown chunk had must be read now.
         let header = Site::header_of(cookie);
         if let Some(before) = read::two_words(call.pointer.wrapping_sub(16)) {
-            if let Some(usable) = usable_bytes(header, call.pointer, before) {
+            if let Some((usable, held)) = sizes(header, call.pointer, before) {
                 call.old_usable = usable;
+                call.old_held = held;
                 call.flags |= PENDING_OLD_KNOWN;
             }
             if call.context == 0 {
@@ -241,8 +243,7 @@ pub(crate) fn realloc_exit(ctx: &RetProbeContext) {
         count(Counter::HeaderUnreadable);
         return;
     }
-    let old_held = call.old_usable + header_bytes(Site::header_of(call.cookie));
-    let growth = (call.size.saturating_sub(call.old_usable), held.saturating_sub(old_held));
+    let growth = (call.size.saturating_sub(call.old_usable), held.saturating_sub(call.old_held));
     if growth.0 | growth.1 == 0 {
         return;
     }
@@ -305,22 +306,22 @@ fn within_deadline(control: *mut Control) -> Option<u64> {
     Some(now)
 }
 
+/// A chunk's usable bytes and all that it takes, by its header.
 #[inline(always)]
-fn usable_bytes(header: u64, pointer: u64, before: [u64; 2]) -> Option<u64> {
-    match chunk_size(header, pointer, before) {
-        ChunkSize::Usable(bytes) => Some(bytes),
-        ChunkSize::Block { block_end_at } => read::word(block_end_at).map(|end| end.wrapping_sub(pointer)),
-    }
+fn sizes(header: u64, pointer: u64, before: [u64; 2]) -> Option<(u64, u64)> {
+    let usable = match chunk_size(header, pointer, before) {
+        ChunkSize::Usable(bytes) => bytes,
+        ChunkSize::Block { block_end_at } => read::word(block_end_at)?.wrapping_sub(pointer),
+    };
+    Some((usable, usable.wrapping_add(header_bytes(header))))
 }
 
 /// Bytes that a chunk takes in its context.
 #[inline(always)]
 fn held_bytes(call: &Pending, pointer: u64, requested: u64) -> u64 {
     let header = Site::header_of(call.cookie);
-    let usable =
-        read::two_words(pointer.wrapping_sub(16)).and_then(|before| usable_bytes(header, pointer, before));
-    match usable {
-        Some(usable) => usable.wrapping_add(header_bytes(header)),
+    match read::two_words(pointer.wrapping_sub(16)).and_then(|before| sizes(header, pointer, before)) {
+        Some((_, held)) => held,
         None => {
             count(Counter::HeaderUnreadable);
             requested
@@ -364,18 +365,23 @@ fn remove(key: ChunkKey) {
 /// Stores a resized chunk, at its new address if it has moved.
 #[inline(always)]
 fn settle_in(old: ChunkKey, new: ChunkKey, live: &Live) {
-    if old != new {
-        if live.has_parts != 0
-            && let Some(parts) = PARTS.get_ptr(&old)
-        {
-            // SAFETY: a map value; the helper copies it before the old one is removed.
-            if PARTS.insert(&new, unsafe { &*parts }, 0).is_err() {
-                count(Counter::PartsMapFull);
-            }
-            let _ = PARTS.remove(&old);
+    if old == new {
+        if let Some(record) = LIVE.get_ptr_mut(old) {
+            // SAFETY: a map value; only the thread that holds the chunk resizes it.
+            unsafe { *record = *live };
         }
-        remove(old);
+        return;
     }
+    if live.has_parts != 0
+        && let Some(parts) = PARTS.get_ptr(old)
+    {
+        // SAFETY: a map value; the helper copies it before the old one is removed.
+        if PARTS.insert(new, unsafe { &*parts }, 0).is_err() {
+            count(Counter::PartsMapFull);
+        }
+        let _ = PARTS.remove(old);
+    }
+    remove(old);
     put(new, live);
 }
 

@@ -195,6 +195,11 @@ fn uncover_return_address(task: &mut Task) {
 #[inline(always)]
 fn row_at(walk: &Walk, pc: u64) -> RowInfo {
     let offset = pc.wrapping_sub(walk.bias);
+    // An address past an object's last page, or in a mapping without a table, would share its
+    // tag with code of another object.
+    if offset >> PAGE_BITS >= u64::from(walk.page_count) {
+        return RowInfo::NONE;
+    }
     // Unique over all objects: each has its own pages (user space sees to it).
     let tag = (offset as u32).wrapping_add(walk.first_page << PAGE_BITS);
     let slot = (tag.wrapping_mul(0x9e37_79b1)) >> (32 - ROW_CACHE_SLOTS.trailing_zeros());
@@ -214,9 +219,6 @@ fn row_at(walk: &Walk, pc: u64) -> RowInfo {
 #[inline(always)]
 fn find(walk: &Walk, offset: u64) -> Option<Row> {
     let page = (offset >> PAGE_BITS) as u32;
-    if offset >> PAGE_BITS >= u64::from(walk.page_count) {
-        return None;
-    }
     let lo = *PAGES.get(walk.first_page + page)?;
     let hi = *PAGES.get(walk.first_page + page + 1)?;
     find_row(lo, hi, offset, |index| ROWS.get(index).map(|row| Row(*row)))

@@ -1,9 +1,7 @@
 //! ELF files as the stages need them: bytes, segments, sections, function ranges.
 
-mod eh_frame;
 mod functions;
 mod image;
 
-pub use eh_frame::{Bytes, Fde, FdeError, Fdes, FrameSection, described_range};
-pub use functions::{FunctionRange, function_ranges, range_at};
+pub use functions::{FunctionRange, eh_frame_bases, function_ranges, range_at};
 pub use image::{ElfError, Image, Segment};

@@ -29,10 +29,11 @@ pub fn expected_slowdown(rates: &EventRates, costs: &ProbeCosts) -> Option<f64> 
         return None;
     }
     let traps = trap_ns(rates, costs);
-    // Never less than a twentieth: the accounting is coarse, and a divisor near zero would say
-    // that any process is too slow.
+    // The difference of two large numbers: what a trap costs inside the server is known to some
+    // percent only, and a divisor near zero would call any busy process too slow. At its busiest,
+    // PostgreSQL was seen to do a fifth of its work beside the traps; half of that is the least.
     let cpu = rates.cpu_ns as f64;
-    let work = (cpu - traps).max(cpu / 20.0).max(1.0);
+    let work = (cpu - traps).max(cpu / 10.0).max(1.0);
     Some(1.0 + (traps + rates.allocations as f64 * costs.record_ns) / work)
 }
 

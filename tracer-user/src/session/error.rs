@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 use crate::{
     bpf::{AttachError, LoadError, MapError},
     elf::ElfError,
-    guard::{LockError, MemoryError, SeccompError},
+    guard::{CalibrateError, LockError, MemoryError, SeccompError},
     probe::ProbeError,
     target::ProcessError,
     unwind::{AtlasError, MapSetError, TableError},
@@ -81,6 +81,9 @@ pub enum CaptureError {
     /// A probe cannot be set.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// Probes cannot be tried on pgleak itself.
+    #[error("cannot measure what a probe costs here: {0}")]
+    Calibrate(#[from] CalibrateError),
     /// Return probes would kill the process.
     #[error(transparent)]
     Seccomp(#[from] SeccompError),

@@ -1,6 +1,7 @@
 //! One capture from beginning to end: the only place that sees every stage.
 
 mod assemble;
+mod capture;
 mod error;
 mod mappings;
 mod prepare;
@@ -9,6 +10,7 @@ mod record;
 mod signals;
 
 pub use assemble::{Drained, RawFrame, assemble, slices};
+pub use capture::{CaptureOptions, Ready, capture, ready};
 pub use error::CaptureError;
 pub use mappings::Mappings;
 pub use prepare::{Prepared, prepare};

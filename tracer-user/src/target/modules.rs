@@ -14,7 +14,7 @@ use super::{
     process::{ProcessError, exe_link},
 };
 use crate::{
-    addr::{AbsAddr, Bias, FileOffset},
+    addr::{AbsAddr, Bias},
     elf::{ElfError, FunctionRange, Image, function_ranges},
 };
 
@@ -353,6 +353,27 @@ mod tests {
         drop(map);
         modules.refresh()?;
         assert_eq!(modules.index_at(address), Some(index), "stacks from before still need it");
+        Ok(())
+    }
+
+    #[test]
+    fn a_program_that_was_replaced_is_still_opened() -> Result<(), Box<dyn std::error::Error>> {
+        use std::process::{Command, Stdio};
+        let directory = tempfile::tempdir()?;
+        let program = directory.path().join("cat");
+        fs::copy("/bin/cat", &program)?;
+        // It waits for input until the pipe is closed. Spawning returns after the exec.
+        let mut child = Command::new(&program).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        fs::remove_file(&program)?;
+        fs::write(&program, "something else")?;
+        let modules = LoadedModules::read(child.id());
+        drop(child.stdin.take());
+        child.wait()?;
+        let modules = modules?;
+        let main = modules.main().ok_or("no program")?;
+        assert_eq!(main.path, program);
+        assert!(!main.functions().is_empty() && !main.ranges.is_empty());
+        assert!(modules.notes().is_empty(), "{:?}", modules.notes());
         Ok(())
     }
 }

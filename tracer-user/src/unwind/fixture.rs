@@ -1,122 +1,82 @@
-//! Test support: `.eh_frame` sections made by hand, and this process as an object of study.
+//! Hand-written `.eh_frame` sections and row tables for the tests of this module.
 
 use std::path::Path;
 
 use gimli::BaseAddresses;
-use tracer_ebpf::{abi::MapSet, unwind::StackReader};
+use tracer_ebpf::unwind::{RbpRule, Row, RowInfo, RowKind};
 
-use super::{Atlas, MappedObject, Surroundings, TableError, UnwindTable, build_mapset};
-use crate::{
-    addr::{AbsAddr, Bias},
-    elf::FrameSection,
-    target::{LoadedModules, ProcessMemory, ReadMemory as _},
-};
+use super::{TableError, UnwindTable, entries::Entries, section::FrameSection};
 
-/// What every function of a C compiler begins with: CFA = rsp + 8, return address at CFA − 8.
-pub(super) const ENTRY: &[u8] = &[0x0c, 7, 8, 0x90, 1];
+/// Where the code of a hand-written section may be.
+pub(super) const CODE: std::ops::Range<u64> = 0x1000..0x10_0000;
 
-/// An `.eh_frame` that grows. Addresses are absolute, so it needs no bases.
-#[derive(Clone, Default)]
-pub(super) struct Section(pub(super) Vec<u8>);
+/// What every x86_64 CIE begins with: CFA = rsp + 8, return address at CFA - 8.
+pub(super) const AT_CALL: [u8; 5] = [0x0c, 7, 8, 0x90, 1];
 
-impl Section {
-    /// Adds a CIE with the given flags besides `zR`, and gives its offset.
-    pub(super) fn cie(&mut self, flags: &str, instructions: &[u8]) -> usize {
-        let at = self.0.len();
-        let mut body = vec![0, 0, 0, 0, 1, b'z', b'R'];
-        body.extend(flags.as_bytes());
-        // Code alignment 1, data alignment −8, return address in 16, one byte of augmentation:
-        // pointers as they are.
-        body.extend([0, 1, 0x78, 16, 1, 0]);
-        body.extend(instructions);
-        self.entry(&body);
+/// CFA = `*(rsp + 160)`, rip at rsp + 168, rbp at rsp + 120: glibc's rule for a signal frame.
+pub(super) const SIGNAL_FRAME: [u8; 18] = [
+    0x0f, 4, 0x77, 0xa0, 0x01, 0x06, // CFA
+    0x10, 16, 3, 0x77, 0xa8, 0x01, // return address
+    0x10, 6, 3, 0x77, 0xf8, 0x00, // rbp
+];
+
+/// An `.eh_frame` in the making, at address 0.
+#[derive(Default)]
+pub(super) struct Frame {
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Frame {
+    /// Adds a record of any content, and gives its offset.
+    pub(super) fn record(&mut self, content: &[u8]) -> usize {
+        let at = self.bytes.len();
+        self.bytes.extend((content.len() as u32).to_le_bytes());
+        self.bytes.extend(content);
         at
     }
 
-    /// Adds an FDE.
-    pub(super) fn fde(&mut self, cie: usize, start: u64, length: u64, instructions: &[u8]) {
-        let back = (self.0.len() + 4).wrapping_sub(cie) as u32;
-        let mut body = back.to_le_bytes().to_vec();
-        body.extend(start.to_le_bytes());
-        body.extend(length.to_le_bytes());
-        body.push(0);
-        body.extend(instructions);
-        self.entry(&body);
+    /// Adds a CIE of version 1 with absolute addresses.
+    pub(super) fn cie(&mut self, augmentation: &str, instructions: &[u8]) -> usize {
+        let mut content = vec![0, 0, 0, 0, 1];
+        content.extend(augmentation.as_bytes());
+        // Code alignment 1, data alignment -8, return address in column 16.
+        content.extend([0, 1, 0x78, 16]);
+        content.extend(instructions);
+        self.record(&content)
     }
 
-    /// Adds an entry, padded to 4 bytes.
-    pub(super) fn entry(&mut self, body: &[u8]) {
-        let length = body.len().next_multiple_of(4);
-        self.0.extend((length as u32).to_le_bytes());
-        self.0.extend(body);
-        self.0.resize(self.0.len() + length - body.len(), 0);
+    /// Adds an FDE of the CIE at `cie`.
+    pub(super) fn fde(&mut self, cie: usize, start: u64, len: u64, instructions: &[u8]) -> usize {
+        let back = (self.bytes.len() + 4).wrapping_sub(cie) as u32;
+        let mut content = back.to_le_bytes().to_vec();
+        content.extend(start.to_le_bytes());
+        content.extend(len.to_le_bytes());
+        content.extend(instructions);
+        self.record(&content)
     }
 
-    /// The table of an object with code below 16 MiB.
+    /// The table of it.
     pub(super) fn table(&self) -> Result<Option<UnwindTable>, TableError> {
-        table_of(&self.0, BaseAddresses::default())
+        self.table_over(CODE)
+    }
+
+    /// The table of it, if its code is `code`.
+    pub(super) fn table_over(&self, code: std::ops::Range<u64>) -> Result<Option<UnwindTable>, TableError> {
+        let bases = BaseAddresses::default().set_eh_frame(0);
+        let section = FrameSection { bytes: &self.bytes, bases, ends_at_zero: false };
+        let path = Path::new("literal");
+        UnwindTable::assemble(Entries::read(&section, std::slice::from_ref(&code), path)?, path)
     }
 }
 
-/// The table of an object with code below 16 MiB and that section.
-pub(super) fn table_of(bytes: &[u8], bases: BaseAddresses) -> Result<Option<UnwindTable>, TableError> {
-    UnwindTable::from_section(Path::new("fixture"), &FrameSection::new(bytes, bases), &[0..16 << 20])
+/// A row without a saved rbp.
+pub(super) fn row(address: u32, kind: RowKind, cfa_offset: i64) -> Row {
+    Row::new(address, RowInfo::new(kind, cfa_offset, RbpRule::Same, 0))
 }
 
-/// A table, mapped at `bias` as far as it goes, and one MiB more.
-pub(super) fn mapped_at(bias: u64, table: &UnwindTable) -> (Atlas, Box<MapSet>) {
-    let mut atlas = Atlas::new();
-    let placement = Some(atlas.add(table).expect("room"));
-    let end = bias + table.rows.last().expect("rows").address() + (1 << 20);
-    let object = MappedObject { start: AbsAddr(bias), end: AbsAddr(end), bias: Bias(bias), placement };
-    (atlas, build_mapset(&[object]).expect("one range"))
-}
-
-/// The objects of this process.
-pub(super) struct OwnProcess {
-    pub(super) modules: LoadedModules,
-    atlas: Atlas,
-    mapset: Box<MapSet>,
-}
-
-impl OwnProcess {
-    pub(super) fn read() -> Self {
-        let modules = LoadedModules::read(std::process::id()).expect("own mappings");
-        let mut atlas = Atlas::new();
-        let mut objects = Vec::new();
-        for module in modules.modules() {
-            let table = UnwindTable::build(&module.image).expect("a sound table");
-            let placement = table.map(|table| atlas.add(&table).expect("room"));
-            objects.extend(module.ranges.iter().map(|(start, end)| MappedObject {
-                start: *start,
-                end: *end,
-                bias: module.bias,
-                placement,
-            }));
-        }
-        let mapset = build_mapset(&objects).expect("few ranges");
-        Self { modules, atlas, mapset }
-    }
-
-    pub(super) fn surroundings(&self) -> Surroundings<'_> {
-        Surroundings { atlas: &self.atlas, mapset: &self.mapset, trampoline: (0, 0), open_calls: &[] }
-    }
-}
-
-/// The memory of this process; reading what is not there is an error and no fault.
-pub(super) struct OwnMemory;
-
-impl StackReader for OwnMemory {
-    fn read_words(&mut self, address: u64, into: &mut [u64; 8]) -> bool {
-        let mut bytes = [0; 64];
-        let read = ProcessMemory::new(std::process::id()).read(AbsAddr(address), &mut bytes);
-        for (word, bytes) in into.iter_mut().zip(bytes.chunks_exact(8)) {
-            *word = u64::from_le_bytes(bytes.try_into().expect("8 bytes"));
-        }
-        read.is_ok()
-    }
-
-    fn read_word(&mut self, address: u64) -> Option<u64> {
-        ProcessMemory::new(std::process::id()).word(AbsAddr(address)).ok()
-    }
+/// A table of these rows, after the one at 0.
+pub(super) fn table_of(rows: &[Row]) -> Result<UnwindTable, TableError> {
+    let mut all = vec![Row::new(0, RowInfo::NONE)];
+    all.extend_from_slice(rows);
+    UnwindTable::of_rows(all, Default::default(), Path::new("literal"))
 }

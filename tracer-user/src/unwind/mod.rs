@@ -1,21 +1,31 @@
-//! Unwind tables: from `.eh_frame` to what the walk in the kernel searches.
+//! From ELF images to the unwind tables that the walk in the kernel searches, and the same walk
+//! in user space.
+
+mod error;
+mod section;
+
+mod rules;
+
+mod entries;
+
+mod table;
 
 mod atlas;
 mod mapset;
-mod rules;
-mod table;
 mod walk;
 
-pub use atlas::{Atlas, AtlasError, Placement};
-pub use mapset::{MapSetError, MappedObject, build_mapset};
-pub use table::{TableError, TableStats, UnwindTable};
-pub use walk::{OpenCall, Surroundings, Walked, walk};
+pub mod check;
 
+#[cfg(test)]
+mod damage;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
-mod oracle;
-#[cfg(test)]
-mod table_tests;
-#[cfg(test)]
-mod walk_tests;
+mod tests;
+
+pub use atlas::{Appended, Atlas, AtlasError, Mark, Placement};
+pub use error::TableError;
+pub use mapset::{MapSetError, MappedObject, build_mapset};
+pub use rules::row_info;
+pub use table::{TableStats, UnwindTable};
+pub use walk::{StackMemory, Walked, walk, walk_above};

@@ -1,288 +1,250 @@
-//! The table of one object: rows by address, and an index of them by page.
+//! The unwind table of one object: rows sorted by address, and the index of its pages.
 
-use std::{
-    ops::Range,
-    path::{Path, PathBuf},
-};
+use std::{ops::Range, path::Path};
 
-use gimli::UnwindContext;
 use tracer_ebpf::{
     lookup::{MAX_ROWS_A_PAGE, PAGE_BITS},
-    unwind::{RbpRule, Row, RowInfo, RowKind},
+    unwind::{Row, RowInfo, RowKind},
 };
 
-use super::rules::{RETURN_ADDRESS, row_info};
-use crate::elf::{Fde, FdeError, FrameSection, Image, described_range};
+use super::{
+    TableError,
+    entries::{Entries, Span, push_row},
+    section::FrameSection,
+};
+use crate::{addr::VirtAddr, elf::Image};
 
-/// A gap between functions that is shorter is padding, which never runs.
-const SHORTEST_GAP: u64 = 16;
+/// Code between two functions that is longer than this gets a row of its own, which says that
+/// there is no unwind information; shorter ones are padding that is never executed, and half of
+/// all functions are followed by some.
+const PADDING_BYTES: u64 = 16;
 
-/// Rows reach addresses below 4 GiB, in the object's own address space.
-const END_OF_ROWS: u64 = 1 << 32;
-
-/// An object whose unwind information cannot be used at all. Damage of single functions is
-/// none: it is counted in [`TableStats`].
-#[derive(Debug, thiserror::Error)]
-pub enum TableError {
-    /// Nothing that it describes is code that a row can be for.
-    #[error(
-        "the .eh_frame of {path} describes no code of its own below 4 GiB, which is what an unwind row can address; it is damaged, or was linked to an unusual address"
-    )]
-    NoCode {
-        /// Which object.
-        path: PathBuf,
-    },
-    /// More rows in a page of code than the search reaches.
-    #[error(
-        "{path} has {rows} unwind rows in the kilobyte of code at {address:#x}, and the walk can search {MAX_ROWS_A_PAGE}"
-    )]
-    TooDense {
-        /// Which object.
-        path: PathBuf,
-        /// Where.
-        address: u64,
-        /// How many.
-        rows: u32,
-    },
-    /// The section is damaged from its start.
-    #[error("cannot unwind the stacks of {path}: {source}")]
-    Damaged {
-        /// Which object.
-        path: PathBuf,
-        /// How.
-        source: FdeError,
-    },
-}
-
-/// What a table was made from.
+/// What an object's unwind information looks like. Shown to the user, so that a stack that ends
+/// early can be traced to its cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TableStats {
-    /// Function descriptions read.
-    pub fdes: usize,
-    /// Rows kept.
-    pub rows: usize,
-    /// Rows with a rule that the walk does not follow.
-    pub unsupported_rows: usize,
-    /// Functions whose description is damaged. Where they are is one unsupported row, or none if
-    /// even that cannot be read.
-    pub broken_fdes: usize,
-    /// Functions outside of the object's executable segments, or beyond 4 GiB; they have no rows.
-    pub stray_fdes: usize,
-    /// Functions that begin inside another, which then ends there.
-    pub overlapping_fdes: usize,
-    /// Bytes of code between functions without any description.
+    /// FDEs in the section.
+    pub fdes: u32,
+    /// Rows in the table.
+    pub rows: u32,
+    /// Rows that the walk cannot follow.
+    pub unsupported_rows: u32,
+    /// FDEs that could not be read, lie outside of the code or inside of another one.
+    pub broken_fdes: u32,
+    /// Code between FDEs that has no unwind information.
     pub gap_bytes: u64,
+    /// Bytes at the end of `.eh_frame` that could not be read.
+    pub unread_bytes: u64,
 }
 
 /// The unwind rows of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnwindTable {
-    /// By address; the first is at 0.
+    /// Sorted by address, no two at one address, the first at 0. The last one ends the code.
     pub rows: Vec<Row>,
-    /// For each page of 2^[`PAGE_BITS`] bytes the index of the last row that starts at or before
-    /// its first byte, and one entry for the end.
+    /// For each page of 2^[`PAGE_BITS`] bytes from address 0, the index of the last row that
+    /// starts at or below the page's first byte; one more entry than pages.
     pub pages: Vec<u32>,
-    /// What it was made from.
+    /// What was met.
     pub stats: TableStats,
 }
 
-/// A function and where its rows are in the list of all.
-struct Function {
-    start: u64,
-    end: u64,
-    is_signal_trampoline: bool,
-    rows: Range<usize>,
-}
-
-/// What the section says, in its order.
-#[derive(Default)]
-struct Described {
-    functions: Vec<Function>,
-    rows: Vec<(u64, RowInfo)>,
-}
-
 impl UnwindTable {
-    /// Builds the table of an object; `None` if it describes no function.
+    /// The table of an image; `None` if it has no FDE, such as a library of data only.
+    ///
+    /// Its size is bounded by that of `.eh_frame`, and the index by 16 MiB, the pages of 4 GiB.
     ///
     /// # Errors
-    /// If the table as a whole cannot be used.
+    /// If `.eh_frame` cannot be found though there should be one, or its rows cannot be indexed.
+    /// Damage inside of it costs the rows of the damaged entries and is counted.
     pub fn build(image: &Image) -> Result<Option<Self>, TableError> {
-        match FrameSection::of(image) {
-            Some(section) => Self::from_section(image.path(), &section, &code_of(image)),
-            None => Ok(None),
-        }
+        let Some(section) = FrameSection::of(image)? else { return Ok(None) };
+        let entries = Entries::read(&section, &code_ranges(image), image.path())?;
+        Self::assemble(entries, image.path())
     }
 
-    /// Builds it from the section; `path` is for messages, and `code` is where code can be.
-    pub(super) fn from_section(
-        path: &Path,
-        section: &FrameSection<'_>,
-        code: &[Range<u64>],
-    ) -> Result<Option<Self>, TableError> {
-        let mut stats = TableStats::default();
-        let mut described = read_functions(path, section, code, &mut stats)?;
-        if described.functions.is_empty() {
-            let stray = stats.stray_fdes > 0;
-            return if stray { Err(TableError::NoCode { path: path.to_owned() }) } else { Ok(None) };
+    pub(super) fn assemble(mut entries: Entries, path: &Path) -> Result<Option<Self>, TableError> {
+        let mut stats = TableStats {
+            fdes: entries.fdes,
+            broken_fdes: entries.broken_fdes,
+            unread_bytes: entries.unread_bytes,
+            ..TableStats::default()
+        };
+        if entries.spans.is_empty() && entries.broken_fdes == 0 && entries.unread_bytes == 0 {
+            return Ok(None);
         }
-        // Stable: of two in one place the first stays, as in the linker's search table.
-        described.functions.sort_by_key(|function| function.start);
-        described.functions.dedup_by(|later, first| {
-            let same = later.start == first.start;
-            stats.overlapping_fdes += usize::from(same);
-            same
-        });
-        let rows = flatten(&described, &mut stats);
-        let pages = index(path, &rows)?;
-        stats.rows = rows.len();
-        stats.unsupported_rows =
-            rows.iter().filter(|row| row.info().kind() == RowKind::Unsupported as u32).count();
-        Ok(Some(Self { rows, pages, stats }))
+        entries.spans.sort_by_key(|span| (span.start, span.end));
+        let mut rows = Vec::with_capacity(entries.rows.len() + entries.spans.len() / 8 + 2);
+        rows.push(Row::new(0, RowInfo::NONE));
+        let mut covered = 0;
+        for span in &entries.spans {
+            covered = add_span(&mut rows, span, &entries.rows[span.rows.clone()], covered, &mut stats);
+        }
+        if covered > 0 {
+            push_row(&mut rows, 0, Row::new(covered as u32, RowInfo::NONE));
+        }
+        let unsupported = |row: &&Row| row.info().kind() == RowKind::Unsupported as u32;
+        stats.rows = rows.len() as u32;
+        stats.unsupported_rows = rows.iter().filter(unsupported).count() as u32;
+        Self::of_rows(rows, stats, path).map(Some)
+    }
+
+    /// Adds the index to rows that are as [`Self::rows`] says.
+    pub(super) fn of_rows(rows: Vec<Row>, stats: TableStats, path: &Path) -> Result<Self, TableError> {
+        let pages = index(&rows, path)?;
+        Ok(Self { rows, pages, stats })
     }
 }
 
-/// Where an object has code that a row can address.
-fn code_of(image: &Image) -> Vec<Range<u64>> {
-    let executable = image.segments().iter().filter(|segment| segment.executable);
-    executable
-        .map(|segment| {
-            let end = segment.address.0.saturating_add(segment.memory_bytes);
-            segment.address.0..end.min(END_OF_ROWS - 1)
+/// Adds one FDE after those that cover everything below `covered`, and gives what is covered
+/// then.
+fn add_span(rows: &mut Vec<Row>, span: &Span, own: &[Row], covered: u64, stats: &mut TableStats) -> u64 {
+    let mut start = span.start;
+    if span.is_trampoline && start >= covered {
+        // The kernel makes the handler return to the trampoline's first byte, and the walk looks
+        // up one byte before a return address. glibc's FDE begins there itself.
+        start = start.saturating_sub(1);
+        while rows.last().is_some_and(|row| row.address() >= start && row.address() > 0) {
+            rows.pop();
+        }
+    } else if start < covered {
+        // Only a damaged section has FDEs that overlap: the first one holds.
+        stats.broken_fdes += 1;
+        start = covered;
+    }
+    if span.end <= start {
+        return covered;
+    }
+    // At the very beginning, the first row says already that there is nothing.
+    if covered > 0 && start >= covered + PADDING_BYTES {
+        push_row(rows, 0, Row::new(covered as u32, RowInfo::NONE));
+        stats.gap_bytes += start - covered;
+    }
+    let held = own.partition_point(|row| row.address() <= start).saturating_sub(1);
+    // The addresses of an FDE fit into a row, or there would be no span.
+    push_row(rows, 0, Row::new(start as u32, own[held].info()));
+    for row in &own[held + 1..] {
+        push_row(rows, 0, *row);
+    }
+    span.end.max(covered)
+}
+
+/// The index of `rows`, which are sorted and begin at address 0.
+fn index(rows: &[Row], path: &Path) -> Result<Vec<u32>, TableError> {
+    let last = rows.last().map_or(0, |row| row.address() >> PAGE_BITS);
+    let mut pages = Vec::with_capacity(last as usize + 2);
+    let mut at = 0;
+    for page in 0..=last + 1 {
+        let start = page << PAGE_BITS;
+        at += rows[at..].partition_point(|row| row.address() <= start).saturating_sub(1);
+        pages.push(at as u32);
+    }
+    let dense = pages.windows(2).position(|pair| pair[1] - pair[0] > MAX_ROWS_A_PAGE);
+    match dense {
+        None => Ok(pages),
+        Some(page) => Err(TableError::DensePage {
+            path: path.to_owned(),
+            page: VirtAddr((page as u64) << PAGE_BITS),
+            rows: pages[page + 1] - pages[page],
+        }),
+    }
+}
+
+/// The executable bytes that the file really has: an FDE for anything else is not to be trusted,
+/// and would make the index as long as it likes.
+fn code_ranges(image: &Image) -> Vec<Range<u64>> {
+    let file_bytes = image.bytes().len() as u64;
+    image
+        .segments()
+        .iter()
+        .filter(|segment| segment.executable)
+        .filter_map(|segment| {
+            let there = segment.file_bytes.min(file_bytes.checked_sub(segment.offset.0)?);
+            let end = segment.address.0.checked_add(there)?;
+            (there > 0).then_some(segment.address.0..end)
         })
         .collect()
 }
 
-fn read_functions(
-    path: &Path,
-    section: &FrameSection<'_>,
-    code: &[Range<u64>],
-    stats: &mut TableStats,
-) -> Result<Described, TableError> {
-    let mut context = UnwindContext::new();
-    let mut described = Described::default();
-    for fde in section.fdes() {
-        stats.fdes += 1;
-        let fde = match fde {
-            Ok(fde) => fde,
-            Err(source @ FdeError::Cut { .. }) if described.functions.is_empty() => {
-                return Err(TableError::Damaged { path: path.to_owned(), source });
-            }
-            Err(_) => {
-                stats.broken_fdes += 1;
-                continue;
-            }
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+    use tracer_ebpf::unwind::{Row, RowInfo, RowKind};
+
+    use super::super::fixture::{AT_CALL, Frame, SIGNAL_FRAME, row, table_of};
+    use super::{TableStats, UnwindTable};
+    use crate::{addr::VirtAddr, unwind::TableError};
+
+    fn table(functions: &[(u64, u64, u8)]) -> UnwindTable {
+        let mut frame = Frame::default();
+        let cie = frame.cie("", &AT_CALL);
+        for (start, end, offset) in functions {
+            frame.fde(cie, *start, end - start, &[0x0e, *offset]);
+        }
+        frame.table().unwrap().unwrap()
+    }
+
+    fn end(address: u32) -> Row {
+        Row::new(address, RowInfo::NONE)
+    }
+
+    fn rsp(address: u32, offset: i64) -> Row {
+        row(address, RowKind::RspOffset, offset)
+    }
+
+    #[test]
+    fn gaps_of_16_bytes_end_a_function_and_padding_does_not() {
+        let found = table(&[(0x1020, 0x1031, 32), (0x1000, 0x1011, 16), (0x1041, 0x1050, 8)]);
+        let rows = [end(0), rsp(0x1000, 16), rsp(0x1020, 32), end(0x1031), rsp(0x1041, 8), end(0x1050)];
+        assert_eq!(found.rows, rows);
+        assert_eq!(found.stats, TableStats { fdes: 3, rows: 6, gap_bytes: 16, ..TableStats::default() });
+    }
+
+    #[test]
+    fn functions_that_begin_with_the_rule_of_the_one_before_share_a_row() {
+        let found = table(&[(0x1000, 0x1010, 8), (0x1010, 0x1020, 8), (0x1020, 0x1030, 16)]);
+        assert_eq!(found.rows, [end(0), rsp(0x1000, 8), rsp(0x1020, 16), end(0x1030)]);
+    }
+
+    #[test]
+    fn of_fdes_that_overlap_the_first_holds() {
+        let found = table(&[(0x1000, 0x1100, 16), (0x1050, 0x1060, 32), (0x10f0, 0x1200, 48)]);
+        assert_eq!(found.rows, [end(0), rsp(0x1000, 16), rsp(0x1100, 48), end(0x1200)]);
+        assert_eq!(found.stats.broken_fdes, 2);
+    }
+
+    #[test]
+    fn a_signal_trampoline_begins_one_byte_early() {
+        let mut frame = Frame::default();
+        let cie = frame.cie("", &AT_CALL);
+        let signal = frame.cie("S", &AT_CALL);
+        frame.fde(signal, 0x1010, 9, &SIGNAL_FRAME);
+        // The function before it has a row of its own for its last byte.
+        frame.fde(cie, 0x1000, 0x10, &[0x0e, 16, 0x4f, 0x0e, 8]);
+        let found = frame.table().unwrap().unwrap();
+        let trampoline = row(0x100f, RowKind::SignalFrame, 0);
+        assert_eq!(found.rows, [end(0), rsp(0x1000, 16), trampoline, end(0x1019)]);
+        assert_eq!(found.stats.broken_fdes, 0);
+    }
+
+    #[test]
+    fn the_index_names_the_last_row_at_or_below_each_page() {
+        let rows = [rsp(0x400, 8), rsp(0x7ff, 16), rsp(0x1000, 24), end(0x1001)];
+        let found = table_of(&rows).unwrap();
+        // Pages at 0, 0x400, 0x800, 0xc00, 0x1000, and the end of the last one.
+        assert_eq!(found.pages, [0, 1, 2, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_page_may_have_511_rows_and_no_more() {
+        let rows =
+            |count: u32| (0..count).map(|at| rsp(0x400 + at, 8 + at as i64 % 2 * 8)).collect::<Vec<_>>();
+        // The first one is at the start of its page, and so belongs to what comes before.
+        assert!(table_of(&rows(512)).is_ok());
+        let refused = table_of(&rows(513));
+        let Err(TableError::DensePage { page: VirtAddr(0x400), rows: 512, .. }) = refused else {
+            panic!("{refused:?}");
         };
-        let Some(range) = described_range(&fde) else { continue };
-        let (start, end) = (range.start.0, range.end.0);
-        if !code.iter().any(|code| code.start <= start && end <= code.end) {
-            stats.stray_fdes += 1;
-            continue;
-        }
-        let first = described.rows.len();
-        let is_signal_trampoline = fde.is_signal_trampoline();
-        if is_signal_trampoline {
-            described.rows.push((start, RowInfo::new(RowKind::SignalFrame, 0, RbpRule::Same, 0)));
-        } else if !read_rows(&fde, section, &mut context, &mut described.rows) {
-            stats.broken_fdes += 1;
-            described.rows.truncate(first);
-            described.rows.push((start, RowInfo::UNSUPPORTED));
-        }
-        let rows = first..described.rows.len();
-        described.functions.push(Function { start, end, is_signal_trampoline, rows });
     }
-    Ok(described)
-}
-
-/// Adds the rows of a function; false if they cannot all be read.
-fn read_rows(
-    fde: &Fde<'_>,
-    section: &FrameSection<'_>,
-    context: &mut UnwindContext<usize>,
-    into: &mut Vec<(u64, RowInfo)>,
-) -> bool {
-    let usual = fde.cie().return_address_register() == RETURN_ADDRESS;
-    let Ok(mut table) = fde.rows(section.section(), section.bases(), context) else { return false };
-    // A row takes an instruction, which takes a byte: the rows of all FDEs together are fewer
-    // than the bytes of the section.
-    loop {
-        match table.next_row() {
-            Ok(Some(row)) if usual => {
-                into.push((row.start_address(), row_info(row, section.section())));
-            }
-            Ok(Some(row)) => into.push((row.start_address(), RowInfo::UNSUPPORTED)),
-            Ok(None) => return true,
-            Err(_) => return false,
-        }
-    }
-}
-
-/// All rows in one list: overlaps cut, gaps ended, equal neighbours merged.
-fn flatten(described: &Described, stats: &mut TableStats) -> Vec<Row> {
-    let mut rows = Vec::with_capacity(described.rows.len() + 1);
-    rows.push(Row::new(0, RowInfo::NONE));
-    // How far the function before reaches.
-    let mut reached = 0;
-    for (position, function) in described.functions.iter().enumerate() {
-        let next = described.functions.get(position + 1).map(|next| next.start);
-        let end = next.map_or(function.end, |next| next.min(function.end));
-        stats.overlapping_fdes += usize::from(end < function.end);
-        let mut known = described.rows[function.rows.clone()].iter().peekable();
-        if function.is_signal_trampoline && function.start > reached {
-            // The return address into a trampoline is its first byte, and walks look one byte
-            // before. (glibc's description of __restore_rt begins a byte early by itself.)
-            push(&mut rows, function.start - 1, RowInfo::new(RowKind::SignalFrame, 0, RbpRule::Same, 0));
-        }
-        // Rows outside of their function are damage.
-        while let Some((address, info)) =
-            known.next_if(|(address, _)| *address >= function.start && *address < end)
-        {
-            push(&mut rows, *address, *info);
-        }
-        if next.is_none_or(|next| next >= end + SHORTEST_GAP) {
-            stats.gap_bytes += next.map_or(0, |next| next - end);
-            push(&mut rows, end, RowInfo::NONE);
-        }
-        reached = end;
-    }
-    rows
-}
-
-/// Adds a row unless it says what holds anyway. Addresses only rise, and are below
-/// [`END_OF_ROWS`].
-fn push(rows: &mut Vec<Row>, address: u64, info: RowInfo) {
-    // The later of two rows in one place holds.
-    rows.pop_if(|last| last.address() == address);
-    if rows.is_empty() || rows.last().is_some_and(|last| last.info() != info) {
-        rows.push(Row::new(address as u32, info));
-    }
-}
-
-/// The index: sized by the object's highest row, which is below 4 GiB, so at most 16 MiB.
-fn index(path: &Path, rows: &[Row]) -> Result<Vec<u32>, TableError> {
-    let highest = rows.last().map_or(0, |row| row.address());
-    let count = (highest >> PAGE_BITS) + 1;
-    let mut pages = Vec::with_capacity(usize::try_from(count + 1).unwrap_or(0));
-    let mut row = 0u32;
-    for page in 0..=count {
-        let start = page << PAGE_BITS;
-        while rows.get(row as usize + 1).is_some_and(|next| next.address() <= start) {
-            row += 1;
-        }
-        pages.push(row);
-    }
-    // The last entry ends the table: every row must be reachable from the page before it.
-    if let Some(last) = pages.last_mut() {
-        *last = rows.len() as u32 - 1;
-    }
-    for (page, pair) in pages.windows(2).enumerate() {
-        let rows = pair[1] - pair[0];
-        if rows > MAX_ROWS_A_PAGE {
-            return Err(TableError::TooDense {
-                path: path.to_owned(),
-                address: (page as u64) << PAGE_BITS,
-                rows,
-            });
-        }
-    }
-    Ok(pages)
 }

@@ -1,0 +1,490 @@
+/*
+ * Exact patterns of allocation, to be run by a server and counted by a tracer.
+ *
+ * Everything lives in the context "planted leak", a child of TopMemoryContext, or in children of it. Chunks that
+ * are kept are remembered in memory of malloc, which no allocator of the server sees. Every SQL function returns
+ * bytes as the server itself counts them, chunk headers and rounding included (GetMemoryChunkSpace), unless it
+ * says otherwise.
+ *
+ * Functions that a test looks for in stacks are never inlined, cloned or left by a tail call, and have symbols.
+ */
+#include "server.h"
+
+#include <stdlib.h>
+
+#define FRAME __attribute__((noinline, noclone, used, visibility("default")))
+
+/* Keeps the caller's frame: without it the call before it could become a jump. */
+#define NO_TAIL_CALL() __asm__ volatile("" ::: "memory")
+
+/* MaxAllocSize is 1 GB - 1. */
+#define TOO_LARGE ((Size) 0x40000000)
+
+/* No allocator has that much address space: malloc returns NULL. */
+#define UNOBTAINABLE ((Size) 1 << 60)
+
+static MemoryContext planted_context = NULL;
+
+static struct
+{
+	void	  **chunks;
+	size_t		count;
+	size_t		room;
+}			kept;
+
+static MemoryContext
+new_context(MemoryContext parent, const char *name)
+{
+	return AllocSetContextCreateInternal(parent, name, 0, 8 * 1024, 8 * 1024 * 1024);
+}
+
+static MemoryContext
+context(void)
+{
+	if (planted_context == NULL)
+		planted_context = new_context(TopMemoryContext, "planted leak");
+	return planted_context;
+}
+
+static int64
+keep(void *chunk)
+{
+	if (kept.count == kept.room)
+	{
+		kept.room = kept.room ? kept.room * 2 : 1024;
+		kept.chunks = realloc(kept.chunks, kept.room * sizeof(void *));
+		if (kept.chunks == NULL)
+			abort();
+	}
+	kept.chunks[kept.count++] = chunk;
+	return (int64) GetMemoryChunkSpace(chunk);
+}
+
+/* The newest chunks that are kept, at most so many. */
+static size_t
+newest(int32 count)
+{
+	return count < 0 ? 0 : (size_t) count > kept.count ? kept.count : (size_t) count;
+}
+
+/* ---- functions to find in stacks ---- */
+
+FRAME int64
+planted_leak_palloc(int32 count, Size size)
+{
+	MemoryContext old = MemoryContextSwitchTo(context());
+	int64		held = 0;
+
+	for (int32 i = 0; i < count; i++)
+		held += keep(palloc(size));
+	MemoryContextSwitchTo(old);
+	return held;
+}
+
+FRAME int64
+planted_leak_palloc0(int32 count, Size size)
+{
+	MemoryContext old = MemoryContextSwitchTo(context());
+	int64		held = 0;
+
+	for (int32 i = 0; i < count; i++)
+		held += keep(palloc0(size));
+	MemoryContextSwitchTo(old);
+	return held;
+}
+
+FRAME int64
+planted_leak_huge(int32 count, Size size)
+{
+	int64		held = 0;
+
+	for (int32 i = 0; i < count; i++)
+		held += keep(MemoryContextAllocHuge(context(), size));
+	return held;
+}
+
+FRAME int64
+planted_leak_repalloc(int32 count, Size size)
+{
+	int64		held = 0;
+	size_t		first = kept.count - newest(count);
+
+	for (size_t i = first; i < kept.count; i++)
+	{
+		kept.chunks[i] = repalloc(kept.chunks[i], size);
+		held += (int64) GetMemoryChunkSpace(kept.chunks[i]);
+	}
+	return held;
+}
+
+FRAME int64
+planted_free(int32 count)
+{
+	int64		freed = 0;
+
+	for (size_t left = newest(count); left > 0; left--)
+	{
+		void	   *chunk = kept.chunks[--kept.count];
+
+		freed += (int64) GetMemoryChunkSpace(chunk);
+		pfree(chunk);
+	}
+	return freed;
+}
+
+FRAME int64
+planted_leak_deep(int32 depth, int32 count, Size size)
+{
+	int64		held = depth > 0 ? planted_leak_deep(depth - 1, count, size) : planted_leak_palloc(count, size);
+
+	NO_TAIL_CALL();
+	return held;
+}
+
+/* Allocates in a context of its own, which then goes with all that is in it. */
+FRAME int64
+planted_dropped_context(int32 count, Size size)
+{
+	MemoryContext own = new_context(context(), "planted dropped");
+	MemoryContext old = MemoryContextSwitchTo(own);
+	int64		held = 0;
+
+	for (int32 i = 0; i < count; i++)
+		held += (int64) GetMemoryChunkSpace(palloc(size));
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(own);
+	return held;
+}
+
+/* The same, but the context is kept: the whole of it leaks. Its address is often one of a dropped context. */
+FRAME int64
+planted_leak_context(int32 count, Size size)
+{
+	MemoryContext own = new_context(context(), "planted kept");
+	MemoryContext old = MemoryContextSwitchTo(own);
+	int64		held = 0;
+
+	for (int32 i = 0; i < count; i++)
+		held += (int64) GetMemoryChunkSpace(palloc(size));
+	MemoryContextSwitchTo(old);
+	return held;
+}
+
+/* Contexts in one another; a reset or delete of "planted leak" takes them all. */
+FRAME int64
+planted_leak_nested(int32 depth, int32 count, Size size)
+{
+	MemoryContext innermost = context();
+	int64		held = 0;
+
+	for (int32 level = 0; level < depth; level++)
+	{
+		MemoryContext old;
+
+		innermost = new_context(innermost, "planted nested");
+		old = MemoryContextSwitchTo(innermost);
+		for (int32 i = 0; i < count; i++)
+			held += (int64) GetMemoryChunkSpace(palloc(size));
+		MemoryContextSwitchTo(old);
+	}
+	return held;
+}
+
+/* In flight for an instant: each chunk is freed before the next is made. */
+FRAME int64
+planted_transient(int32 count, Size size)
+{
+	MemoryContext old = MemoryContextSwitchTo(context());
+	int64		held = 0;
+
+	for (int32 i = 0; i < count; i++)
+	{
+		void	   *chunk = palloc(size);
+
+		held += (int64) GetMemoryChunkSpace(chunk);
+		pfree(chunk);
+	}
+	MemoryContextSwitchTo(old);
+	return held;
+}
+
+/* Raises the error that `kind` names; see planted_error in SQL. */
+FRAME void
+planted_fail(int32 kind)
+{
+	MemoryContext old = MemoryContextSwitchTo(context());
+
+	if (kind == 0)
+		palloc(TOO_LARGE);
+	else if (kind == 1)
+	{
+		if (kept.count == 0)
+			keep(palloc(64));
+		kept.chunks[kept.count - 1] = repalloc(kept.chunks[kept.count - 1], TOO_LARGE);
+	}
+	else
+		MemoryContextAllocHuge(context(), UNOBTAINABLE);
+	MemoryContextSwitchTo(old);
+}
+
+/* ---- one function by many paths, and many small stacks below one function ---- */
+
+FRAME int64
+planted_hub(int32 count, Size size)
+{
+	int64		held = planted_leak_palloc(count, size);
+
+	NO_TAIL_CALL();
+	return held;
+}
+
+#define TEN(X, tens) X(tens##0) X(tens##1) X(tens##2) X(tens##3) X(tens##4) X(tens##5) X(tens##6) X(tens##7) \
+	X(tens##8) X(tens##9)
+#define FORTY(X) TEN(X, 0) TEN(X, 1) TEN(X, 2) TEN(X, 3)
+
+#define DEFINE_PATH(n) \
+	FRAME int64 planted_path_##n(int32 count, Size size) \
+	{ \
+		int64 held = planted_hub(count, size); \
+		NO_TAIL_CALL(); \
+		return held; \
+	}
+#define DEFINE_LEAF(n) \
+	FRAME int64 planted_leaf_##n(int32 count, Size size) \
+	{ \
+		int64 held = planted_leak_palloc(count, size); \
+		NO_TAIL_CALL(); \
+		return held; \
+	}
+#define CALL_PATH(n) held += planted_path_##n(count, size);
+#define CALL_LEAF(n) held += planted_leaf_##n(count, size);
+
+FORTY(DEFINE_PATH)
+FORTY(DEFINE_LEAF)
+
+FRAME int64
+planted_root(int32 count, Size size)
+{
+	int64		held = 0;
+
+	FORTY(CALL_LEAF)
+	return held;
+}
+
+/* ---- SQL functions ---- */
+
+#define COUNT PG_GETARG_INT32(0)
+#define SIZE ((Size) PG_GETARG_INT64(1))
+
+PG_FUNCTION_INFO_V1(planted_palloc);
+Datum
+planted_palloc(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(planted_leak_palloc(COUNT, SIZE));
+}
+
+PG_FUNCTION_INFO_V1(planted_palloc0);
+Datum
+planted_palloc0(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(planted_leak_palloc0(COUNT, SIZE));
+}
+
+PG_FUNCTION_INFO_V1(planted_huge);
+Datum
+planted_huge(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(planted_leak_huge(COUNT, SIZE));
+}
+
+PG_FUNCTION_INFO_V1(planted_repalloc);
+Datum
+planted_repalloc(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(planted_leak_repalloc(COUNT, SIZE));
+}
+
+PG_FUNCTION_INFO_V1(planted_pfree);
+Datum
+planted_pfree(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(planted_free(COUNT));
+}
+
+PG_FUNCTION_INFO_V1(planted_deep);
+Datum
+planted_deep(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(planted_leak_deep(PG_GETARG_INT32(2), COUNT, SIZE));
+}
+
+PG_FUNCTION_INFO_V1(planted_nested);
+Datum
+planted_nested(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(planted_leak_nested(PG_GETARG_INT32(2), COUNT, SIZE));
+}
+
+/* Rounds of a context that comes and goes. */
+PG_FUNCTION_INFO_V1(planted_churn);
+Datum
+planted_churn(PG_FUNCTION_ARGS)
+{
+	int64		held = 0;
+
+	for (int32 round = PG_GETARG_INT32(2); round > 0; round--)
+		held += planted_dropped_context(COUNT, SIZE);
+	PG_RETURN_INT64(held);
+}
+
+PG_FUNCTION_INFO_V1(planted_keep_context);
+Datum
+planted_keep_context(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(planted_leak_context(COUNT, SIZE));
+}
+
+PG_FUNCTION_INFO_V1(planted_in_flight);
+Datum
+planted_in_flight(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(planted_transient(COUNT, SIZE));
+}
+
+PG_FUNCTION_INFO_V1(planted_many_paths);
+Datum
+planted_many_paths(PG_FUNCTION_ARGS)
+{
+	int32		count = COUNT;
+	Size		size = SIZE;
+	int64		held = 0;
+
+	FORTY(CALL_PATH)
+	PG_RETURN_INT64(held);
+}
+
+PG_FUNCTION_INFO_V1(planted_many_leaves);
+Datum
+planted_many_leaves(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(planted_root(COUNT, SIZE));
+}
+
+/* Returns how many of so many requests came back NULL: all of them. */
+PG_FUNCTION_INFO_V1(planted_null);
+Datum
+planted_null(PG_FUNCTION_ARGS)
+{
+	int64		nulls = 0;
+
+	for (int32 i = 0; i < COUNT; i++)
+		nulls += MemoryContextAllocExtended(context(), UNOBTAINABLE, MCXT_ALLOC_HUGE | MCXT_ALLOC_NO_OOM) == NULL;
+	PG_RETURN_INT64(nulls);
+}
+
+/* Returns how many kept chunks the reset ended; nested and kept contexts go too and are not counted. */
+PG_FUNCTION_INFO_V1(planted_reset);
+Datum
+planted_reset(PG_FUNCTION_ARGS)
+{
+	size_t		ended = kept.count;
+
+	MemoryContextReset(context());
+	kept.count = 0;
+	PG_RETURN_INT64(ended);
+}
+
+PG_FUNCTION_INFO_V1(planted_delete);
+Datum
+planted_delete(PG_FUNCTION_ARGS)
+{
+	size_t		ended = kept.count;
+
+	if (planted_context != NULL)
+		MemoryContextDelete(planted_context);
+	planted_context = NULL;
+	kept.count = 0;
+	PG_RETURN_INT64(ended);
+}
+
+/* Bytes of all kept chunks, as they are now. */
+PG_FUNCTION_INFO_V1(planted_live);
+Datum
+planted_live(PG_FUNCTION_ARGS)
+{
+	int64		held = 0;
+
+	for (size_t i = 0; i < kept.count; i++)
+		held += (int64) GetMemoryChunkSpace(kept.chunks[i]);
+	PG_RETURN_INT64(held);
+}
+
+PG_FUNCTION_INFO_V1(planted_chunks);
+Datum
+planted_chunks(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(kept.count);
+}
+
+/* Keeps chunks, then leaves by an error that ends the statement. */
+PG_FUNCTION_INFO_V1(planted_error);
+Datum
+planted_error(PG_FUNCTION_ARGS)
+{
+	planted_leak_palloc(COUNT, SIZE);
+	planted_fail(PG_GETARG_INT32(2));
+	PG_RETURN_INT64(-1);
+}
+
+/* Keeps chunks, then swallows an error. */
+PG_FUNCTION_INFO_V1(planted_caught);
+Datum
+planted_caught(PG_FUNCTION_ARGS)
+{
+	MemoryContext old = CurrentMemoryContext;
+	volatile int64 held = planted_leak_palloc(COUNT, SIZE);
+
+	PG_TRY();
+	{
+		planted_fail(PG_GETARG_INT32(2));
+		held = -1;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(old);
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	PG_RETURN_INT64(held);
+}
+
+/* Keeps chunks inside a subtransaction, which an error ends. */
+PG_FUNCTION_INFO_V1(planted_subtransaction);
+Datum
+planted_subtransaction(PG_FUNCTION_ARGS)
+{
+	MemoryContext old = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile int64 held = -1;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(old);
+	PG_TRY();
+	{
+		int64		kept_bytes = planted_leak_palloc(COUNT, SIZE);
+
+		held = kept_bytes;
+		planted_fail(PG_GETARG_INT32(2));
+		held = -1;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(old);
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(old);
+	CurrentResourceOwner = owner;
+	PG_RETURN_INT64(held);
+}

@@ -1,0 +1,9 @@
+//! `pgleak` on real servers of every build, with real probes.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+mod exact;
+mod input;
+mod leak;
+mod lifecycle;
+mod sites;

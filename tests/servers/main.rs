@@ -1,0 +1,6 @@
+//! The harness on real servers of every build: what the privileged tests stand on.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod cleanup;
+mod planted;
+mod workload;

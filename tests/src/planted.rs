@@ -1,0 +1,159 @@
+//! Our own C extension, whose functions allocate in exact patterns; see `planted/planted.c`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use xtask::postgres::{Build, Server};
+use xtask::process::output;
+
+use crate::Session;
+
+/// The context that all patterns work in.
+pub const CONTEXT: &str = "planted leak";
+/// Contexts below it: of [`Call::NESTED`], of the kept, and of the dropped ones.
+pub const NESTED_CONTEXT: &str = "planted nested";
+/// See [`Call::KEEP_CONTEXT`].
+pub const KEPT_CONTEXT: &str = "planted kept";
+/// See [`Call::CHURN`].
+pub const DROPPED_CONTEXT: &str = "planted dropped";
+
+/// A SQL function of the extension. All return `bigint`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// Its name in SQL, and of the C function that SQL calls.
+    pub name: &'static str,
+    /// Types of its arguments; `count`, `size` in bytes, and a third one.
+    pub arguments: &'static str,
+    /// The C function below it that calls the allocator, by its symbol.
+    pub frame: &'static str,
+}
+
+const fn call(name: &'static str, arguments: &'static str, frame: &'static str) -> Call {
+    Call { name, arguments, frame }
+}
+
+impl Call {
+    /// `(count, size)`: keeps chunks of `palloc`; bytes held.
+    pub const PALLOC: Self = call("planted_palloc", "int, bigint", "planted_leak_palloc");
+    /// `(count, size)`: keeps chunks of `palloc0`; bytes held.
+    pub const PALLOC0: Self = call("planted_palloc0", "int, bigint", "planted_leak_palloc0");
+    /// `(count, size)`: keeps chunks of `MemoryContextAllocHuge`; bytes held.
+    pub const HUGE: Self = call("planted_huge", "int, bigint", "planted_leak_huge");
+    /// `(count, size)`: `repalloc` of the newest kept chunks, oldest of them first; bytes they hold after.
+    pub const REPALLOC: Self = call("planted_repalloc", "int, bigint", "planted_leak_repalloc");
+    /// `(count)`: `pfree` of the newest kept chunks, newest first; bytes they held.
+    pub const PFREE: Self = call("planted_pfree", "int", "planted_free");
+    /// `(count, size, depth)`: as PALLOC, below `depth` + 1 frames of one function; bytes held.
+    pub const DEEP: Self = call("planted_deep", "int, bigint, int", "planted_leak_deep");
+    /// `(count, size, depth)`: so many contexts in one another, each with chunks; bytes held.
+    pub const NESTED: Self = call("planted_nested", "int, bigint, int", "planted_leak_nested");
+    /// `(count, size, rounds)`: contexts made, filled and deleted; bytes that were held for a moment.
+    pub const CHURN: Self = call("planted_churn", "int, bigint, int", "planted_dropped_context");
+    /// `(count, size)`: a context of its own that stays, at an address that CHURN has used; bytes held.
+    pub const KEEP_CONTEXT: Self = call("planted_keep_context", "int, bigint", "planted_leak_context");
+    /// `(count, size)`: each chunk freed before the next is made; bytes that were held for a moment.
+    pub const IN_FLIGHT: Self = call("planted_in_flight", "int, bigint", "planted_transient");
+    /// `(count, size)`: as PALLOC by each of `planted_path_00` … `39`, through `planted_hub`; bytes held.
+    pub const MANY_PATHS: Self = call("planted_many_paths", "int, bigint", "planted_leak_palloc");
+    /// `(count, size)`: as PALLOC by each of `planted_leaf_00` … `39`, below `planted_root`; bytes held.
+    pub const MANY_LEAVES: Self = call("planted_many_leaves", "int, bigint", "planted_leak_palloc");
+    /// `(count)`: requests that get NULL, and no error; how many got it.
+    pub const NULL: Self = call("planted_null", "int", "planted_null");
+    /// `()`: resets [`CONTEXT`], which deletes those below it; kept chunks that ended.
+    pub const RESET: Self = call("planted_reset", "", "planted_reset");
+    /// `()`: deletes it, with those below it; kept chunks that ended.
+    pub const DELETE: Self = call("planted_delete", "", "planted_delete");
+    /// `()`: bytes of all kept chunks.
+    pub const LIVE: Self = call("planted_live", "", "planted_live");
+    /// `()`: number of kept chunks.
+    pub const CHUNKS: Self = call("planted_chunks", "", "planted_chunks");
+    /// `(count, size, kind)`: as PALLOC, then an error that ends the statement: 0 of `palloc` and 1 of
+    /// `repalloc` of a gigabyte (invalid size, XX000), 2 of an impossible size (out of memory, 53200).
+    pub const ERROR: Self = call("planted_error", "int, bigint, int", "planted_leak_palloc");
+    /// The same, the error being caught by `PG_TRY`; bytes held.
+    pub const CAUGHT: Self = call("planted_caught", "int, bigint, int", "planted_leak_palloc");
+    /// The same inside a subtransaction, which is rolled back; bytes held.
+    pub const SUBTRANSACTION: Self =
+        call("planted_subtransaction", "int, bigint, int", "planted_leak_palloc");
+
+    /// Every function there is.
+    pub const ALL: [Self; 20] = [
+        Self::PALLOC,
+        Self::PALLOC0,
+        Self::HUGE,
+        Self::REPALLOC,
+        Self::PFREE,
+        Self::DEEP,
+        Self::NESTED,
+        Self::CHURN,
+        Self::KEEP_CONTEXT,
+        Self::IN_FLIGHT,
+        Self::MANY_PATHS,
+        Self::MANY_LEAVES,
+        Self::NULL,
+        Self::RESET,
+        Self::DELETE,
+        Self::LIVE,
+        Self::CHUNKS,
+        Self::ERROR,
+        Self::CAUGHT,
+        Self::SUBTRANSACTION,
+    ];
+
+    /// The statement that calls it.
+    pub fn sql(&self, arguments: &[i64]) -> String {
+        let list: Vec<String> = arguments.iter().map(i64::to_string).collect();
+        format!("select {}({})", self.name, list.join(", "))
+    }
+
+    /// Calls it in a session.
+    pub fn run(&self, session: &mut Session, arguments: &[i64]) -> Result<i64> {
+        session.integer(&self.sql(arguments))
+    }
+}
+
+/// Compiles the extension for the server's build and creates its functions in `postgres`.
+pub fn install(server: &Server) -> Result<()> {
+    let library = compile(server.build(), server.dir())?;
+    let statements: Vec<String> = Call::ALL
+        .iter()
+        .map(|call| {
+            format!(
+                "create function {}({}) returns bigint language c strict as '{}', '{}'",
+                call.name,
+                call.arguments,
+                library.display(),
+                call.name
+            )
+        })
+        .collect();
+    Session::open(server)?.run(&statements.join(";\n"))
+}
+
+/// A session with the library loaded and its functions called once, so that what they need in the
+/// server's caches is there before a capture begins.
+pub fn session(server: &Server) -> Result<Session> {
+    let mut session = Session::open(server)?;
+    Call::PALLOC.run(&mut session, &[1, 8])?;
+    Call::REPALLOC.run(&mut session, &[1, 16])?;
+    Call::DELETE.run(&mut session, &[])?;
+    Ok(session)
+}
+
+fn compile(build: &Build, dir: &Path) -> Result<PathBuf> {
+    let library = dir.join("planted.so");
+    let mut command = Command::new("cc");
+    // Sibling calls would take the frames away that tests look for.
+    command
+        .args(["-shared", "-fPIC", "-O2", "-g", "-fno-optimize-sibling-calls", "-Wall", "-Werror", "-o"])
+        .arg(&library);
+    match &build.headers {
+        Some(headers) => command.arg("-DPLANTED_HEADERS").arg("-isystem").arg(headers),
+        None => command.arg(format!("-DPG_MAJOR={}", build.major)),
+    };
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("planted/planted.c"));
+    output(&mut command)
+        .with_context(|| format!("cannot compile the planted extension for {}", build.name))?;
+    Ok(library)
+}

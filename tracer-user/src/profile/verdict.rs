@@ -1,0 +1,312 @@
+//! The verdict on a capture: which places leak, which are caches, which were merely at work.
+//!
+//! Leaks are looked for by what survives from the middle half of the record window. A leak has its
+//! share there, a cache was warm by then and work in progress came later, so that neither pulls a
+//! place towards itself. What is left is then sorted into caches and work in flight.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::{
+    Capture, Class, Course, EndReason, Group, Place, StackId, Tally,
+    class::{FLOOR, classify},
+    place::{Head, Members},
+    tree::{FunctionId, Tree},
+};
+
+/// The most places of each kind that are told apart; the rest is summed up.
+const MOST_PLACES: usize = 20;
+
+/// A part of what survives that is too small to be told apart.
+const NEGLIGIBLE: f64 = 0.01;
+
+/// The most attempts to find places. Every attempt takes a function out of the search, so this
+/// only bounds the time that a very large capture takes.
+const MOST_ATTEMPTS: usize = 400;
+
+/// What a capture means.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// Places that leak, by bytes held.
+    pub suspects: Vec<Place>,
+    /// Places of which too little is known, by bytes held.
+    pub unclear: Vec<Place>,
+    /// Places that filled up.
+    pub caches: Vec<Place>,
+    /// Places whose work was not at its end.
+    pub in_flight: Vec<Place>,
+    /// Places whose memory was there when recording ended and went while settling; their tallies
+    /// are of what went.
+    pub settled: Vec<Place>,
+    /// What survives elsewhere, in places too small to be told apart.
+    pub rest: Tally,
+    /// Sums over everything.
+    pub totals: Totals,
+    /// Whether the process ended, so that whatever was held then is no leak by itself.
+    pub process_ended: bool,
+    /// Whether frees were followed after recording; without that, work in flight can be among the
+    /// suspects.
+    pub settled_at_all: bool,
+}
+
+/// Sums over a capture.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// All that was allocated while recording.
+    pub recorded: Tally,
+    /// Freed one by one.
+    pub freed: Tally,
+    /// Ended by a reset or delete of its context.
+    pub reset: Tally,
+    /// There when the process ended.
+    pub exited: Tally,
+    /// There when recording ended.
+    pub at_record_end: Tally,
+    /// There at the end.
+    pub survived: Tally,
+}
+
+/// Judges a capture.
+pub fn judge(capture: &Capture) -> Verdict {
+    Judge::new(capture).verdict()
+}
+
+struct Judge<'a> {
+    capture: &'a Capture,
+    tree: Tree<'a>,
+    /// Groups of each stack.
+    groups: Vec<Vec<&'a Group>>,
+    /// Stacks that belong to no place yet.
+    free: Vec<bool>,
+}
+
+/// What to look for.
+struct Search {
+    /// How much of the growth each stack carries.
+    weights: Vec<u64>,
+    /// A place with less weight is none.
+    least: u64,
+    /// Whether a stack can be part of a place, with weight or without.
+    joins: Vec<bool>,
+    wanted: fn(&Course) -> bool,
+    /// What counts of a group.
+    tally: fn(&Group) -> Tally,
+}
+
+impl<'a> Judge<'a> {
+    fn new(capture: &'a Capture) -> Self {
+        let tree = Tree::new(capture);
+        let mut groups = vec![Vec::new(); capture.profile.stacks.len()];
+        for group in &capture.profile.groups {
+            if let Some(of_stack) = groups.get_mut(group.stack.0 as usize) {
+                of_stack.push(group);
+            }
+        }
+        let free = vec![true; groups.len()];
+        Self { capture, tree, groups, free }
+    }
+
+    fn verdict(mut self) -> Verdict {
+        let mut verdict = Verdict {
+            suspects: self.leaks(),
+            unclear: Vec::new(),
+            caches: Vec::new(),
+            in_flight: Vec::new(),
+            settled: Vec::new(),
+            rest: Tally::default(),
+            totals: self.totals(),
+            process_ended: matches!(self.capture.window.end, EndReason::TargetExited | EndReason::TargetExec),
+            settled_at_all: self.capture.window.settle_ns > 0,
+        };
+        // Old survivors and young ones apart, lest a cache and a running query below the same
+        // function become one place of neither kind.
+        for young in [false, true] {
+            for place in self.others(young) {
+                match place.course.class {
+                    Class::Leak => verdict.suspects.push(place),
+                    Class::Cache => verdict.caches.push(place),
+                    Class::InFlight => verdict.in_flight.push(place),
+                    Class::Unclear => verdict.unclear.push(place),
+                }
+            }
+        }
+        for stack in self.tree.stacks().filter(|stack| self.free[stack.0 as usize]) {
+            verdict.rest += self.survived(stack);
+        }
+        verdict.settled = self.settled();
+        for list in [
+            &mut verdict.suspects,
+            &mut verdict.unclear,
+            &mut verdict.caches,
+            &mut verdict.in_flight,
+            &mut verdict.settled,
+        ] {
+            list.sort_by(|a, b| b.survived.held.cmp(&a.survived.held).then(a.head.cmp(&b.head)));
+        }
+        verdict
+    }
+
+    /// Takes leaks out of the free stacks, heaviest first.
+    fn leaks(&mut self) -> Vec<Place> {
+        let slices = self.capture.window.slices.len();
+        let middle = slices / 4..slices - slices / 4;
+        let weight = |groups: &Vec<&Group>| -> u64 {
+            let slices = groups.iter().flat_map(|group| group.slices.get(middle.clone()).unwrap_or(&[]));
+            slices.map(|slice| slice.held).sum()
+        };
+        self.places(Search {
+            weights: self.groups.iter().map(weight).collect(),
+            // A leak at the floor has half of it in the middle; leave room for chance.
+            least: (FLOOR.bytes_per_second * self.capture.window.record_ns as f64 / 1e9 / 4.0) as u64,
+            // Survivors of all ages join it, also on paths too rare to have some in the middle.
+            joins: vec![true; self.groups.len()],
+            wanted: |course| course.class == Class::Leak,
+            tally: |group| group.survived,
+        })
+    }
+
+    /// Takes what else is worth a line out of the free stacks.
+    fn others(&mut self, young: bool) -> Vec<Place> {
+        let joins: Vec<bool> = self.tree.stacks().map(|stack| self.is_young(stack) == young).collect();
+        let held = self.tree.stacks().map(|stack| self.survived(stack).held);
+        self.places(Search {
+            weights: held.zip(&joins).map(|(held, joins)| held * u64::from(*joins)).collect(),
+            least: 1,
+            joins,
+            wanted: |_| true,
+            tally: |group| group.survived,
+        })
+    }
+
+    /// What went while settling. It is no part of what survives, so every stack is free for it.
+    fn settled(&mut self) -> Vec<Place> {
+        self.free.fill(true);
+        let went = |groups: &Vec<&Group>| groups.iter().map(|group| gone(group).held).sum();
+        let weights: Vec<u64> = self.groups.iter().map(went).collect();
+        self.places(Search {
+            joins: weights.iter().map(|weight| *weight > 0).collect(),
+            weights,
+            least: 1,
+            wanted: |_| true,
+            tally: gone,
+        })
+    }
+
+    /// The heart of it: takes the heaviest place, with all free stacks that may join it, and again
+    /// from the rest. A place that is not wanted leaves its stacks to functions below it.
+    fn places(&mut self, search: Search) -> Vec<Place> {
+        let mut weights = search.weights.clone();
+        for (weight, free) in weights.iter_mut().zip(&self.free) {
+            *weight *= u64::from(*free);
+        }
+        let part = (weights.iter().sum::<u64>() as f64 * NEGLIGIBLE).ceil() as u64;
+        let enough = search.least.max(part);
+        let mut places = Vec::new();
+        let mut passed_over: HashSet<FunctionId> = HashSet::new();
+        for _ in 0..MOST_ATTEMPTS {
+            let found = self
+                .tree
+                .place(&weights, |id| self.tree.is_worker(id) && !passed_over.contains(&id))
+                .filter(|(_, weight)| *weight >= enough);
+            let Some((function, _)) = found else { break };
+            let runs_through = |stack: &StackId| self.tree.position(*stack, function).is_some();
+            let stacks: Vec<StackId> = self.joining(&search).filter(runs_through).collect();
+            match self.judge_place(Head::Function(function), &stacks, &search) {
+                Some(place) => {
+                    places.push(place);
+                    self.take(&stacks, &mut weights);
+                }
+                None => {
+                    passed_over.insert(function);
+                }
+            }
+            if places.len() >= MOST_PLACES {
+                return places;
+            }
+        }
+        // Below drivers only: each belongs to the innermost function that there is.
+        let mut left: BTreeMap<Head, Vec<StackId>> = BTreeMap::new();
+        for stack in self.joining(&search) {
+            if !self.tree.path(stack).iter().any(|step| self.tree.is_worker(step.function)) {
+                let head = self.tree.innermost(stack).map_or(Head::UnknownStack, Head::Function);
+                left.entry(head).or_default().push(stack);
+            }
+        }
+        for (head, stacks) in left {
+            let weight: u64 = stacks.iter().map(|stack| weights[stack.0 as usize]).sum();
+            if weight < enough || places.len() >= MOST_PLACES {
+                continue;
+            }
+            if let Some(place) = self.judge_place(head, &stacks, &search) {
+                places.push(place);
+                self.take(&stacks, &mut weights);
+            }
+        }
+        places
+    }
+
+    /// Free stacks that may be part of a place.
+    fn joining(&self, search: &Search) -> impl Iterator<Item = StackId> {
+        let joins = self.free.iter().zip(&search.joins).map(|(free, joins)| *free && *joins);
+        self.tree.stacks().zip(joins).filter(|(_, joins)| *joins).map(|(stack, _)| stack)
+    }
+
+    fn take(&mut self, stacks: &[StackId], weights: &mut [u64]) {
+        for stack in stacks {
+            weights[stack.0 as usize] = 0;
+            self.free[stack.0 as usize] = false;
+        }
+    }
+
+    /// What a place at `head` with these stacks is, and whether it is wanted.
+    fn judge_place(&self, head: Head, stacks: &[StackId], search: &Search) -> Option<Place> {
+        let members = Members::new(&self.tree, stacks, |stack| &self.groups[stack.0 as usize], search.tally);
+        let slices = members.slices(self.capture.window.slices.len());
+        let course = classify(&slices, self.capture.window.record_ns);
+        (search.wanted)(&course).then(|| members.describe(head, course, slices))
+    }
+
+    fn survived(&self, stack: StackId) -> Tally {
+        let mut sum = Tally::default();
+        self.groups[stack.0 as usize].iter().for_each(|group| sum += group.survived);
+        sum
+    }
+
+    /// Whether most of what a stack holds is from the last quarter of the window.
+    fn is_young(&self, stack: StackId) -> bool {
+        let (mut young, mut all) = (0u64, 0u64);
+        for group in &self.groups[stack.0 as usize] {
+            let last = group.slices.len() - group.slices.len() / 4;
+            all += group.slices.iter().map(|slice| slice.held).sum::<u64>();
+            young += group.slices[last..].iter().map(|slice| slice.held).sum::<u64>();
+        }
+        young as f64 > all as f64 * 0.8
+    }
+
+    fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for stack in &self.capture.profile.stacks {
+            totals.recorded += stack.summary.allocated;
+            totals.freed += stack.summary.freed;
+            totals.reset += stack.summary.reset;
+            totals.exited += stack.summary.exited;
+        }
+        for group in &self.capture.profile.groups {
+            totals.at_record_end += group.recorded;
+            totals.survived += group.survived;
+        }
+        totals
+    }
+}
+
+/// What was there when recording ended and is no more.
+fn gone(group: &Group) -> Tally {
+    Tally {
+        count: group.recorded.count.saturating_sub(group.survived.count),
+        requested: group.recorded.requested.saturating_sub(group.survived.requested),
+        held: group.recorded.held.saturating_sub(group.survived.held),
+    }
+}
+
+#[cfg(test)]
+#[path = "verdict_tests.rs"]
+mod tests;

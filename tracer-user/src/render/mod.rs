@@ -1,0 +1,32 @@
+//! From a capture to artifacts. Nothing here knows how it was captured.
+
+mod folded;
+mod formats;
+mod options;
+mod output;
+mod page;
+mod read;
+mod report;
+mod stap;
+mod suspect;
+mod svg;
+pub mod units;
+
+pub use formats::{FORMATS, Format, UnknownFormat, format};
+pub use options::{Colours, RenderOptions, UnknownPalette};
+pub use output::{OutputDir, WriteError};
+pub use read::{ReadError, read_capture};
+pub use report::report;
+
+use crate::profile::EndReason;
+
+/// Why a capture ended, in words.
+pub(crate) fn end_words(end: EndReason) -> &'static str {
+    match end {
+        EndReason::Completed => "to the end",
+        EndReason::Interrupted => "interrupted",
+        EndReason::TargetExited => "until the process ended",
+        EndReason::TargetExec => "until the process became another program",
+        EndReason::TooSlow => "ended early because it cost too much",
+    }
+}

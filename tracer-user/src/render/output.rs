@@ -1,0 +1,131 @@
+//! Artifacts on disk: private, whole or not there at all.
+
+use std::{
+    fs,
+    io::{self, BufWriter, Write as _},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use super::{FORMATS, RenderOptions};
+use crate::profile::Capture;
+
+/// Why artifacts cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The directory cannot be used.
+    #[error("cannot write to {}: {source}; give another directory with --out", path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There are artifacts already.
+    #[error("{} has the artifacts of another capture; give another directory with --out", path.display())]
+    Occupied {
+        /// Which.
+        path: PathBuf,
+    },
+    /// An artifact cannot be written.
+    #[error("cannot write {}: {source}; no half of it is left. Make room or give another directory with --out", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A directory for artifacts. If nothing is written to it and it was made here, it goes again.
+#[derive(Debug)]
+pub struct OutputDir {
+    path: PathBuf,
+    made: bool,
+}
+
+impl OutputDir {
+    /// Makes a directory for a new capture, readable for its owner only, before anything else is
+    /// done: a capture that cannot be written should not be made.
+    ///
+    /// # Errors
+    /// If it cannot be written to, or holds a capture already.
+    pub fn create(path: &Path) -> Result<Self, WriteError> {
+        let dir = Self::reuse(path)?;
+        match FORMATS.iter().filter_map(|format| format.file).find(|file| path.join(file).exists()) {
+            Some(_) => Err(WriteError::Occupied { path: path.to_owned() }),
+            None => Ok(dir),
+        }
+    }
+
+    /// The same for a directory whose artifacts may be replaced.
+    ///
+    /// # Errors
+    /// If it cannot be written to.
+    pub fn reuse(path: &Path) -> Result<Self, WriteError> {
+        let failed = |source| WriteError::Directory { path: path.to_owned(), source };
+        let made = match fs::DirBuilder::new().mode(0o700).create(path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(failed(error)),
+        };
+        let dir = Self { path: path.to_owned(), made };
+        tempfile::tempfile_in(path).map_err(failed)?;
+        Ok(dir)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes every artifact; returns their paths.
+    ///
+    /// # Errors
+    /// If one cannot be written. Those before it stay, and they are whole.
+    pub fn write_all(
+        mut self,
+        capture: &Capture,
+        options: &RenderOptions,
+    ) -> Result<Vec<PathBuf>, WriteError> {
+        let mut written = Vec::new();
+        // The capture itself comes first in the table: the others can be made from it again.
+        for format in FORMATS {
+            let Some(file) = format.file else { continue };
+            let path = self.path.join(file);
+            self.write_one(&path, |out| (format.write)(capture, options, out))
+                .map_err(|source| WriteError::File { path: path.clone(), source })?;
+            self.made = false;
+            written.push(path);
+        }
+        Ok(written)
+    }
+
+    fn write_one(
+        &self,
+        path: &Path,
+        write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut temporary = tempfile::Builder::new()
+            .prefix(".pgleak-")
+            .permissions(fs::Permissions::from_mode(0o600))
+            .tempfile_in(&self.path)?;
+        let mut buffered = BufWriter::new(temporary.as_file_mut());
+        write(&mut buffered)?;
+        buffered.flush()?;
+        drop(buffered);
+        // Some file systems report a full disk only now.
+        temporary.as_file().sync_all()?;
+        temporary.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    }
+}
+
+impl Drop for OutputDir {
+    fn drop(&mut self) {
+        if self.made {
+            // Not empty means that it is not ours to remove.
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+}

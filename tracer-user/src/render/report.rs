@@ -1,0 +1,337 @@
+//! `report.txt`, also shown on the terminal: what leaks, and why one may believe it.
+
+use super::{
+    page::Page,
+    suspect::{one_line, suspect},
+    units::{bytes, count, counted, exact_bytes, rate, seconds},
+};
+use crate::profile::{Capture, EndReason, FLOOR, Place, Tally, Verdict, judge};
+
+/// How many places of one kind get a line.
+const MOST_LINES: usize = 5;
+
+/// How many suspects are described in full; more are listed in one line each.
+const MOST_SUSPECTS: usize = 8;
+
+/// Growth of the process by more than this beyond what survives is pointed out.
+const UNEXPLAINED_BYTES: u64 = 1 << 20;
+
+/// The report on a capture.
+pub fn report(capture: &Capture) -> String {
+    let verdict = judge(capture);
+    let mut page = Page::default();
+    answer(&mut page, capture, &verdict);
+    suspects(&mut page, &verdict);
+    other_places(&mut page, &verdict);
+    totals(&mut page, capture, &verdict);
+    process(&mut page, capture);
+    window(&mut page, capture);
+    probes(&mut page, capture);
+    losses(&mut page, capture);
+    notes(&mut page, capture);
+    page.into_text()
+}
+
+/// The first lines: all that somebody has to read.
+fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
+    let survived = verdict.totals.survived;
+    let recorded_for = seconds(capture.window.record_ns);
+    match &verdict.suspects[..] {
+        [] if verdict.totals.recorded.count == 0 => page.hang(
+            "No leak seen: ",
+            &format!("the process allocated nothing in the {recorded_for} of recording."),
+        ),
+        [] => {
+            let mut text = format!(
+                "of {} allocated in {recorded_for}, {} {}, and nothing of it grew steadily.",
+                bytes(verdict.totals.recorded.held),
+                bytes(survived.held),
+                if verdict.process_ended { "were held when the process ended" } else { "are left" },
+            );
+            // What matters, not every odd chunk.
+            let unclear = verdict.unclear.first().filter(|place| {
+                place.course.growth_per_second >= FLOOR.bytes_per_second
+                    && place.survived.held >= survived.held / 10
+            });
+            if let Some(place) = unclear {
+                text += &format!(" Not clear: {} ({}).", named(place), bytes(place.survived.held));
+            }
+            page.hang(if unclear.is_some() { "No leak proven: " } else { "No leak seen: " }, &text);
+        }
+        [first, others @ ..] => {
+            let (lead, verb) =
+                if verdict.process_ended { ("GREW UNTIL THE END: ", "kept") } else { ("LEAK: ", "leaks") };
+            let text = format!(
+                "{} {verb} {} in {}.",
+                named(first),
+                rate(first.course.growth_per_second),
+                contexts_in_short(first)
+            );
+            page.hang(lead, &text);
+            let indent = " ".repeat(lead.len());
+            match others {
+                [] => {}
+                [second] => page.hang(
+                    &indent,
+                    &format!("{}, too: {}.", named(second), rate(second.course.growth_per_second)),
+                ),
+                [second, rest @ ..] => page.hang(
+                    &indent,
+                    &format!(
+                        "{}, too: {}; {} below.",
+                        named(second),
+                        rate(second.course.growth_per_second),
+                        counted(rest.len() as u64, "smaller suspect")
+                    ),
+                ),
+            }
+        }
+    }
+    if verdict.process_ended {
+        let ended = match capture.window.end {
+            EndReason::TargetExec => "became another program",
+            _ => "ended",
+        };
+        let text = format!(
+            "The process {ended} after {recorded_for}, which took everything with it: what it held until \
+             then is no leak by itself."
+        );
+        page.hang("", &text);
+    } else if !verdict.settled_at_all {
+        page.hang("", "Nothing was given time to settle: suspects may be work that was still going on.");
+    }
+    if capture.counters.iter().any(|counter| counter.loss && counter.value > 0) {
+        page.hang("", "The recording is incomplete, see LOSSES below.");
+    }
+    if let Some(more) = unexplained(capture, verdict) {
+        page.hang(
+            "",
+            &format!(
+                "The process grew by {} more than this explains: by malloc (libraries, JIT), by other kinds \
+                 of context, or by blocks that a few chunks keep in use.",
+                bytes(more)
+            ),
+        );
+    }
+}
+
+/// Growth of the process beyond all that survives.
+fn unexplained(capture: &Capture, verdict: &Verdict) -> Option<u64> {
+    let target = &capture.target;
+    let growth = target.rss_anon_end?.checked_sub(target.rss_anon_start?)?;
+    // Half-empty blocks of small leaked contexts take three times as much as their chunks.
+    let more = growth.checked_sub(verdict.totals.survived.held.saturating_mul(3))?;
+    (more > UNEXPLAINED_BYTES).then_some(more)
+}
+
+fn named(place: &Place) -> String {
+    match (&place.named_caller, place.callers.first()) {
+        (Some(caller), _) => format!("{} (nameless, below {caller})", place.head),
+        (None, Some(caller)) => format!("{} (called by {caller})", place.head),
+        (None, None) => place.head.clone(),
+    }
+}
+
+fn contexts_in_short(place: &Place) -> String {
+    match &place.contexts[..] {
+        [] => "no known context".to_owned(),
+        [one] => one.name.clone(),
+        [one, two] => format!("{} and {}", one.name, two.name),
+        [one, two, rest @ ..] => {
+            format!("{}, {} and {}", one.name, two.name, counted(rest.len() as u64, "other context"))
+        }
+    }
+}
+
+fn suspects(page: &mut Page, verdict: &Verdict) {
+    if verdict.suspects.is_empty() {
+        return;
+    }
+    page.heading("SUSPECTS, by bytes held (in parentheses: allocator helpers, and what all work runs below)");
+    for (index, place) in verdict.suspects.iter().take(MOST_SUSPECTS).enumerate() {
+        page.blank();
+        suspect(page, index + 1, place, verdict.process_ended);
+    }
+    if let Some(more) = verdict.suspects.get(MOST_SUSPECTS..).filter(|more| !more.is_empty()) {
+        page.blank();
+        page.line(&format!("   and {}:", counted(more.len() as u64, "smaller one")));
+        for place in more {
+            one_line(page, place, &rate(place.course.growth_per_second));
+        }
+    }
+}
+
+fn other_places(page: &mut Page, verdict: &Verdict) {
+    for (heading, places, with_reason) in [
+        ("NOT CLEAR: capture again, or longer, if these matter", &verdict.unclear, true),
+        ("CACHES: filled up, no leak", &verdict.caches, true),
+        ("IN FLIGHT: work that had not ended, no leak", &verdict.in_flight, true),
+        ("RELEASED WHILE SETTLING: work that ended, no leak", &verdict.settled, false),
+    ] {
+        if places.is_empty() {
+            continue;
+        }
+        page.heading(heading);
+        for place in places.iter().take(MOST_LINES) {
+            one_line(page, place, if with_reason { &place.course.reason } else { "" });
+        }
+        let more = places.get(MOST_LINES..).unwrap_or(&[]);
+        if !more.is_empty() {
+            let mut sum = Tally::default();
+            more.iter().for_each(|place| sum += place.survived);
+            page.line(&format!(
+                "  and {} with {}",
+                counted(more.len() as u64, "more place"),
+                bytes(sum.held)
+            ));
+        }
+    }
+    if verdict.rest.count > 0 {
+        page.blank();
+        let rest = verdict.rest;
+        page.line(&format!("Elsewhere: {} in {}.", bytes(rest.held), counted(rest.count, "chunk")));
+    }
+}
+
+fn totals(page: &mut Page, capture: &Capture, verdict: &Verdict) {
+    page.heading("TOTALS                                 chunks              bytes held         requested");
+    let totals = &verdict.totals;
+    let settled = format!("left after {} of settling", seconds(capture.window.settle_ns));
+    let rows = [
+        ("allocated while recording", totals.recorded),
+        ("freed one by one", totals.freed),
+        ("ended by a reset or delete", totals.reset),
+        ("left when recording ended", totals.at_record_end),
+        (if verdict.process_ended { "held when the process ended" } else { &settled }, totals.survived),
+    ];
+    for (name, tally) in rows {
+        page.line(&format!(
+            "  {name:30} {:>12} {:>23} {:>17}",
+            count(tally.count),
+            count(tally.held),
+            count(tally.requested)
+        ));
+    }
+    page.hang("  ", "Held counts what chunks take in their context, headers and rounding included.");
+}
+
+fn process(page: &mut Page, capture: &Capture) {
+    let target = &capture.target;
+    page.heading("PROCESS");
+    let mut who = format!("{} {}", target.kind, target.pid);
+    for (what, value) in [("database", &target.database), ("user", &target.user)] {
+        if let Some(value) = value {
+            who += &format!(", {what} {value}");
+        }
+    }
+    page.hang("  ", &format!("{who}, on {}", target.host));
+    let build = target.build_id.as_ref().map_or(String::new(), |id| format!(", build ID {id}"));
+    page.hang("  ", &format!("{}, {}{build}", target.server, target.binary));
+    if let (Some(start), Some(end)) = (target.rss_anon_start, target.rss_anon_end) {
+        let change = if end >= start {
+            format!("grew by {}", exact_bytes(end - start))
+        } else {
+            format!("shrank by {}", exact_bytes(start - end))
+        };
+        page.hang("  RssAnon   ", &format!("{}, then {}: {change}", bytes(start), bytes(end)));
+    }
+    if let Some(shared) = target.rss_shmem_end {
+        page.hang("  RssShmem  ", &format!("{}: shared buffers that it has touched, no leak", bytes(shared)));
+    }
+}
+
+fn window(page: &mut Page, capture: &Capture) {
+    let window = &capture.window;
+    page.heading("WINDOW");
+    let asked = |asked: u64, was: u64| {
+        // Timers are late by some milliseconds.
+        if asked.abs_diff(was) > 100_000_000 {
+            format!(" of {} asked for", seconds(asked))
+        } else {
+            String::new()
+        }
+    };
+    let record =
+        format!("{}{}", seconds(window.record_ns), asked(window.requested_record_ns, window.record_ns));
+    let settle =
+        format!("{}{}", seconds(window.settle_ns), asked(window.requested_settle_ns, window.settle_ns));
+    let tool = &capture.tool;
+    page.hang(
+        "  ",
+        &format!(
+            "{} {}, started {}, recorded {record}, settled {settle}",
+            tool.name, tool.version, window.started
+        ),
+    );
+    let end = match window.end {
+        EndReason::Completed => "the time was over",
+        EndReason::Interrupted => "it was interrupted",
+        EndReason::TargetExited => "the process ended",
+        EndReason::TargetExec => "the process became another program",
+        EndReason::TooSlow => "it slowed the process down more than allowed",
+    };
+    page.hang("  ", &format!("ended because {end}"));
+    let slowdown = window.expected_slowdown.map_or(String::new(), |factor| {
+        format!("; expected to be {factor:.2} times as slow as without the recording")
+    });
+    page.hang(
+        "  ",
+        &format!("the process used {} of CPU while recording{slowdown}", seconds(window.target_cpu_ns)),
+    );
+    page.hang(
+        "  ",
+        &format!(
+            "called a leak: at least {} chunks, {} and survivors in {:.0} % of the time slices",
+            FLOOR.chunks,
+            rate(FLOOR.bytes_per_second),
+            FLOOR.slices * 100.0
+        ),
+    );
+}
+
+fn probes(page: &mut Page, capture: &Capture) {
+    page.heading("PROBES");
+    for site in &capture.sites {
+        let returns =
+            site.returns.map_or(String::new(), |returns| format!(", {}", counted(returns, "return")));
+        page.hang(
+            &format!("  {:18} ", site.function),
+            &format!(
+                "{}{returns}; {:#x} `{}`, {}, found by {}",
+                counted(site.entries, "call"),
+                site.probe_address.0,
+                site.instruction,
+                site.cost_class,
+                site.found_by
+            ),
+        );
+    }
+}
+
+fn losses(page: &mut Page, capture: &Capture) {
+    let mut lost = capture.counters.iter().filter(|counter| counter.loss && counter.value > 0).peekable();
+    if lost.peek().is_none() {
+        return;
+    }
+    page.heading("LOSSES");
+    for counter in lost {
+        page.hang(
+            &format!("  {:>12}  ", count(counter.value)),
+            &format!("{} ({})", counter.meaning, counter.name),
+        );
+    }
+}
+
+fn notes(page: &mut Page, capture: &Capture) {
+    if capture.notes.is_empty() {
+        return;
+    }
+    page.heading("NOTES");
+    for note in &capture.notes {
+        page.hang("  * ", note);
+    }
+}
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+mod tests;

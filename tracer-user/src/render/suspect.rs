@@ -1,0 +1,138 @@
+//! One place of the verdict as text: in full for a suspect, in a line for the others.
+
+use super::{
+    page::Page,
+    units::{bytes, count, counted, exact_bytes, percent, rate},
+};
+use crate::profile::{Place, Step, wrappers::Role};
+
+/// The most lines of the hottest path; the middle of a longer one is left out.
+const MOST_STEPS: usize = 16;
+
+/// Contexts of a suspect that are named.
+const MOST_CONTEXTS: usize = 6;
+
+/// A suspect in full.
+pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, process_ended: bool) {
+    let course = &place.course;
+    // What was held by a process that ended is no leak by itself.
+    let class = if process_ended { "GREW".to_owned() } else { course.class.name().to_uppercase() };
+    page.hang(
+        &format!("{number}. "),
+        &format!("{}: {class}, {}", place.head, rate(course.growth_per_second)),
+    );
+    let mut field = |name: &str, text: &str| page.hang(&format!("   {name:12} "), text);
+    if let Some((file, line)) = &place.source {
+        field("at", &line.map_or_else(|| file.clone(), |line| format!("{file}:{line}")));
+    }
+    if let Some(caller) = &place.named_caller {
+        field("named", &format!("the binary has no name for it; its nearest caller with one is {caller}"));
+    }
+    if !place.callers.is_empty() {
+        field("called by", &place.callers.join(" < "));
+    }
+    let survived = place.survived;
+    field("holds", &format!("{} in {}", exact_bytes(survived.held), counted(survived.count, "chunk")));
+    field("requested", &exact_bytes(survived.requested));
+    field("why", &course.reason);
+    if course.steady_per_second < course.growth_per_second * 0.7 {
+        field("", &format!("{} of it is steady, the rest came in bursts", rate(course.steady_per_second)));
+    }
+    field("by age", &format!("{}  (oldest first, bytes of each time slice)", bars(place)));
+    let contexts: Vec<String> = place
+        .contexts
+        .iter()
+        .take(MOST_CONTEXTS)
+        .map(|share| {
+            let many = if share.contexts > 1 {
+                format!(" in {} or more contexts", count(share.contexts))
+            } else {
+                String::new()
+            };
+            format!("{} {}{many}", share.name, bytes(share.tally.held))
+        })
+        .collect();
+    let more = place.contexts.len().saturating_sub(MOST_CONTEXTS);
+    let more = if more > 0 { format!("; {more} more names") } else { String::new() };
+    field("contexts", &format!("{}{more}", contexts.join("; ")));
+    if place.ends_with_query {
+        field(
+            "but",
+            "these contexts end with their statement: if one ran all the time, this may be its working memory",
+        );
+    }
+    let mut lead = "below it";
+    for child in &place.children {
+        let share = percent(child.held, survived.held);
+        let text = match child.is_wrapper {
+            true => format!("{share:>5}  by itself ({})", child.label),
+            false => format!("{share:>5}  {}", child.label),
+        };
+        page.line(&format!("   {lead:12} {text}"));
+        lead = "";
+    }
+    let paths = counted(place.paths as u64, "call path");
+    let hottest = match place.paths {
+        1 => paths,
+        _ => format!("{paths}; the hottest has {}", percent(place.hottest_held, survived.held)),
+    };
+    page.hang("   reached by   ", &format!("{hottest}, innermost first:"));
+    path(page, &place.hottest);
+}
+
+/// A path with a line for each function that says something.
+fn path(page: &mut Page, steps: &[Step]) {
+    let mut lines: Vec<(bool, String)> = Vec::new();
+    // Wrappers and drivers share a line with their like.
+    for run in steps.chunk_by(|a, b| a.role == b.role && a.role != Role::Worker && !a.is_head && !b.is_head) {
+        let labels: Vec<&str> = run.iter().map(|step| step.label.as_str()).collect();
+        let labels = labels.join(" < ");
+        let is_head = run.iter().any(|step| step.is_head);
+        lines.push((
+            is_head,
+            if run[0].role == Role::Worker || is_head { labels } else { format!("({labels})") },
+        ));
+    }
+    let left_out = lines.len().saturating_sub(MOST_STEPS);
+    let tail = lines.len() - MOST_STEPS.min(lines.len()) / 4;
+    for (index, (is_head, text)) in lines.iter().enumerate() {
+        // The head and what is near it on the inner side, and the outermost lines.
+        if left_out > 0 && !is_head && (tail - left_out..tail).contains(&index) {
+            if index == tail - left_out {
+                page.line(&format!("                 … {left_out} more"));
+            }
+            continue;
+        }
+        page.hang(if *is_head { "               > " } else { "                 " }, text);
+    }
+}
+
+/// Bytes of each time slice as a row of bars.
+fn bars(place: &Place) -> String {
+    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let most = place.slices.iter().map(|slice| slice.held).max().unwrap_or(0).max(1);
+    place
+        .slices
+        .iter()
+        .map(|slice| match slice.held {
+            0 => '·',
+            held => BARS[(held as f64 / most as f64 * 7.0).round() as usize],
+        })
+        .collect()
+}
+
+/// A place in a line: how much, how many, where, and `remark`.
+pub(super) fn one_line(page: &mut Page, place: &Place, remark: &str) {
+    let context = place.contexts.first().map_or("", |share| &share.name);
+    let caller = match (&place.named_caller, place.callers.first()) {
+        (Some(caller), _) => format!(" below {caller}"),
+        (None, Some(caller)) => format!(" < {caller}"),
+        (None, None) => String::new(),
+    };
+    let chunks = counted(place.survived.count, "chunk");
+    let remark = if remark.is_empty() { String::new() } else { format!(": {remark}") };
+    page.hang(
+        &format!("  {:>10}  ", bytes(place.survived.held)),
+        &format!("{}{caller} [{context}], {chunks}{remark}", place.head),
+    );
+}

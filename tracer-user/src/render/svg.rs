@@ -1,0 +1,225 @@
+//! Flame graphs that stand alone in a ticket: inferno draws them, and the lines that say what
+//! was captured are put above the frames.
+
+use std::io::{self, Write};
+
+use inferno::flamegraph::{Direction, Options, from_lines};
+
+use super::{RenderOptions, folded};
+use crate::profile::Capture;
+
+/// Width of the picture; a line of the header holds this many characters of 12-pixel Verdana.
+const WIDTH: usize = 1200;
+const HEADER_CHARACTERS: usize = 160;
+/// Height of a header line.
+const LINE_HEIGHT: usize = 16;
+/// Where the first header line stands, below the title.
+const HEADER_TOP: usize = 46;
+
+/// Writes `flame.svg`.
+///
+/// # Errors
+/// Of the writer.
+pub(super) fn write(capture: &Capture, options: &RenderOptions, out: &mut dyn Write) -> io::Result<()> {
+    draw(capture, options, options.inverted, options.reverse, out)
+}
+
+/// Writes `flame-inverted.svg`: merged from the leaf, drawn from the top down.
+///
+/// # Errors
+/// Of the writer.
+pub(super) fn write_inverted(
+    capture: &Capture,
+    options: &RenderOptions,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    draw(capture, options, true, true, out)
+}
+
+fn draw(
+    capture: &Capture,
+    options: &RenderOptions,
+    inverted: bool,
+    reverse: bool,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    // inferno turns the stacks round itself.
+    let mut lines = folded::lines(capture, &RenderOptions { reverse: false, ..options.clone() });
+    if lines.is_empty() {
+        lines.push("[nothing survived] 1".to_owned());
+    }
+    let mut style = Options::default();
+    style.title = options.title.clone().unwrap_or_else(|| title(capture));
+    style.colors = options.colours.0;
+    // The same function has the same colour in every picture, and no chance is involved.
+    style.hash = true;
+    style.count_name = "bytes".to_owned();
+    style.image_width = Some(WIDTH);
+    style.direction = if inverted { Direction::Inverted } else { Direction::Straight };
+    style.reverse_stack_order = reverse;
+    style.pretty_xml = true;
+    let mut picture = Vec::new();
+    from_lines(&mut style, lines.iter().map(String::as_str), &mut picture).map_err(io::Error::other)?;
+    let picture = String::from_utf8(picture).map_err(io::Error::other)?;
+    let header: Vec<String> = header(capture, options).iter().flat_map(|line| wrap(line)).collect();
+    out.write_all(
+        with_header(&picture, &header)
+            .ok_or_else(|| io::Error::other("inferno draws differently now"))?
+            .as_bytes(),
+    )
+}
+
+fn title(capture: &Capture) -> String {
+    let target = &capture.target;
+    format!("pgleak: memory allocated and not released by {} {} on {}", target.kind, target.pid, target.host)
+}
+
+/// What the picture shows, in lines.
+fn header(capture: &Capture, options: &RenderOptions) -> Vec<String> {
+    let (target, window) = (&capture.target, &capture.window);
+    let seconds = |ns: u64| ns as f64 / 1e9;
+    let counter = |name: &str| {
+        capture.counters.iter().find(|counter| counter.name == name).map_or(0, |counter| counter.value)
+    };
+    let of = |what: &str, text: &Option<String>| {
+        text.as_ref().map_or(String::new(), |text| format!(", {what} {text}"))
+    };
+    let build_id = target.build_id.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
+    let survived: u64 = capture.profile.groups.iter().map(|group| group.survived.held).sum();
+    let lost: Vec<String> = capture
+        .counters
+        .iter()
+        .filter(|counter| counter.loss && counter.value > 0)
+        .map(|counter| format!("{} {}", counter.value, counter.meaning))
+        .collect();
+    let mut lines = vec![
+        format!(
+            "pid {}, {}{}{}, host {}",
+            target.pid,
+            target.kind,
+            of("database", &target.database),
+            of("user", &target.user),
+            target.host
+        ),
+        format!("{}, build ID {build_id}", target.server),
+        format!(
+            "recorded {:.1} s from {}, settled {:.1} s, {}; {} allocations, {} bytes still held",
+            seconds(window.record_ns),
+            window.started,
+            seconds(window.settle_ns),
+            super::end_words(window.end),
+            counter("recorded"),
+            survived
+        ),
+    ];
+    if let Some(context) = &options.context {
+        lines.push(format!("only memory context {context}"));
+    }
+    lines.push(if lost.is_empty() {
+        "nothing lost".to_owned()
+    } else {
+        format!("LOST: {}", lost.join("; "))
+    });
+    lines
+}
+
+/// Lines that fit into the picture.
+fn wrap(line: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in line.split_whitespace() {
+        let last = lines.last().map_or(0, |last| last.chars().count());
+        if last > 0 && last + 1 + word.chars().count() > HEADER_CHARACTERS {
+            lines.push(String::new());
+        }
+        if let Some(last) = lines.last_mut() {
+            if !last.is_empty() {
+                last.push(' ');
+            }
+            last.extend(word.chars().take(HEADER_CHARACTERS));
+        }
+    }
+    lines
+}
+
+/// Moves the frames down and puts lines above them; `None` if the picture is not as expected.
+fn with_header(picture: &str, header: &[String]) -> Option<String> {
+    let moved = header.len() * LINE_HEIGHT;
+    let height: usize =
+        between(picture, "<svg version=\"1.1\" width=\"1200\" height=\"", "\"")?.parse().ok()?;
+    let grown = height + moved;
+    let mut picture = picture
+        .replacen(
+            &format!("width=\"1200\" height=\"{height}\""),
+            &format!("width=\"1200\" height=\"{grown}\""),
+            1,
+        )
+        .replacen(&format!("viewBox=\"0 0 1200 {height}\""), &format!("viewBox=\"0 0 1200 {grown}\""), 1)
+        .replacen(
+            &format!("width=\"100%\" height=\"{height}\""),
+            &format!("width=\"100%\" height=\"{grown}\""),
+            1,
+        )
+        .replacen("<svg id=\"frames\" ", &format!("<svg id=\"frames\" y=\"{moved}\" "), 1);
+    for id in ["details", "matched"] {
+        let element = between(&picture, &format!("<text id=\"{id}\" "), ">")?.to_owned();
+        let y: f64 = between(&element, " y=\"", "\"")?.parse().ok()?;
+        let lower =
+            element.replacen(&format!(" y=\"{y:.2}\""), &format!(" y=\"{:.2}\"", y + moved as f64), 1);
+        picture = picture.replacen(&element, &lower, 1);
+    }
+    let frames = picture.find("    <svg id=\"frames\" ")?;
+    let mut lines = String::new();
+    for (number, line) in header.iter().enumerate() {
+        let y = HEADER_TOP + number * LINE_HEIGHT;
+        lines.push_str(&format!(
+            "    <text class=\"header\" fill=\"rgb(80,80,80)\" x=\"10\" y=\"{y}\">{}</text>\n",
+            escape(line)
+        ));
+    }
+    picture.insert_str(frames, &lines);
+    Some(picture)
+}
+
+fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
+    let start = text.find(before)? + before.len();
+    let length = text[start..].find(after)?;
+    Some(&text[start..start + length])
+}
+
+fn escape(text: &str) -> String {
+    text.chars()
+        .map(|c| match c {
+            '<' => "&lt;".to_owned(),
+            '>' => "&gt;".to_owned(),
+            '&' => "&amp;".to_owned(),
+            '"' => "&quot;".to_owned(),
+            // XML has no way to write these.
+            c if c.is_control() => " ".to_owned(),
+            c => c.to_string(),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lines_are_wrapped_and_nothing_is_lost() {
+        let line = "word ".repeat(100);
+        let wrapped = wrap(&line);
+        assert!(wrapped.len() > 1);
+        assert!(wrapped.iter().all(|line| line.chars().count() <= HEADER_CHARACTERS));
+        assert_eq!(wrapped.join(" ").split_whitespace().count(), 100);
+    }
+
+    #[test]
+    fn a_picture_that_is_not_infernos_is_refused() {
+        assert_eq!(with_header("<svg/>", &[String::from("x")]), None);
+    }
+
+    #[test]
+    fn xml_is_escaped() {
+        assert_eq!(escape("operator<(a&b)\u{1}"), "operator&lt;(a&amp;b) ");
+    }
+}

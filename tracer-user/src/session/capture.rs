@@ -1,0 +1,238 @@
+//! A capture from options to a finished [`Capture`].
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use tracer_ebpf::{counters::Class, site::Role};
+
+use super::{
+    CaptureError, Interrupts, Prepared, Progress, RecordOptions, Recorder, Recording, assemble, prepare,
+    slices,
+};
+use crate::{
+    addr::AbsAddr,
+    bpf::{Limits, Tracer},
+    guard::{
+        CaptureLock, check_memory, go_first_when_memory_is_short, measure_probe_costs, prove_return_probes,
+    },
+    probe::{CostClass, ProbeSite},
+    profile::{Capture, CounterValue, SCHEMA, SiteReport, Target, Tool, Window},
+    symbolize::{OsRelease, Symbolizer},
+    target::{cgroup_memory, mem_available_bytes, status},
+};
+
+/// Equal parts of the record window: enough to tell a steady leak from a cache that fills, few
+/// enough that a slow leak is in each.
+const SLICES: u64 = 10;
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct CaptureOptions {
+    /// The process.
+    pub pid: u32,
+    /// How to record it.
+    pub record: RecordOptions,
+    /// Kernel memory for the maps.
+    pub map_memory: u64,
+}
+
+/// A process that was looked at and that nobody else may capture now.
+#[derive(Debug)]
+pub struct Ready {
+    prepared: Prepared,
+    _lock: CaptureLock,
+}
+
+/// Looks at the process and takes its lock.
+///
+/// # Errors
+/// If it cannot be captured.
+pub fn ready(options: &CaptureOptions) -> Result<Ready, CaptureError> {
+    let prepared = prepare(options.pid)?;
+    Ok(Ready { prepared, _lock: CaptureLock::take(options.pid)? })
+}
+
+/// Captures the process.
+///
+/// # Errors
+/// Whatever keeps it from a result that can be trusted.
+pub async fn capture(
+    ready: Ready,
+    options: &CaptureOptions,
+    progress: &mut Progress,
+) -> Result<Capture, CaptureError> {
+    let pid = options.pid;
+    let Ready { mut prepared, _lock } = ready;
+    let memory_before = prepared.status.memory;
+    say_what_it_is(&prepared, progress);
+
+    let limits = limits(options, &prepared)?;
+    progress.say(&format!(
+        "kernel maps: {} MiB, {} live chunks, {} unwind rows",
+        limits.bytes().div_ceil(1 << 20),
+        limits.live,
+        prepared.mappings.table_sizes().0
+    ));
+    if let Err(error) = go_first_when_memory_is_short() {
+        progress.say(&format!("cannot make pgleak the first to go when memory is short: {error}"));
+    }
+    let interrupts = Interrupts::listen().map_err(CaptureError::Signals)?;
+    let mut tracer = Tracer::load(limits, prepared.plan.layout.context.name)?;
+    let costs = measure_probe_costs(&mut tracer)?;
+    if prepared.is_filtered() {
+        prove_return_probes(&mut tracer, pid)?;
+    }
+    let recorder = Recorder::attach(&mut prepared, tracer, costs, interrupts, progress, options.record)?;
+    let recording = recorder.run().await?;
+    let memory_after = status(pid).ok().and_then(|status| status.memory);
+
+    progress.say("naming the stacks");
+    let slices = slices(recording.recorded_for.as_nanos() as u64, SLICES);
+    let profile = assemble(&recording.drained, &slices);
+    let known: BTreeMap<AbsAddr, String> = prepared
+        .plan
+        .sites
+        .iter()
+        .map(|site| (site.function.address.in_process(prepared.bias), site.function.name.to_owned()))
+        .collect();
+    let debug_roots = vec![PathBuf::from(format!("/proc/{pid}/root")), PathBuf::from("/")];
+    let mut symbolizer = Symbolizer::new(prepared.mappings.modules(), known, debug_roots);
+    let profile = profile.map_frames(|frame| symbolizer.frame(frame.address, frame.is_return));
+
+    let mut notes: Vec<String> = recording.notes.clone();
+    notes.extend(
+        prepared
+            .plan
+            .sites
+            .iter()
+            .filter_map(|site| site.note.as_ref().map(|note| format!("{}: {note}", site.function.name))),
+    );
+    notes.extend(prepared.mappings.notes());
+    notes.extend(symbolizer.notes().iter().map(ToString::to_string));
+    notes.extend(symbolizer.advice(&OsRelease::of_process(pid)));
+    let modules = symbolizer.modules();
+    let rss = |memory: Option<crate::target::Memory>| memory.map(|memory| memory.rss_anon);
+    Ok(Capture {
+        schema: SCHEMA,
+        tool: Tool { name: "pgleak".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
+        target: Target {
+            pid,
+            kind: prepared.title.kind.clone(),
+            database: prepared.title.database.clone(),
+            user: prepared.title.user.clone(),
+            title: prepared.title_text.clone(),
+            server: prepared.plan.version.full.clone(),
+            product: prepared.plan.version.product.to_string(),
+            major: prepared.plan.version.major,
+            binary: prepared.binary.path.display().to_string(),
+            build_id: prepared.image.build_id().cloned(),
+            host: read_line("/proc/sys/kernel/hostname"),
+            kernel: read_line("/proc/sys/kernel/osrelease"),
+            rss_anon_start: rss(memory_before),
+            rss_anon_end: rss(memory_after),
+            rss_shmem_end: memory_after.map(|memory| memory.rss_shmem),
+        },
+        window: Window {
+            started: recording.started.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            record_ns: nanos(recording.recorded_for),
+            settle_ns: nanos(recording.settled_for),
+            requested_record_ns: nanos(options.record.duration),
+            requested_settle_ns: nanos(options.record.settle),
+            slices,
+            end: recording.end,
+            target_cpu_ns: recording.cpu_ns,
+            expected_slowdown: recording.expected_slowdown.map(|slowdown| (slowdown * 100.0).round() / 100.0),
+        },
+        sites: sites(&prepared, &recording),
+        modules,
+        profile,
+        counters: counters(&recording),
+        notes,
+    })
+}
+
+fn say_what_it_is(prepared: &Prepared, progress: &Progress) {
+    let version = &prepared.plan.version;
+    let title = &prepared.title;
+    let of = |text: &Option<String>, what: &str| {
+        text.as_ref().map_or(String::new(), |text| format!(", {what} {text}"))
+    };
+    progress.say(&format!(
+        "process {} is a {} of {version}{}{}",
+        prepared.process.pid,
+        title.kind,
+        of(&title.database, "database"),
+        of(&title.user, "user")
+    ));
+}
+
+/// Sizes the maps and checks that there is room for them.
+fn limits(options: &CaptureOptions, prepared: &Prepared) -> Result<Limits, CaptureError> {
+    let (rows, pages) = prepared.mappings.table_sizes();
+    let limits = Limits::within(options.map_memory, rows, pages).ok_or_else(|| CaptureError::MapMemory {
+        given_mib: options.map_memory >> 20,
+        least_mib: Limits::least_bytes(rows, pages).div_ceil(1 << 20),
+    })?;
+    // Kernel maps are charged to the cgroup of the process that makes them: pgleak's own.
+    let cgroup = cgroup_memory(std::process::id()).ok().flatten();
+    check_memory(limits.bytes(), mem_available_bytes(), cgroup.map(|cgroup| cgroup.headroom_bytes()))?;
+    Ok(limits)
+}
+
+fn sites(prepared: &Prepared, recording: &Recording) -> Vec<SiteReport> {
+    let hits = recording.hits.iter();
+    prepared
+        .plan
+        .sites
+        .iter()
+        .zip(hits)
+        .map(|(site, hits)| site_report(site, hits.entries, hits.returns))
+        .collect()
+}
+
+/// What a capture says of a site.
+fn site_report(site: &ProbeSite, entries: u64, returns: u64) -> SiteReport {
+    let role = site.site.role;
+    SiteReport {
+        function: site.function.name.to_owned(),
+        role: role_name(role).to_owned(),
+        function_address: site.function.address,
+        probe_address: site.probe,
+        instruction: site.instruction.clone(),
+        cost_class: match site.cost {
+            CostClass::Emulated => "emulated",
+            CostClass::SingleStepped => "single-stepped",
+        }
+        .to_owned(),
+        found_by: site.function.found_by.to_string(),
+        entries,
+        returns: role.needs_return().then_some(returns),
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Alloc => "alloc",
+        Role::Free => "free",
+        Role::Realloc => "realloc",
+        Role::Reset => "reset",
+        Role::Delete => "delete",
+    }
+}
+
+fn counters(recording: &Recording) -> Vec<CounterValue> {
+    let value = |(info, value): (&tracer_ebpf::counters::CounterInfo, u64)| CounterValue {
+        name: info.name.to_owned(),
+        value,
+        loss: info.class == Class::Loss,
+        meaning: info.meaning.to_owned(),
+    };
+    recording.counters.iter().map(value).collect()
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn read_line(path: &str) -> String {
+    std::fs::read_to_string(path).map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
+}

@@ -1,0 +1,311 @@
+//! The addresses of one process to frames with names. It never fails: what is broken is a note,
+//! and what has no name shows where it is.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    advice::{OsRelease, symbol_advice},
+    debug_file::{DebugFileError, find_debug_file},
+    dwarf::{DebugInfo, DwarfError},
+    naming::names,
+    symbols::{SymbolSource, SymbolTable},
+};
+use crate::{
+    addr::{AbsAddr, VirtAddr},
+    elf::{Image, range_at},
+    profile::{Frame, Module, ModuleId},
+    target::{LoadedModule, LoadedModules, MappingPath, VDSO},
+};
+
+/// What a reader of the names has to know about one object.
+#[derive(Debug, thiserror::Error)]
+pub enum SymbolNote {
+    /// Its debug information is left aside.
+    #[error("{} is shown without inlined functions and lines: {source}", path.display())]
+    Dwarf {
+        /// Which object.
+        path: PathBuf,
+        /// Why.
+        source: DwarfError,
+    },
+    /// Its separate debug file is left aside.
+    #[error("the debug file of {} is not used: {source}", path.display())]
+    DebugFile {
+        /// Which object.
+        path: PathBuf,
+        /// Why.
+        source: DebugFileError,
+    },
+}
+
+/// Names the addresses of one process.
+#[derive(Debug)]
+pub struct Symbolizer<'a> {
+    modules: &'a LoadedModules,
+    known: BTreeMap<AbsAddr, String>,
+    debug_roots: Vec<PathBuf>,
+    /// The objects that frames lie in, in the order of [`ModuleId`].
+    used: Vec<UsedModule>,
+    /// By the index in `modules`.
+    ids: HashMap<usize, ModuleId>,
+    frames: HashMap<AbsAddr, Frame>,
+    notes: Vec<SymbolNote>,
+}
+
+/// What is known about an object that frames lie in.
+#[derive(Debug)]
+struct UsedModule {
+    /// Its index in the loaded modules.
+    index: usize,
+    table: SymbolTable,
+    debug: Option<DebugInfo>,
+    named: u64,
+    nameless: u64,
+    sources: BTreeSet<&'static str>,
+}
+
+impl UsedModule {
+    /// Whether it has all symbols that it was built with.
+    fn is_complete(&self) -> bool {
+        self.table.symbols().iter().any(|symbol| symbol.source == SymbolSource::Symtab)
+    }
+}
+
+impl<'a> Symbolizer<'a> {
+    /// Names by the symbols of `modules`. `known` are functions that pgleak found out itself, by
+    /// the address of their first instruction in the process. Debug files are looked for below
+    /// each of `debug_roots`: `/proc/PID/root` and `/`, say.
+    pub fn new(
+        modules: &'a LoadedModules,
+        known: BTreeMap<AbsAddr, String>,
+        debug_roots: Vec<PathBuf>,
+    ) -> Self {
+        let (used, ids, frames, notes) = (Vec::new(), HashMap::new(), HashMap::new(), Vec::new());
+        Self { modules, known, debug_roots, used, ids, frames, notes }
+    }
+
+    /// Names one address. A return address is looked up at the byte before it, which belongs to
+    /// the call: behind a call that never returns begins another function, or another line.
+    pub fn frame(&mut self, address: AbsAddr, is_return_address: bool) -> Frame {
+        let address = AbsAddr(address.0.wrapping_sub(u64::from(is_return_address)));
+        if let Some(frame) = self.frames.get(&address) {
+            return frame.clone();
+        }
+        let frame = match self.modules.index_at(address) {
+            Some(index) => self.frame_in(index, address),
+            None => frame_outside(self.modules.maps().at(address).map(|mapping| &mapping.path), address),
+        };
+        self.frames.insert(address, frame.clone());
+        frame
+    }
+
+    /// The objects of all frames so far, in the order of their ids.
+    pub fn modules(&self) -> Vec<Module> {
+        self.used
+            .iter()
+            .map(|used| {
+                let module = &self.modules.modules()[used.index];
+                Module {
+                    path: module.path.display().to_string(),
+                    build_id: module.image.build_id().cloned(),
+                    named: used.named,
+                    nameless: used.nameless,
+                    symbols: used.sources.iter().map(|source| (*source).to_owned()).collect(),
+                }
+            })
+            .collect()
+    }
+
+    /// How to get the names of each object that has frames without one. What is nameless in spite
+    /// of a full symbol table (hand-written assembly, say) has no name anywhere.
+    pub fn advice(&self, os: &OsRelease) -> Vec<String> {
+        let nameless = self.used.iter().filter(|used| used.nameless > 0 && !used.is_complete());
+        nameless
+            .map(|used| {
+                let module = &self.modules.modules()[used.index];
+                symbol_advice(os, &module.path, module.image.build_id())
+            })
+            .collect()
+    }
+
+    /// What went wrong so far.
+    pub fn notes(&self) -> &[SymbolNote] {
+        &self.notes
+    }
+
+    fn frame_in(&mut self, index: usize, address: AbsAddr) -> Frame {
+        let module = &self.modules.modules()[index];
+        let id = self.id_of(index, module);
+        let used = &mut self.used[id.0 as usize];
+        let address = address.in_object(module.bias);
+        let function = range_at(module.functions(), address);
+        let symbol = used.table.at(address);
+        let dwarf = match used.debug.as_ref().map(|debug| debug.frames(address)) {
+            Some(Ok(frames)) => frames,
+            Some(Err(error)) => {
+                // One note for an object; its other units may be sound.
+                let noted = |note: &SymbolNote| matches!(note, SymbolNote::Dwarf { path, .. } if *path == module.path);
+                if !self.notes.iter().any(noted) {
+                    self.notes.push(SymbolNote::Dwarf { path: module.path.clone(), source: error });
+                }
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        let start = symbol.map(|symbol| symbol.start).or(function.map(|function| function.start));
+        let names = names(symbol, dwarf);
+        if names.is_empty() {
+            used.nameless += 1;
+        } else {
+            used.named += 1;
+        }
+        if names.iter().any(|name| name.file.is_some()) || (symbol.is_none() && !names.is_empty()) {
+            used.sources.insert("DWARF");
+        }
+        if let Some(symbol) = symbol {
+            used.sources.insert(symbol.source.label());
+        }
+        let fallback = format!("{}+{:#x}", base_name(&module.path), start.unwrap_or(address).0);
+        Frame { module: Some(id), address, function_start: start, names, fallback }
+    }
+
+    /// The id of an object; its symbols are read when its first frame is.
+    fn id_of(&mut self, index: usize, module: &LoadedModule) -> ModuleId {
+        if let Some(id) = self.ids.get(&index) {
+            return *id;
+        }
+        let found = module.image.build_id().map(|id| find_debug_file(&self.debug_roots, id));
+        let debug_file = match found {
+            Some(Ok(file)) => file.map(Arc::new),
+            Some(Err(source)) => {
+                self.notes.push(SymbolNote::DebugFile { path: module.path.clone(), source });
+                None
+            }
+            None => None,
+        };
+        let known = self.known_in(module);
+        let table = SymbolTable::build(&module.image, debug_file.as_deref(), module.functions(), &known);
+        let debug = self.debug_info(module, debug_file.as_ref());
+        let id = ModuleId(u32::try_from(self.used.len()).expect("a process maps fewer than 2^32 objects"));
+        self.used.push(UsedModule { index, table, debug, named: 0, nameless: 0, sources: BTreeSet::new() });
+        self.ids.insert(index, id);
+        id
+    }
+
+    /// The DWARF of the object itself, else that of its debug file.
+    fn debug_info(&mut self, module: &LoadedModule, debug_file: Option<&Arc<Image>>) -> Option<DebugInfo> {
+        for image in [Some(&module.image), debug_file].into_iter().flatten() {
+            match DebugInfo::read(image) {
+                Ok(Some(debug)) => return Some(debug),
+                Ok(None) => {}
+                Err(source) => self.notes.push(SymbolNote::Dwarf { path: module.path.clone(), source }),
+            }
+        }
+        None
+    }
+
+    fn known_in(&self, module: &LoadedModule) -> BTreeMap<VirtAddr, String> {
+        let inside = self.known.iter().filter(|(address, _)| module.contains(**address));
+        inside.map(|(address, name)| (address.in_object(module.bias), name.clone())).collect()
+    }
+}
+
+/// A frame that lies in no object.
+fn frame_outside(path: Option<&MappingPath>, address: AbsAddr) -> Frame {
+    let fallback = match path {
+        None => "[unknown mapping]".to_owned(),
+        // What is executable without a file was written by the process: LLVM's JIT, mostly.
+        Some(MappingPath::Anonymous) => "[jit]".to_owned(),
+        Some(MappingPath::Uprobes) => "[uprobes]".to_owned(),
+        Some(MappingPath::Vdso) => VDSO.to_owned(),
+        Some(MappingPath::Other(name)) if name.starts_with("[anon") => "[jit]".to_owned(),
+        Some(MappingPath::Other(name)) => name.clone(),
+        Some(MappingPath::File { path, .. }) if path.starts_with("/memfd:") => "[jit]".to_owned(),
+        Some(MappingPath::File { path, .. }) => match base_name(path) {
+            name if name.starts_with("memfd:") => "[jit]".to_owned(),
+            name => format!("[{name}]"),
+        },
+    };
+    Frame { module: None, address: VirtAddr(address.0), function_start: None, names: Vec::new(), fallback }
+}
+
+fn base_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_outside_of_files_says_what_it_is() {
+        let label = |path: Option<MappingPath>| frame_outside(path.as_ref(), AbsAddr(0x99)).fallback;
+        let file = |path: &str| Some(MappingPath::File { path: path.into(), deleted: true });
+        assert_eq!(label(None), "[unknown mapping]");
+        assert_eq!(label(Some(MappingPath::Anonymous)), "[jit]");
+        assert_eq!(label(Some(MappingPath::Other("[anon:llvm]".into()))), "[jit]");
+        assert_eq!(label(Some(MappingPath::Other("[vsyscall]".into()))), "[vsyscall]");
+        assert_eq!(label(file("/memfd:jit")), "[jit]");
+        assert_eq!(label(file("/opt/broken.so")), "[broken.so]");
+        assert_eq!(frame_outside(None, AbsAddr(0x99)).address, VirtAddr(0x99));
+    }
+
+    #[inline(never)]
+    fn a_function_of_this_test(value: u32) -> u32 {
+        std::hint::black_box(value) + 1
+    }
+
+    #[test]
+    fn a_return_address_belongs_to_the_call_before_it() -> Result<(), Box<dyn std::error::Error>> {
+        assert_eq!(a_function_of_this_test(1), 2);
+        let modules = LoadedModules::read(std::process::id())?;
+        let mut symbolizer = Symbolizer::new(&modules, BTreeMap::new(), Vec::new());
+        let start = AbsAddr(a_function_of_this_test as fn(u32) -> u32 as usize as u64);
+        let frame = symbolizer.frame(start, false);
+        assert!(frame.label().ends_with("a_function_of_this_test"), "{frame:?}");
+        let name = frame.names.last().ok_or("a name")?;
+        assert!(name.file.as_deref().is_some_and(|file| file.ends_with("symbolize/symbolizer.rs")));
+        let bias = modules.at(start).ok_or("mapped")?.bias;
+        assert_eq!(frame.function_start.map(|at| at.in_process(bias)), Some(start));
+
+        let before = symbolizer.frame(start, true);
+        assert_eq!(before.address.0, frame.address.0 - 1);
+        assert_ne!(before.function_start, frame.function_start);
+        assert_eq!(symbolizer.frame(start, false), frame);
+        let module = &symbolizer.modules()[0];
+        assert_eq!(module.named + module.nameless, 2, "the second look-up is not counted again");
+        assert!(module.symbols.contains(&"DWARF".to_owned()));
+        assert!(symbolizer.notes().is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn what_pgleak_found_out_is_named() -> Result<(), Box<dyn std::error::Error>> {
+        let modules = LoadedModules::read(std::process::id())?;
+        // A function of a library that has no name: the first one outside of every symbol.
+        let libc = modules.modules().iter().find(|module| base_name(&module.path).starts_with("libc.so"));
+        let libc = libc.ok_or("the C library is mapped")?;
+        let table = SymbolTable::build(&libc.image, None, libc.functions(), &BTreeMap::new());
+        let nameless = libc.functions().iter().find(|function| table.at(function.start).is_none());
+        let nameless = nameless.ok_or("a static function")?.start;
+        let address = nameless.in_process(libc.bias);
+
+        let mut symbolizer = Symbolizer::new(&modules, BTreeMap::new(), Vec::new());
+        let frame = symbolizer.frame(address.offset(1), false);
+        assert!(frame.is_nameless());
+        assert_eq!(frame.label(), format!("{}+{:#x}", base_name(&libc.path), nameless.0));
+        let advice = symbolizer.advice(&OsRelease::default());
+        assert!(advice.len() == 1 && advice[0].contains("debuginfod-find"), "{advice:?}");
+
+        let known = BTreeMap::from([(address, "AllocSetAlloc".to_owned())]);
+        let mut symbolizer = Symbolizer::new(&modules, known, Vec::new());
+        assert_eq!(symbolizer.frame(address.offset(1), false).label(), "AllocSetAlloc");
+        assert_eq!(symbolizer.modules()[0].symbols, ["found by pgleak"]);
+        assert!(symbolizer.advice(&OsRelease::default()).is_empty());
+        Ok(())
+    }
+}

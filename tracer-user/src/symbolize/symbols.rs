@@ -1,0 +1,323 @@
+//! Which function an address belongs to, by `.symtab` and `.dynsym`: a symbol holds only inside
+//! its size.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashSet},
+};
+
+use object::{Object as _, ObjectSymbol, SymbolKind};
+
+use crate::{
+    addr::VirtAddr,
+    elf::{FunctionRange, Image},
+};
+
+/// Where a name comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SymbolSource {
+    /// pgleak found the function out itself.
+    Known,
+    /// The full symbol table, of the file or of its separate debug file.
+    Symtab,
+    /// The symbols for dynamic linking, which are left in a stripped file.
+    Dynsym,
+}
+
+impl SymbolSource {
+    /// Its name in reports.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Known => "found by pgleak",
+            Self::Symtab => ".symtab",
+            Self::Dynsym => ".dynsym",
+        }
+    }
+}
+
+/// A function with a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Symbol {
+    /// First instruction.
+    pub start: VirtAddr,
+    /// One past the last byte.
+    pub end: VirtAddr,
+    /// Its name as the file has it, mangled.
+    pub name: String,
+    /// Other names of the same code: aliases, or functions that the compiler found equal.
+    pub aliases: Vec<String>,
+    /// Where `name` comes from.
+    pub source: SymbolSource,
+}
+
+impl Symbol {
+    /// All its names, the best one first.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.name.as_str()).chain(self.aliases.iter().map(String::as_str))
+    }
+}
+
+/// A symbol as a table has it.
+#[derive(Clone, Debug)]
+struct RawSymbol {
+    start: VirtAddr,
+    size: u64,
+    name: String,
+    global: bool,
+    source: SymbolSource,
+}
+
+/// The functions of one object by address.
+#[derive(Clone, Debug, Default)]
+pub struct SymbolTable {
+    /// By start, the longest first among those with one start.
+    symbols: Vec<Symbol>,
+    /// For each symbol, the highest end of it and of all before it.
+    highest_end: Vec<VirtAddr>,
+}
+
+impl SymbolTable {
+    /// Reads the symbols of `image` and of its separate debug file, if there is one. `known` are
+    /// names that were found out otherwise, by the first instruction of their function; they
+    /// take precedence.
+    pub fn build(
+        image: &Image,
+        debug_file: Option<&Image>,
+        functions: &[FunctionRange],
+        known: &BTreeMap<VirtAddr, String>,
+    ) -> Self {
+        let mut raw = Vec::new();
+        for file in debug_file.into_iter().chain([image]) {
+            // An image was parsed before; one that does not parse again has no symbols.
+            let Ok(elf) = file.elf() else { continue };
+            raw.extend(elf.symbols().filter_map(|symbol| read_symbol(&symbol, image, SymbolSource::Symtab)));
+            raw.extend(
+                elf.dynamic_symbols().filter_map(|symbol| read_symbol(&symbol, image, SymbolSource::Dynsym)),
+            );
+        }
+        Self::from_raw(raw, functions, known)
+    }
+
+    fn from_raw(
+        mut raw: Vec<RawSymbol>,
+        functions: &[FunctionRange],
+        known: &BTreeMap<VirtAddr, String>,
+    ) -> Self {
+        let function_end = |start: VirtAddr| {
+            let after = functions.partition_point(|function| function.start <= start);
+            functions[..after].last().filter(|function| function.start == start).map(|function| function.end)
+        };
+        // Best name first: this order decides which of several names one address gets.
+        raw.sort_by(|a, b| preference(a).cmp(&preference(b)));
+        let mut by_range: BTreeMap<(VirtAddr, Reverse<VirtAddr>), Symbol> = BTreeMap::new();
+        let mut seen: HashSet<(VirtAddr, String)> = HashSet::new();
+        for symbol in raw {
+            let RawSymbol { start, size, name, source, .. } = symbol;
+            let end = match size {
+                0 => function_end(start),
+                size => start.0.checked_add(size).map(VirtAddr),
+            };
+            let Some(end) = end else { continue };
+            if !seen.insert((start, name.clone())) {
+                continue;
+            }
+            match by_range.entry((start, Reverse(end))) {
+                std::collections::btree_map::Entry::Occupied(mut entry) => entry.get_mut().aliases.push(name),
+                std::collections::btree_map::Entry::Vacant(entry) => {
+                    entry.insert(Symbol { start, end, name, aliases: Vec::new(), source });
+                }
+            }
+        }
+        for (start, name) in known {
+            add_known(&mut by_range, *start, name, function_end(*start));
+        }
+        let symbols: Vec<Symbol> = by_range.into_values().collect();
+        let mut highest = VirtAddr(0);
+        let highest_end = symbols
+            .iter()
+            .map(|symbol| {
+                highest = highest.max(symbol.end);
+                highest
+            })
+            .collect();
+        Self { symbols, highest_end }
+    }
+
+    /// The innermost symbol that `address` lies in.
+    pub fn at(&self, address: VirtAddr) -> Option<&Symbol> {
+        let after = self.symbols.partition_point(|symbol| symbol.start <= address);
+        // Symbols may lie within others, so the one that begins last need not be the one; but
+        // as soon as nothing before reaches the address, nothing will.
+        (0..after)
+            .rev()
+            .take_while(|index| self.highest_end[*index] > address)
+            .map(|index| &self.symbols[index])
+            .find(|symbol| address < symbol.end)
+    }
+
+    /// All symbols, by start.
+    pub fn symbols(&self) -> &[Symbol] {
+        &self.symbols
+    }
+}
+
+fn read_symbol<'data>(
+    symbol: &impl ObjectSymbol<'data>,
+    image: &Image,
+    source: SymbolSource,
+) -> Option<RawSymbol> {
+    // Hand-written assembly often leaves the type out, which makes it `Unknown` or a label.
+    let is_code = matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Unknown | SymbolKind::Label);
+    let start = VirtAddr(symbol.address());
+    if !is_code || !symbol.is_definition() || !image.is_code(start) {
+        return None;
+    }
+    // Linkers append the version to names in .symtab: memcpy@@GLIBC_2.14.
+    let name = symbol.name().ok()?.split('@').next()?;
+    // Names with a leading dot or dollar are marks for tools, such as annobin's.
+    if name.is_empty() || name.starts_with(['.', '$']) {
+        return None;
+    }
+    Some(RawSymbol { start, size: symbol.size(), name: name.to_owned(), global: !symbol.is_local(), source })
+}
+
+/// Global before local, without a leading underscore before with one, then the shortest, then by
+/// the alphabet, so that every run picks the same. Of one name in two tables, `.symtab` counts.
+fn preference(symbol: &RawSymbol) -> impl Ord + '_ {
+    (!symbol.global, symbol.name.starts_with('_'), symbol.name.len(), &symbol.name, symbol.source)
+}
+
+/// Names the function at `start`; the names that the tables have for that start become aliases.
+fn add_known(
+    by_range: &mut BTreeMap<(VirtAddr, Reverse<VirtAddr>), Symbol>,
+    start: VirtAddr,
+    name: &str,
+    function_end: Option<VirtAddr>,
+) {
+    let same_start = (start, Reverse(VirtAddr(u64::MAX)))..=(start, Reverse(VirtAddr(0)));
+    let keys: Vec<_> = by_range.range(same_start).map(|(key, _)| *key).collect();
+    let mut end = function_end;
+    let mut aliases = Vec::new();
+    for key in keys {
+        if let Some(symbol) = by_range.remove(&key) {
+            end = end.max(Some(symbol.end));
+            aliases.extend(std::iter::once(symbol.name).chain(symbol.aliases).filter(|alias| alias != name));
+        }
+    }
+    // Without an FDE and a symbol, nothing but its first instruction is certain.
+    let end = end.unwrap_or(start.offset(1));
+    let symbol = Symbol { start, end, name: name.to_owned(), aliases, source: SymbolSource::Known };
+    by_range.insert((start, Reverse(end)), symbol);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(start: u64, size: u64, name: &str, global: bool) -> RawSymbol {
+        RawSymbol {
+            start: VirtAddr(start),
+            size,
+            name: name.to_owned(),
+            global,
+            source: SymbolSource::Symtab,
+        }
+    }
+
+    fn table(raw: Vec<RawSymbol>, functions: &[(u64, u64)], known: &[(u64, &str)]) -> SymbolTable {
+        let functions: Vec<_> = functions
+            .iter()
+            .map(|(start, end)| FunctionRange { start: VirtAddr(*start), end: VirtAddr(*end) })
+            .collect();
+        let known = known.iter().map(|(start, name)| (VirtAddr(*start), (*name).to_owned())).collect();
+        SymbolTable::from_raw(raw, &functions, &known)
+    }
+
+    fn name(table: &SymbolTable, address: u64) -> Option<&str> {
+        table.at(VirtAddr(address)).map(|symbol| symbol.name.as_str())
+    }
+
+    #[test]
+    fn a_symbol_ends_with_its_size() {
+        let table = table(vec![raw(0x100, 0x10, "palloc", true)], &[(0x100, 0x110), (0x110, 0x200)], &[]);
+        assert_eq!(name(&table, 0xff), None);
+        assert_eq!(name(&table, 0x100), Some("palloc"));
+        assert_eq!(name(&table, 0x10f), Some("palloc"));
+        assert_eq!(name(&table, 0x110), None, "a static neighbour without a name");
+    }
+
+    #[test]
+    fn a_symbol_without_size_needs_an_fde_at_its_start() {
+        let table = table(
+            vec![
+                raw(0x100, 0, "starts_it", true),
+                raw(0x208, 0, "inside", true),
+                raw(0x300, 0, "none", true),
+            ],
+            &[(0x100, 0x140), (0x200, 0x240)],
+            &[],
+        );
+        assert_eq!(name(&table, 0x13f), Some("starts_it"));
+        assert_eq!(name(&table, 0x140), None);
+        assert_eq!(name(&table, 0x208), None);
+        assert_eq!(name(&table, 0x300), None);
+    }
+
+    #[test]
+    fn of_several_names_the_same_one_is_always_picked() {
+        let names = [
+            ("text_catenate", false),
+            ("__libc_malloc", true),
+            ("malloc", true),
+            ("calloc", true),
+            ("f", false),
+        ];
+        let mut raws: Vec<_> = names.iter().map(|(name, global)| raw(0x100, 8, name, *global)).collect();
+        let forward = table(raws.clone(), &[], &[]);
+        raws.reverse();
+        raws.extend(raws.clone());
+        let backward = table(raws, &[], &[]);
+        assert_eq!(forward.symbols(), backward.symbols());
+        let symbol = forward.at(VirtAddr(0x104)).expect("there");
+        let all: Vec<_> = symbol.names().collect();
+        assert_eq!(all, ["calloc", "malloc", "__libc_malloc", "f", "text_catenate"]);
+    }
+
+    #[test]
+    fn a_symbol_within_another_ends_before_it() {
+        let table = table(
+            vec![
+                raw(0x100, 0x100, "outer", true),
+                raw(0x120, 0x10, "inner", true),
+                raw(0x140, 8, "second", true),
+            ],
+            &[],
+            &[],
+        );
+        assert_eq!(name(&table, 0x11f), Some("outer"));
+        assert_eq!(name(&table, 0x12f), Some("inner"));
+        assert_eq!(name(&table, 0x130), Some("outer"));
+        assert_eq!(name(&table, 0x1ff), Some("outer"));
+        assert_eq!(name(&table, 0x200), None);
+    }
+
+    #[test]
+    fn what_is_known_counts_more_than_the_tables() {
+        let table = table(
+            vec![raw(0x100, 0x10, "folded", true), raw(0x100, 0x20, "folded_too", true)],
+            &[(0x100, 0x140), (0x200, 0x240)],
+            &[(0x100, "AllocSetReset"), (0x200, "AllocSetAlloc"), (0x300, "AllocSetFree")],
+        );
+        let reset = table.at(VirtAddr(0x13f)).expect("there");
+        assert_eq!(reset.names().collect::<Vec<_>>(), ["AllocSetReset", "folded_too", "folded"]);
+        assert_eq!(reset.source, SymbolSource::Known);
+        assert_eq!(name(&table, 0x23f), Some("AllocSetAlloc"));
+        assert_eq!((name(&table, 0x300), name(&table, 0x301)), (Some("AllocSetFree"), None));
+    }
+
+    #[test]
+    fn a_size_that_wraps_is_no_symbol() {
+        let table = table(vec![raw(u64::MAX - 1, 0x10, "wraps", true)], &[], &[]);
+        assert!(table.symbols().is_empty());
+    }
+}

