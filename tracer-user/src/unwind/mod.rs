@@ -2,7 +2,6 @@
 //! in user space.
 
 mod error;
-mod section;
 
 mod rules;
 

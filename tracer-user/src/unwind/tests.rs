@@ -16,7 +16,7 @@ use tracer_ebpf::{
 use super::{Atlas, MappedObject, StackMemory, UnwindTable, Walked, build_mapset, check, walk};
 use crate::{
     addr::{AbsAddr, FileOffset},
-    elf::Image,
+    elf::{FrameSectionError, Image, function_ranges},
     target::{ProcessMemory, ReadMemory as _},
 };
 
@@ -230,6 +230,7 @@ fn without_section_headers_the_table_is_the_same() {
     assert!(stripped.section(".eh_frame").is_none());
     let (with, without) = (UnwindTable::build(&own).unwrap(), UnwindTable::build(&stripped).unwrap());
     assert!(with.is_some() && with == without);
+    assert_eq!(function_ranges(&own), function_ranges(&stripped));
 }
 
 #[test]
@@ -247,7 +248,10 @@ fn a_damaged_way_to_the_section_is_an_error() {
         bytes[at + 16..at + 24].copy_from_slice(&u64::MAX.to_le_bytes());
     });
     let found = UnwindTable::build(&outside);
-    assert!(matches!(found, Err(super::TableError::OutsideFile { .. })), "{found:?}");
+    assert!(
+        matches!(found, Err(super::TableError::Section(FrameSectionError::OutsideFile { .. }))),
+        "{found:?}"
+    );
     let version = changed(|bytes| {
         without_sections(bytes);
         let at = header(bytes);
@@ -255,7 +259,7 @@ fn a_damaged_way_to_the_section_is_an_error() {
         bytes[offset as usize] = 9;
     });
     let found = UnwindTable::build(&version);
-    assert!(matches!(found, Err(super::TableError::Header { .. })), "{found:?}");
+    assert!(matches!(found, Err(super::TableError::Section(FrameSectionError::Header { .. }))), "{found:?}");
     // Neither sections nor the header: like a library without functions.
     let neither = changed(|bytes| {
         without_sections(bytes);
