@@ -20,6 +20,8 @@ mod damage;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
+mod linker;
+#[cfg(test)]
 mod tests;
 
 pub use atlas::{Appended, Atlas, AtlasError, Mark, Placement};
@@ -27,4 +29,4 @@ pub use error::TableError;
 pub use mapset::{MapSetError, MappedObject, build_mapset};
 pub use rules::row_info;
 pub use table::{TableStats, UnwindTable};
-pub use walk::{StackMemory, Walked, walk, walk_above};
+pub use walk::{OpenCall, ReturnProbes, StackMemory, Walked, walk, walk_above};
