@@ -2,12 +2,13 @@
 //! in user space.
 
 mod error;
-
 mod rules;
 
 mod entries;
 
 mod table;
+
+mod batch;
 
 mod atlas;
 mod mapset;
@@ -25,6 +26,7 @@ mod linker;
 mod tests;
 
 pub use atlas::{Appended, Atlas, AtlasError, Mark, Placement};
+pub use batch::build_tables;
 pub use error::TableError;
 pub use mapset::{MapSetError, MappedObject, build_mapset};
 pub use rules::row_info;
