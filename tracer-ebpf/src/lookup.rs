@@ -77,3 +77,89 @@ pub fn find_row(lo: u32, hi: u32, address: u64, row_at: impl Fn(u32) -> Option<R
     step!(1);
     row_at(base as u32)
 }
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::{abi::Range, unwind::RowInfo};
+
+    fn set_of(ranges: &[(u64, u64)]) -> MapSet {
+        let mut set = MapSet { ranges: [Range::UNUSED; MAX_RANGES] };
+        for (slot, (start, end)) in set.ranges.iter_mut().zip(ranges) {
+            *slot = Range { start: *start, end: *end, ..Range::UNUSED };
+        }
+        set
+    }
+
+    /// The range that holds `address`, as the walk asks for it.
+    fn found(set: &MapSet, address: u64) -> Option<u64> {
+        let range = set.ranges[find_range(set, address)];
+        (address >= range.start && address < range.end).then_some(range.start)
+    }
+
+    fn by_looking_at_all(ranges: &[(u64, u64)], address: u64) -> Option<u64> {
+        ranges.iter().find(|(start, end)| address >= *start && address < *end).map(|range| range.0)
+    }
+
+    #[test]
+    fn every_range_is_found_at_its_edges_and_nothing_in_gaps() {
+        for count in [0, 1, 2, 3, 127, 128, 129, 255, 256] {
+            // Every third touches the one before; the others have a gap of a page or more.
+            let mut ranges = Vec::new();
+            let mut at = 0x5555_0000_0000;
+            for number in 0..count {
+                let gap = if number % 3 == 0 { 0 } else { 0x1000 * (number % 7 + 1) };
+                let start = at + gap;
+                at = start + 0x1000 * (number % 5 + 1);
+                ranges.push((start, at));
+            }
+            let set = set_of(&ranges);
+            let edges = ranges.iter().flat_map(|(start, end)| [start - 1, *start, end - 1, *end, end + 1]);
+            let far =
+                [0, 1, 0x1000, i64::MAX as u64 - 1, i64::MAX as u64, 1 << 63, u64::MAX - 0x1000, u64::MAX];
+            for address in edges.chain(far) {
+                assert_eq!(
+                    found(&set, address),
+                    by_looking_at_all(&ranges, address),
+                    "{count} ranges, {address:#x}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_found_up_to_the_limit_without_reading_others() {
+        for count in [1, 2, 3, 255, 256, 257, 510, 511, 512] {
+            // Rows 1000 .. 1000 + count, three bytes apart.
+            let (lo, hi) = (1000, 1000 + count - 1);
+            let row = |index: u32| {
+                assert!((lo..=hi).contains(&index), "row {index} is not one of {lo} to {hi}");
+                Some(Row::new(0x4000 + (index - lo) * 3, RowInfo(index)))
+            };
+            for index in lo..=hi {
+                let start = u64::from(0x4000 + (index - lo) * 3);
+                for address in [start, start + 1, start + 2] {
+                    let row = find_row(lo, hi, address, row).expect("a row");
+                    assert_eq!(row.info().0, index, "{count} rows, {address:#x}");
+                }
+            }
+            let last = find_row(lo, hi, u64::from(u32::MAX), row).expect("a row");
+            assert_eq!(last.info().0, hi, "{count} rows: the last holds to the end");
+        }
+        assert_eq!(MAX_ROWS_A_PAGE, 511, "as many steps as 2^9 − 1 rows need, and the first");
+    }
+
+    #[test]
+    fn a_torn_index_gives_a_row_or_none_and_no_more() {
+        let rows: Vec<Row> = (0..600).map(|index| Row::new(index * 16, RowInfo(index))).collect();
+        let read = |index: u32| rows.get(index as usize).copied();
+        assert_eq!(find_row(600, 700, 5, read), None, "outside of the table");
+        assert_eq!(find_row(u32::MAX, u32::MAX, 5, read), None);
+        assert_eq!(find_row(0, u32::MAX, u64::from(u32::MAX), read).map(|row| row.info().0), Some(511));
+        // The end before the start: the first row, whatever it says.
+        assert_eq!(find_row(20, 10, 5, read).map(|row| row.info().0), Some(20));
+    }
+}

@@ -279,3 +279,198 @@ pub fn step<R: StackReader>(
     regs.is_return = 1;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::{vec, vec::Vec};
+
+    use super::*;
+
+    /// Words at addresses, and whether reads of 64 bytes succeed.
+    struct Stack {
+        words: Vec<(u64, u64)>,
+        wide: bool,
+    }
+
+    impl StackReader for Stack {
+        fn read_words(&mut self, address: u64, into: &mut [u64; 8]) -> bool {
+            for (number, word) in into.iter_mut().enumerate() {
+                *word = self.read_word(address.wrapping_add(number as u64 * 8)).unwrap_or(0xdead);
+            }
+            self.wide
+        }
+
+        fn read_word(&mut self, address: u64) -> Option<u64> {
+            self.words.iter().find(|(at, _)| *at == address).map(|(_, word)| *word)
+        }
+    }
+
+    const SP: u64 = 0x7ffc_0000_1000;
+    const BP: u64 = 0x7ffc_0000_1100;
+    const RETURN: u64 = 0x5555_0000_1234;
+
+    /// One step from (pc = 0x40, SP, BP), once with and once without the 64-byte read.
+    fn stepped(info: RowInfo, words: &[(u64, u64)]) -> Result<Registers, WalkEnd> {
+        stepped_at(0x40, info, words)
+    }
+
+    fn stepped_at(pc: u64, info: RowInfo, words: &[(u64, u64)]) -> Result<Registers, WalkEnd> {
+        let [wide, narrow] = [true, false].map(|wide| {
+            let mut regs = Registers { pc, sp: SP, bp: BP, is_return: 0 };
+            let mut stack = Stack { words: words.to_vec(), wide };
+            step(info, &mut regs, &mut [0; 8], &mut stack).map(|()| regs)
+        });
+        assert_eq!(wide, narrow, "the fallback reads the same");
+        wide
+    }
+
+    fn returned(sp: u64, bp: u64) -> Result<Registers, WalkEnd> {
+        Ok(Registers { pc: RETURN, sp, bp, is_return: 1 })
+    }
+
+    #[test]
+    fn rsp_offset() {
+        let info = RowInfo::new(RowKind::RspOffset, 48, RbpRule::Same, 0);
+        assert_eq!(stepped(info, &[(SP + 40, RETURN)]), returned(SP + 48, BP));
+        // At a function's first instruction.
+        let info = RowInfo::new(RowKind::RspOffset, 8, RbpRule::Same, 0);
+        assert_eq!(stepped(info, &[(SP, RETURN)]), returned(SP + 8, BP));
+    }
+
+    #[test]
+    fn rbp_offset() {
+        let info = RowInfo::new(RowKind::RbpOffset, 16, RbpRule::AtCfa, -16);
+        assert_eq!(stepped(info, &[(BP, 0x7777), (BP + 8, RETURN)]), returned(BP + 16, 0x7777));
+    }
+
+    #[test]
+    fn rbp_is_found_in_every_slot_below_the_cfa() {
+        for offset in [-64, -56, -48, -40, -32, -24, -16] {
+            let info = RowInfo::new(RowKind::RspOffset, 80, RbpRule::AtCfa, offset);
+            let slot = SP.wrapping_add(80).wrapping_add_signed(offset);
+            assert_eq!(stepped(info, &[(slot, 0x7777), (SP + 72, RETURN)]), returned(SP + 80, 0x7777));
+        }
+        for offset in [-72, -8, 0, 8, -20] {
+            let info = RowInfo::new(RowKind::RspOffset, 80, RbpRule::AtCfa, offset);
+            assert_eq!(info, RowInfo::UNSUPPORTED, "{offset}");
+        }
+    }
+
+    #[test]
+    fn rbp_at_rbp() {
+        for offset in [-1024i64, -8, 0, 16, 1016] {
+            let info = RowInfo::new(RowKind::RspOffset, 32, RbpRule::AtRbp, offset);
+            let words = [(BP.wrapping_add_signed(offset), 0x7777), (SP + 24, RETURN)];
+            assert_eq!(stepped(info, &words), returned(SP + 32, 0x7777), "{offset}");
+        }
+        let info = RowInfo::new(RowKind::RspOffset, 32, RbpRule::AtRbp, 0);
+        assert_eq!(stepped(info, &[(SP + 24, RETURN)]), Err(WalkEnd::Read));
+    }
+
+    #[test]
+    fn plt_on_both_sides_of_the_threshold() {
+        let info = RowInfo::new(RowKind::Plt, 11 * 8, RbpRule::Same, 0);
+        let words = [(SP, RETURN), (SP + 8, RETURN + 8)];
+        for (pc, pushed) in [(0x40, 0), (0x4a, 0), (0x4b, 8), (0x4f, 8), (0x50, 0)] {
+            let expected = Registers { pc: RETURN + pushed, sp: SP + 8 + pushed, bp: BP, is_return: 1 };
+            assert_eq!(stepped_at(pc, info, &words), Ok(expected), "{pc:#x}");
+        }
+    }
+
+    #[test]
+    fn rbp_dereferenced() {
+        // gcc's re-aligned frame: the CFA is kept at rbp − 8, the caller's rbp at rbp.
+        let info = RowInfo::new(RowKind::RbpDeref, 8, RbpRule::AtRbp, 0);
+        let cfa = BP + 0x240;
+        let words = [(BP - 8, cfa), (BP, 0x7777), (cfa - 8, RETURN)];
+        assert_eq!(stepped(info, &words), returned(cfa, 0x7777));
+        assert_eq!(stepped(info, &words[1..]), Err(WalkEnd::Read), "no CFA");
+        assert_eq!(stepped(info, &[(BP - 8, SP), (BP, 0x7777), (SP - 8, RETURN)]), Err(WalkEnd::BadSp));
+    }
+
+    #[test]
+    fn a_signal_frame_gives_registers_and_no_return_address() {
+        let info = RowInfo::new(RowKind::SignalFrame, 0, RbpRule::Same, 0);
+        // ucontext at rsp: flags, link, stack (3 words), then r8 … of which rbp, rsp, rip.
+        let words = [(SP + 120, 0x7777), (SP + 160, 0x8888), (SP + 168, 0x9999)];
+        let expected = Registers { pc: 0x9999, sp: 0x8888, bp: 0x7777, is_return: 0 };
+        assert_eq!(stepped(info, &words), Ok(expected), "also to a lower sp: from another stack");
+        for missing in 0..3 {
+            let mut words = words.to_vec();
+            words.remove(missing);
+            assert_eq!(stepped(info, &words), Err(WalkEnd::Read));
+        }
+    }
+
+    #[test]
+    fn ends() {
+        assert_eq!(stepped(RowInfo::NONE, &[]), Err(WalkEnd::NoRow));
+        assert_eq!(stepped(RowInfo::UNSUPPORTED, &[]), Err(WalkEnd::Unsupported));
+        // Codes that no table has.
+        for code in [4, 9, 15] {
+            assert_eq!(stepped(RowInfo(code), &[]), Err(WalkEnd::Unsupported));
+        }
+        let bottom = RowInfo::new(RowKind::Bottom, 0, RbpRule::Same, 0);
+        assert_eq!(stepped(bottom, &[]), Err(WalkEnd::Bottom));
+        let info = RowInfo::new(RowKind::RspOffset, 16, RbpRule::Same, 0);
+        assert_eq!(stepped(info, &[(SP + 8, 0)]), Err(WalkEnd::Bottom), "a return address of zero");
+    }
+
+    #[test]
+    fn a_stack_pointer_that_does_not_rise() {
+        for (kind, offset, bp) in [
+            (RowKind::RspOffset, 0, BP),
+            (RowKind::RbpOffset, 16, SP - 16),
+            (RowKind::RbpOffset, 16, 0),
+            (RowKind::RbpOffset, 16, SP + MAX_FRAME_BYTES),
+            (RowKind::RbpOffset, 16, u64::MAX - 8),
+        ] {
+            let info = RowInfo::new(kind, offset, RbpRule::Same, 0);
+            let mut regs = Registers { pc: 0x40, sp: SP, bp, is_return: 0 };
+            let mut stack = Stack { words: Vec::new(), wide: true };
+            assert_eq!(step(info, &mut regs, &mut [0; 8], &mut stack), Err(WalkEnd::BadSp), "{bp:#x}");
+        }
+        let largest = RowInfo::new(RowKind::RbpOffset, 16, RbpRule::Same, 0);
+        let bp = SP + MAX_FRAME_BYTES - 16;
+        let mut regs = Registers { pc: 0x40, sp: SP, bp, is_return: 0 };
+        let mut stack = Stack { words: vec![(bp + 8, RETURN)], wide: false };
+        assert_eq!(step(largest, &mut regs, &mut [0; 8], &mut stack), Ok(()));
+    }
+
+    #[test]
+    fn memory_that_cannot_be_read() {
+        // Neither at once nor word by word.
+        let info = RowInfo::new(RowKind::RspOffset, 48, RbpRule::AtCfa, -16);
+        for words in [&[(SP + 40, RETURN)][..], &[(SP + 32, 0x7777)][..], &[]] {
+            let mut regs = Registers { pc: 0x40, sp: SP, bp: BP, is_return: 0 };
+            let mut stack = Stack { words: words.to_vec(), wide: false };
+            assert_eq!(step(info, &mut regs, &mut [0; 8], &mut stack), Err(WalkEnd::Read));
+        }
+        // Only the words that are needed: the saved rbp is not, so it may be missing.
+        let info = RowInfo::new(RowKind::RspOffset, 48, RbpRule::Same, 0);
+        assert_eq!(stepped(info, &[(SP + 40, RETURN)]), returned(SP + 48, BP));
+    }
+
+    #[test]
+    fn rows_keep_what_they_are_made_of() {
+        for (kind, cfa) in [(RowKind::RspOffset, 8), (RowKind::RbpOffset, 0xffff * 8), (RowKind::Plt, 16 * 8)]
+        {
+            for (rule, rbp) in [(RbpRule::Same, 0), (RbpRule::AtCfa, -64), (RbpRule::AtRbp, 1016)] {
+                let row = Row::new(u32::MAX, RowInfo::new(kind, cfa, rule, rbp));
+                assert_eq!(row.address(), u64::from(u32::MAX));
+                let info = row.info();
+                assert_eq!((info.kind(), info.rbp_rule()), (kind as u32, rule as u32));
+                assert_eq!((info.cfa_offset(), info.rbp_offset()), (cfa as u64, rbp));
+            }
+        }
+        for cfa in [-8, 12, 0x1_0000 * 8, i64::MIN, i64::MAX] {
+            assert_eq!(
+                RowInfo::new(RowKind::RspOffset, cfa, RbpRule::Same, 0),
+                RowInfo::UNSUPPORTED,
+                "{cfa}"
+            );
+        }
+    }
+}

@@ -1,8 +1,8 @@
 //! Exact function ranges from `.eh_frame`, which a stripped binary keeps.
 
-use gimli::{BaseAddresses, CieOrFde, EhFrame, LittleEndian, UnwindSection as _};
+use gimli::{CommonInformationEntry, EhFrame, EhFrameOffset, LittleEndian, UnwindSection as _};
 
-use super::Image;
+use super::{FrameSection, Image};
 use crate::addr::VirtAddr;
 
 /// The code of one FDE. A function has one, or two when the compiler moved its cold part away.
@@ -14,40 +14,30 @@ pub struct FunctionRange {
     pub end: VirtAddr,
 }
 
-/// The base addresses that pointers in `.eh_frame` may be relative to.
-pub fn eh_frame_bases(image: &Image) -> BaseAddresses {
-    let mut bases = BaseAddresses::default();
-    if let Some((address, _)) = image.section(".eh_frame") {
-        bases = bases.set_eh_frame(address.0);
-    }
-    if let Some((address, _)) = image.section(".text") {
-        bases = bases.set_text(address.0);
-    }
-    if let Some((address, _)) = image.section(".got") {
-        bases = bases.set_got(address.0);
-    }
-    bases
-}
-
-/// The ranges of all FDEs, sorted by start. A damaged section gives those before the damage; a
-/// file without one gives none.
+/// The ranges of all FDEs, sorted by start. FDEs that are damaged are left out; a file without
+/// any gives none.
 pub fn function_ranges(image: &Image) -> Vec<FunctionRange> {
-    let Some((_, bytes)) = image.section(".eh_frame") else { return Vec::new() };
-    let mut section = EhFrame::new(bytes, LittleEndian);
-    section.set_address_size(8);
-    let bases = eh_frame_bases(image);
-    let mut entries = section.entries(&bases);
-    let mut ranges = Vec::new();
-    while let Ok(Some(entry)) = entries.next() {
-        let CieOrFde::Fde(partial) = entry else { continue };
-        let Ok(fde) = partial.parse(|section, bases, offset| section.cie_from_offset(bases, offset)) else {
-            continue;
-        };
+    let Ok(Some(section)) = FrameSection::of(image) else { return Vec::new() };
+    let mut frame = EhFrame::new(section.bytes, LittleEndian);
+    frame.set_address_size(8);
+    let mut last_cie = None;
+    let range_of = |offset| {
+        let partial = frame.partial_fde_from_offset(&section.bases, EhFrameOffset(offset)).ok()?;
+        let fde = partial.parse(|frame, bases, at| match &last_cie {
+            // Neighbours share theirs.
+            Some((known, cie)) if *known == at => Ok(CommonInformationEntry::clone(cie)),
+            _ => {
+                let cie = frame.cie_from_offset(bases, at)?;
+                last_cie = Some((at, cie.clone()));
+                Ok(cie)
+            }
+        });
+        let fde = fde.ok()?;
         let start = fde.initial_address();
-        if let Some(end) = start.checked_add(fde.len()).filter(|end| *end > start) {
-            ranges.push(FunctionRange { start: VirtAddr(start), end: VirtAddr(end) });
-        }
-    }
+        let end = start.checked_add(fde.len()).filter(|end| *end > start)?;
+        Some(FunctionRange { start: VirtAddr(start), end: VirtAddr(end) })
+    };
+    let mut ranges: Vec<_> = section.records().filter_map(range_of).collect();
     ranges.sort_unstable();
     ranges
 }

@@ -10,8 +10,9 @@ use tracer_ebpf::{abi::MapSet, unwind::Row};
 use super::CaptureError;
 use crate::{
     bpf::{MapError, Tracer},
+    elf::Image,
     target::{LoadedModules, MappingPath, ProcessError},
-    unwind::{Atlas, MapSetError, MappedObject, Placement, UnwindTable, build_mapset},
+    unwind::{Atlas, MapSetError, MappedObject, Placement, build_mapset, build_tables},
 };
 
 /// Slots of the kernel's `MAPSETS`; a walk uses one for microseconds, so the oldest is free.
@@ -68,11 +69,11 @@ impl Mappings {
     }
 
     fn build_tables(&mut self) -> Result<(), CaptureError> {
-        for (index, module) in self.modules.modules().iter().enumerate() {
-            if self.placements.contains_key(&index) {
-                continue;
-            }
-            let placement = match UnwindTable::build(&module.image) {
+        let modules = self.modules.modules().iter().enumerate();
+        let new: Vec<_> = modules.filter(|(index, _)| !self.placements.contains_key(index)).collect();
+        let images: Vec<&Image> = new.iter().map(|(_, module)| &*module.image).collect();
+        for ((index, module), table) in new.into_iter().zip(build_tables(&images)) {
+            let placement = match table {
                 Ok(Some(table)) => Some(self.atlas.add(&table)?),
                 Ok(None) if module.is_main => {
                     return Err(CaptureError::NoUnwindTable { path: module.path.clone() });

@@ -13,9 +13,11 @@ use tracer_ebpf::unwind::{Registers, RowInfo, RowKind, StackReader, WalkEnd, ste
 use super::{
     Atlas, Placement, TableError, row_info,
     rules::{ENCODING, Slice},
-    section::FrameSection,
 };
-use crate::{addr::VirtAddr, elf::Image};
+use crate::{
+    addr::VirtAddr,
+    elf::{FrameSection, Image},
+};
 
 /// What a comparison found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -11,9 +11,8 @@ use tracer_ebpf::unwind::{Row, RowInfo, RowKind};
 use super::{
     TableError,
     rules::{Slice, row_info},
-    section::FrameSection,
 };
-use crate::addr::VirtAddr;
+use crate::{addr::VirtAddr, elf::FrameSection};
 
 /// The longest CIE that is run. Its instructions run anew for each FDE that names it, so a long
 /// one would make the time quadratic; the longest known one has 96 bytes.
@@ -63,9 +62,8 @@ impl Entries {
         let mut entries = Self::default();
         let mut context = UnwindContext::new();
         let mut last_cie = None;
-        let mut records =
-            Records { bytes: section.bytes, at: 0, ends_at_zero: section.ends_at_zero, ended: false };
-        while let Some(offset) = records.next_offset() {
+        let mut records = section.records();
+        for offset in records.by_ref() {
             let partial = match frame.partial_fde_from_offset(&section.bases, EhFrameOffset(offset)) {
                 Ok(partial) => partial,
                 Err(gimli::Error::NotCiePointer(_)) => continue,
@@ -99,9 +97,7 @@ impl Entries {
                 return Err(TableError::TooManyRows { path: path.to_owned(), limit: MAX_ROWS });
             }
         }
-        if !records.ended {
-            entries.unread_bytes = (section.bytes.len() - records.at) as u64;
-        }
+        entries.unread_bytes = records.unread_bytes() as u64;
         Ok(entries)
     }
 
@@ -173,45 +169,5 @@ pub(super) fn push_row(rows: &mut Vec<Row>, first: usize, row: Row) {
     }
     if rows.len() == first || rows.last().is_none_or(|last| last.info() != row.info()) {
         rows.push(row);
-    }
-}
-
-/// The records of the section by their lengths alone, so that one that cannot be read does not
-/// hide the others.
-struct Records<'a> {
-    bytes: &'a [u8],
-    at: usize,
-    ends_at_zero: bool,
-    /// Whether the entry that ends the section was met.
-    ended: bool,
-}
-
-impl Records<'_> {
-    /// Where the next record begins; `None` at the end or at a length that leads out of the
-    /// section, where `at` stays.
-    fn next_offset(&mut self) -> Option<usize> {
-        loop {
-            let offset = self.at;
-            let rest = &self.bytes[offset..];
-            let (short, rest) = rest.split_first_chunk::<4>()?;
-            let (len, rest) = match u32::from_le_bytes(*short) {
-                0 if self.ends_at_zero => {
-                    self.ended = true;
-                    return None;
-                }
-                0 => {
-                    self.at += 4;
-                    continue;
-                }
-                u32::MAX => {
-                    let (long, rest) = rest.split_first_chunk::<8>()?;
-                    (usize::try_from(u64::from_le_bytes(*long)).ok()?, rest)
-                }
-                len => (len as usize, rest),
-            };
-            let after = rest.get(len..)?;
-            self.at = self.bytes.len() - after.len();
-            return Some(offset);
-        }
     }
 }

@@ -2,39 +2,14 @@
 
 use std::path::PathBuf;
 
-use crate::{addr::VirtAddr, elf::ElfError};
+use crate::{addr::VirtAddr, elf::FrameSectionError};
 
 /// Why an image gives no unwind table. Every stack ends at the first frame in such an object.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
-    /// Not a readable ELF file.
-    #[error(transparent)]
-    Elf(#[from] ElfError),
-    /// There are no section headers, and the header that leads to `.eh_frame` is damaged.
-    #[error(
-        "cannot find .eh_frame of {path} through PT_GNU_EH_FRAME at {header}: {source}; \
-         stacks will end in this object"
-    )]
-    Header {
-        /// The file.
-        path: PathBuf,
-        /// Where `.eh_frame_hdr` should be.
-        header: VirtAddr,
-        /// Why it cannot be used.
-        source: gimli::Error,
-    },
-    /// There are no section headers, and the header that leads to `.eh_frame` points outside of
-    /// the file.
-    #[error(
-        "cannot find .eh_frame of {path} through PT_GNU_EH_FRAME: {address} is not in the file; \
-         stacks will end in this object"
-    )]
-    OutsideFile {
-        /// The file.
-        path: PathBuf,
-        /// The header's address, or where it says that `.eh_frame` is.
-        address: VirtAddr,
-    },
+    /// The section cannot be found.
+    #[error("{0}; stacks will end in this object")]
+    Section(#[from] FrameSectionError),
     /// Code at or above 4 GiB, which a row's 32-bit address cannot name.
     #[error(
         "cannot index the unwind rows of {path}: its code ends at {end}, rows reach up to 4 GiB; \

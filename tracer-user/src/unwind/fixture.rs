@@ -5,7 +5,9 @@ use std::path::Path;
 use gimli::BaseAddresses;
 use tracer_ebpf::unwind::{RbpRule, Row, RowInfo, RowKind};
 
-use super::{TableError, UnwindTable, entries::Entries, section::FrameSection};
+use crate::elf::FrameSection;
+
+use super::{TableError, UnwindTable, entries::Entries};
 
 /// Where the code of a hand-written section may be.
 pub(super) const CODE: std::ops::Range<u64> = 0x1000..0x10_0000;

@@ -2,13 +2,13 @@
 //! in user space.
 
 mod error;
-mod section;
-
 mod rules;
 
 mod entries;
 
 mod table;
+
+mod batch;
 
 mod atlas;
 mod mapset;
@@ -21,11 +21,14 @@ mod damage;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
+mod linker;
+#[cfg(test)]
 mod tests;
 
 pub use atlas::{Appended, Atlas, AtlasError, Mark, Placement};
+pub use batch::build_tables;
 pub use error::TableError;
 pub use mapset::{MapSetError, MappedObject, build_mapset};
 pub use rules::row_info;
 pub use table::{TableStats, UnwindTable};
-pub use walk::{StackMemory, Walked, walk, walk_above};
+pub use walk::{OpenCall, ReturnProbes, StackMemory, Walked, walk, walk_above};

@@ -54,7 +54,9 @@ pub fn row_info(row: &UnwindTableRow<usize>, section: &EhFrame<Slice<'_>>) -> Ro
             RowInfo::UNSUPPORTED
         };
     }
-    if return_address != RegisterRule::Offset(-8) {
+    // Without a rule the caller's rsp is the CFA. Only code that switches stacks has another.
+    let keeps_stack = matches!(row.register(X86_64::RSP), None | Some(RegisterRule::ValOffset(0)));
+    if return_address != RegisterRule::Offset(-8) || !keeps_stack {
         return RowInfo::UNSUPPORTED;
     }
     let (rbp_rule, rbp_offset) = match rbp {
@@ -188,6 +190,8 @@ mod tests {
         assert_eq!(rule(&aligned), saved(RowKind::RbpDeref, 8, RbpRule::AtRbp, 0));
         assert_eq!(rule(&PLT), plain(RowKind::Plt, 11 * 8));
         assert_eq!(rule(&SIGNAL_FRAME), plain(RowKind::SignalFrame, 0));
+        // The caller's rsp is the CFA, said aloud.
+        assert_eq!(rule(&[0x14, 7, 0]), plain(RowKind::RspOffset, 8));
         // DW_CFA_same_value is no more than no rule.
         assert_eq!(rule(&[0x08, 6]), plain(RowKind::RspOffset, 8));
     }
@@ -216,6 +220,8 @@ mod tests {
             ("rbp where the return address is", vec![0x86, 1]),
             ("rbp too far below the CFA", vec![0x86, 9]),
             ("rbp at rsp", vec![0x10, 6, 2, 0x77, 0]),
+            ("rsp in another register", vec![0x09, 7, 12]),
+            ("rsp is not the CFA", vec![0x14, 7, 1]),
             ("return address elsewhere", vec![0x90, 2]),
             ("return address in a register", vec![0x09, 16, 2]),
             ("return address without a rule", vec![0x08, 16]),

@@ -10,9 +10,11 @@ use tracer_ebpf::{
 use super::{
     TableError,
     entries::{Entries, Span, push_row},
-    section::FrameSection,
 };
-use crate::{addr::VirtAddr, elf::Image};
+use crate::{
+    addr::VirtAddr,
+    elf::{FrameSection, Image},
+};
 
 /// Code between two functions that is longer than this gets a row of its own, which says that
 /// there is no unwind information; shorter ones are padding that is never executed, and half of

@@ -16,7 +16,7 @@ use tracer_ebpf::{
 use super::{Atlas, MappedObject, StackMemory, UnwindTable, Walked, build_mapset, check, walk};
 use crate::{
     addr::{AbsAddr, FileOffset},
-    elf::Image,
+    elf::{FrameSectionError, Image, function_ranges},
     target::{ProcessMemory, ReadMemory as _},
 };
 
@@ -180,6 +180,40 @@ fn own_stack_through_a_signal_handler() {
     assert_same((walked, expected), 9);
 }
 
+/// Below the signal frame the stack pointer goes to another stack, which may lie anywhere.
+#[test]
+fn own_stack_through_a_handler_on_a_stack_of_its_own() {
+    struct Found(Own, usize, Option<(Walked, Vec<u64>)>);
+    static FOUND: Mutex<Option<Found>> = Mutex::new(None);
+    extern "C" fn handler(_: c_int) {
+        // As above: raised where no lock is held.
+        let mut found = FOUND.lock().unwrap();
+        let found = found.as_mut().unwrap();
+        found.1 = registers!().sp as usize;
+        found.2 = Some(both(&found.0));
+    }
+    *FOUND.lock().unwrap() = Some(Found(Own::new(), 0, None));
+    let mut room = vec![0_u8; 1 << 20];
+    let handler: extern "C" fn(c_int) = handler;
+    // SAFETY: plain C structures for which zero is a value, and room that outlives its use as a
+    // stack; what was there before is put back. Nobody else uses this signal.
+    unsafe {
+        let stack = libc::stack_t { ss_sp: room.as_mut_ptr().cast(), ss_flags: 0, ss_size: room.len() };
+        let mut before = std::mem::zeroed();
+        assert_eq!(libc::sigaltstack(&stack, &mut before), 0);
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as usize;
+        action.sa_flags = libc::SA_ONSTACK;
+        let signal = libc::SIGRTMAX();
+        assert_eq!(libc::sigaction(signal, &action, std::ptr::null_mut()), 0);
+        assert_eq!(libc::raise(signal), 0);
+        assert_eq!(libc::sigaltstack(&before, std::ptr::null_mut()), 0);
+    }
+    let Found(_, sp, stacks) = FOUND.lock().unwrap().take().unwrap();
+    assert!(room.as_ptr_range().contains(&(sp as *const u8)), "the handler ran elsewhere");
+    assert_same(stacks.expect("raise returns after the handler"), 9);
+}
+
 #[test]
 fn own_stack_that_is_too_deep() {
     #[inline(never)]
@@ -230,6 +264,7 @@ fn without_section_headers_the_table_is_the_same() {
     assert!(stripped.section(".eh_frame").is_none());
     let (with, without) = (UnwindTable::build(&own).unwrap(), UnwindTable::build(&stripped).unwrap());
     assert!(with.is_some() && with == without);
+    assert_eq!(function_ranges(&own), function_ranges(&stripped));
 }
 
 #[test]
@@ -247,7 +282,10 @@ fn a_damaged_way_to_the_section_is_an_error() {
         bytes[at + 16..at + 24].copy_from_slice(&u64::MAX.to_le_bytes());
     });
     let found = UnwindTable::build(&outside);
-    assert!(matches!(found, Err(super::TableError::OutsideFile { .. })), "{found:?}");
+    assert!(
+        matches!(found, Err(super::TableError::Section(FrameSectionError::OutsideFile { .. }))),
+        "{found:?}"
+    );
     let version = changed(|bytes| {
         without_sections(bytes);
         let at = header(bytes);
@@ -255,7 +293,7 @@ fn a_damaged_way_to_the_section_is_an_error() {
         bytes[offset as usize] = 9;
     });
     let found = UnwindTable::build(&version);
-    assert!(matches!(found, Err(super::TableError::Header { .. })), "{found:?}");
+    assert!(matches!(found, Err(super::TableError::Section(FrameSectionError::Header { .. }))), "{found:?}");
     // Neither sections nor the header: like a library without functions.
     let neither = changed(|bytes| {
         without_sections(bytes);

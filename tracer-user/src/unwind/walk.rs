@@ -1,8 +1,8 @@
 //! The walk of the kernel in user space, over memory that was recorded or can be read.
 //!
 //! It has the kernel's search, step and order of checks; what it does not have is the kernel's
-//! row cache and its knowledge of pending return probes. So it is the regression suite that needs
-//! no kernel, and the reference that the kernel's stacks are compared with.
+//! row cache. So it is the regression suite that needs no kernel, and the reference that the
+//! kernel's stacks are compared with.
 
 use tracer_ebpf::{
     abi::{MAX_FRAMES, MapSet},
@@ -26,9 +26,37 @@ pub struct Walked {
     pub end: WalkEnd,
 }
 
-/// The stack of a task with these registers, [`MAX_FRAMES`] frames at the most.
+/// A call whose return address a return probe may have replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenCall {
+    /// Stack pointer at the function's entry: where the return address is.
+    pub sp: u64,
+    /// The true return address.
+    pub return_address: u64,
+}
+
+/// What return probes hide on the stack of a task.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReturnProbes<'a> {
+    /// First address of the area that they make functions return to, and one past its last.
+    pub trampoline: (u64, u64),
+    /// The calls that they wait for, outermost first.
+    pub open_calls: &'a [OpenCall],
+}
+
+impl ReturnProbes<'_> {
+    /// The true return address of the frame whose caller has this stack pointer.
+    fn uncovered(&self, sp: u64) -> Option<u64> {
+        let slot = sp.wrapping_sub(8);
+        let call = self.open_calls.iter().rfind(|call| call.sp == slot && call.return_address != 0);
+        call.map(|call| call.return_address)
+    }
+}
+
+/// The stack of a task with these registers, [`MAX_FRAMES`] frames at the most, with no return
+/// probe on it.
 pub fn walk(atlas: &Atlas, set: &MapSet, regs: Registers, reader: &mut impl StackReader) -> Walked {
-    walk_above(Vec::new(), atlas, set, regs, reader)
+    walk_above(Vec::new(), atlas, set, ReturnProbes::default(), regs, reader)
 }
 
 /// Like [`walk`], above frames that are known already: the kernel walks from the return of an
@@ -37,6 +65,7 @@ pub fn walk_above(
     mut frames: Vec<u64>,
     atlas: &Atlas,
     set: &MapSet,
+    probes: ReturnProbes<'_>,
     mut regs: Registers,
     reader: &mut impl StackReader,
 ) -> Walked {
@@ -45,20 +74,32 @@ pub fn walk_above(
         if frames.len() >= MAX_FRAMES {
             break WalkEnd::Truncated;
         }
-        frames.push(regs.pc);
-        let pc = regs.pc.wrapping_sub(regs.is_return);
-        let range = &set.ranges[find_range(set, pc)];
-        if pc < range.start || pc >= range.end {
-            break WalkEnd::UnknownMapping;
+        let mut info = row_at(atlas, set, regs.pc.wrapping_sub(regs.is_return));
+        if info.is_none() {
+            regs.pc = probes.uncovered(regs.sp).unwrap_or(regs.pc);
+            info = row_at(atlas, set, regs.pc.wrapping_sub(regs.is_return));
         }
-        let placement = Placement { first_page: range.first_page, page_count: range.page_count };
-        let address = VirtAddr(pc.wrapping_sub(range.bias));
-        let info = atlas.find(placement, address).map_or(RowInfo::NONE, |row| row.info());
+        frames.push(regs.pc);
+        let Some(info) = info else {
+            let hidden = regs.pc >= probes.trampoline.0 && regs.pc < probes.trampoline.1;
+            break if hidden { WalkEnd::LostReturn } else { WalkEnd::UnknownMapping };
+        };
         if let Err(end) = step(info, &mut regs, &mut buffer, reader) {
             break end;
         }
     };
     Walked { frames, end }
+}
+
+/// What holds at a code address; `None` outside of every mapping.
+fn row_at(atlas: &Atlas, set: &MapSet, pc: u64) -> Option<RowInfo> {
+    let range = &set.ranges[find_range(set, pc)];
+    if pc < range.start || pc >= range.end {
+        return None;
+    }
+    let placement = Placement { first_page: range.first_page, page_count: range.page_count };
+    let address = VirtAddr(pc.wrapping_sub(range.bias));
+    Some(atlas.find(placement, address).map_or(RowInfo::NONE, |row| row.info()))
 }
 
 /// Stack memory by way of [`ReadMemory`].
@@ -93,7 +134,7 @@ mod tests {
         unwind::{RbpRule, Registers, Row, RowInfo, RowKind, WalkEnd},
     };
 
-    use super::{StackMemory, Walked, walk, walk_above};
+    use super::{OpenCall, ReturnProbes, StackMemory, Walked, walk, walk_above};
     use crate::{
         addr::{AbsAddr, Bias},
         target::ReadMemory,
@@ -288,8 +329,40 @@ mod tests {
         let mut words: Vec<(u64, u64)> = (SP - 64..SP).step_by(8).map(|at| (at, 0)).collect();
         words.extend((SP..).step_by(8).zip(vec![CODE + LEAF + 1; 200]));
         let regs = Registers { pc: CODE + LEAF + 1, sp: SP, bp: 0, is_return: 1 };
-        let found = walk_above(vec![0x4242], &atlas, &set, regs, &mut StackMemory(&Words(words)));
+        let found = walk_above(
+            vec![0x4242],
+            &atlas,
+            &set,
+            ReturnProbes::default(),
+            regs,
+            &mut StackMemory(&Words(words)),
+        );
         assert_eq!(found.frames[..2], [0x4242, CODE + LEAF + 1]);
         assert_eq!((found.frames.len(), found.end), (MAX_FRAMES, WalkEnd::Truncated));
+    }
+
+    #[test]
+    fn what_a_return_probe_hides_is_uncovered_or_named() {
+        const TRAMPOLINE: u64 = 0x7fff_ffff_e000;
+        let (atlas, set) = process();
+        // The leaf's return address is at SP, its caller's at SP + 32: the hidden one.
+        let stack = [CODE + MAIN + 5, 1, 2, 3, TRAMPOLINE, behind(START)];
+        let words: Vec<(u64, u64)> = (SP - 64..).step_by(8).zip([0; 8].into_iter().chain(stack)).collect();
+        let walked = |trampoline, open_calls: &[OpenCall]| {
+            let regs = Registers { pc: CODE + LEAF, sp: SP, bp: 0, is_return: 0 };
+            let probes = ReturnProbes { trampoline, open_calls };
+            walk_above(Vec::new(), &atlas, &set, probes, regs, &mut StackMemory(&Words(words.clone())))
+        };
+        let open = |sp, return_address| OpenCall { sp, return_address };
+        let area = (TRAMPOLINE, TRAMPOLINE + 0x1000);
+        let cut = |last, end| Walked { frames: vec![CODE + LEAF, CODE + MAIN + 5, last], end };
+
+        let calls = [open(SP, 7), open(SP + 32, 9), open(SP + 32, CODE + LEAF + 7), open(SP + 32, 0)];
+        let whole = frames(&[LEAF, MAIN + 5, LEAF + 7, START + 0x100], WalkEnd::Bottom);
+        assert_eq!(walked(area, &calls), whole, "the innermost call there whose address is known");
+        assert_eq!(walked((0, 0), &calls), whole, "also before the area is known");
+        assert_eq!(walked(area, &calls[..1]), cut(TRAMPOLINE, WalkEnd::LostReturn));
+        assert_eq!(walked((0, 0), &calls[..1]), cut(TRAMPOLINE, WalkEnd::UnknownMapping));
+        assert_eq!(walked(area, &calls[..2]), cut(9, WalkEnd::UnknownMapping), "not what it hid either");
     }
 }
