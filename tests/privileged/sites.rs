@@ -1,7 +1,7 @@
 //! Probes count each call once, wherever in the function they sit.
 
 use pgleak::{
-    bpf::{Attached, Limits, Tracer},
+    bpf::{Attached, Limits, Probe, Tracer},
     session::prepare,
     target::exe_link,
 };
@@ -41,12 +41,11 @@ fn on(build: &Build) {
     let mut attached = Attached::default();
     for site in &prepared.plan.sites {
         let (function, role) = (site.function.name, site.site.role);
-        attached
-            .add(&mut tracer, pid, &exe_link(pid), function, role, site.offset, site.site.pack())
-            .unwrap();
-        let entry = Site { index: site.site.index + AT_ENTRY, skew: 0, ..site.site };
+        let chosen = Probe { function, role, offset: site.offset, cookie: site.site.pack() };
+        attached.add(&mut tracer, pid, &exe_link(pid), chosen).unwrap();
+        let cookie = Site { index: site.site.index + AT_ENTRY, skew: 0, ..site.site }.pack();
         let offset = prepared.image.file_offset(site.function.address).unwrap();
-        attached.add(&mut tracer, pid, &exe_link(pid), function, role, offset, entry.pack()).unwrap();
+        attached.add(&mut tracer, pid, &exe_link(pid), Probe { offset, cookie, ..chosen }).unwrap();
     }
     // The session is idle when counting begins and when it ends: no call is cut in two.
     assert!(tracer.control().advance(Phase::Off, Phase::Count));

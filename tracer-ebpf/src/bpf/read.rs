@@ -74,11 +74,8 @@ pub(crate) fn string(address: u64, into: &mut [u8; NAME_BYTES]) -> bool {
 fn read_string(address: u64, into: &mut [u8; NAME_BYTES]) -> bool {
     // SAFETY: `into` has room for NAME_BYTES; the helper checks the address.
     unsafe {
-        generated::bpf_probe_read_user_str(
-            into.as_mut_ptr().cast(),
-            NAME_BYTES as u32,
-            address as *const _,
-        ) > 0
+        generated::bpf_probe_read_user_str(into.as_mut_ptr().cast(), NAME_BYTES as u32, address as *const _)
+            > 0
     }
 }
 

@@ -40,6 +40,19 @@ pub enum AttachError {
     NoPid,
 }
 
+/// Where a function is probed, and what its programs are told.
+#[derive(Clone, Copy, Debug)]
+pub struct Probe<'a> {
+    /// Its name, for messages.
+    pub function: &'a str,
+    /// What it does, which chooses the programs.
+    pub role: Role,
+    /// The probed instruction in the file.
+    pub offset: FileOffset,
+    /// See [`tracer_ebpf::site::Site::pack`].
+    pub cookie: u64,
+}
+
 /// The probes of one capture. They go when this is dropped, or with the process that holds them.
 #[derive(Default)]
 pub struct Attached {
@@ -74,11 +87,9 @@ impl Attached {
         tracer: &mut Tracer,
         pid: u32,
         path: &Path,
-        function: &str,
-        role: Role,
-        offset: FileOffset,
-        cookie: u64,
+        probe: Probe<'_>,
     ) -> Result<(), AttachError> {
+        let Probe { function, role, offset, cookie } = probe;
         let scope = UProbeScope::OneProcess(NonZeroU32::new(pid).ok_or(AttachError::NoPid)?);
         let (entry, exit) = programs(role);
         // The return probe first: an entry without its return would stay open.

@@ -8,7 +8,7 @@ mod rawmap;
 mod snapshot;
 mod stacks;
 
-pub use attach::{AttachError, Attached};
+pub use attach::{AttachError, Attached, Probe};
 pub use control::ControlPage;
 pub use limits::Limits;
 pub use load::{Counters, LoadError, Tracer, check_kernel};

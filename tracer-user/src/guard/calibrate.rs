@@ -6,7 +6,7 @@ use tracer_ebpf::site::Role;
 
 use crate::{
     addr::{AbsAddr, FileOffset},
-    bpf::{AttachError, Attached, Tracer},
+    bpf::{AttachError, Attached, Probe, Tracer},
     elf::{ElfError, Image},
     target::{ProcessError, read_maps},
 };
@@ -116,15 +116,16 @@ pub fn measure(tracer: &mut Tracer) -> Result<ProbeCosts, CalibrateError> {
     let emulated = own_offset(pgleak_calibrate_emulated)?;
     let stepped = own_offset(pgleak_calibrate_stepped)?;
 
+    let entry = |function, offset| Probe { function, role: Role::Free, offset, cookie: 0 };
     let mut entries = Attached::default();
-    entries.add(tracer, pid, path, "calibrate_emulated", Role::Free, emulated, 0)?;
-    entries.add(tracer, pid, path, "calibrate_stepped", Role::Free, stepped, 0)?;
+    entries.add(tracer, pid, path, entry("calibrate_emulated", emulated))?;
+    entries.add(tracer, pid, path, entry("calibrate_stepped", stepped))?;
     let emulated_ns = time(pgleak_calibrate_emulated);
     let stepped_ns = time(pgleak_calibrate_stepped);
     let mut returns = Attached::default();
     // The same entry program twice and the return program once: what is added is one return and
     // one more program on the same trap, which costs next to nothing.
-    returns.add(tracer, pid, path, "calibrate_emulated", Role::Alloc, emulated, 0)?;
+    returns.add(tracer, pid, path, Probe { role: Role::Alloc, ..entry("calibrate_emulated", emulated) })?;
     let both_ns = time(pgleak_calibrate_emulated);
     std::thread::spawn(move || drop((entries, returns)));
     Ok(ProbeCosts {

@@ -18,7 +18,7 @@ use super::{
     CalibrateError,
     calibrate::{own_offset, pgleak_calibrate_emulated},
 };
-use crate::bpf::{AttachError, Attached, Tracer};
+use crate::bpf::{AttachError, Attached, Probe, Tracer};
 
 /// The hidden subcommand that the child is started with.
 pub const SUBCOMMAND: &str = "internal-sacrifice";
@@ -74,7 +74,8 @@ pub fn prove(tracer: &mut Tracer, pid: u32) -> Result<(), SeccompError> {
         let mut attached = Attached::default();
         let path = PathBuf::from(format!("/proc/{}/exe", child.id()));
         let offset = own_offset(pgleak_calibrate_emulated)?;
-        attached.add(tracer, child.id(), &path, "sacrifice", Role::Alloc, offset, 0)?;
+        let probe = Probe { function: "sacrifice", role: Role::Alloc, offset, cookie: 0 };
+        attached.add(tracer, child.id(), &path, probe)?;
         stdin.write_all(b"go\n")?;
         let answer = lines.next().transpose()?;
         Ok::<_, SeccompError>(answer)

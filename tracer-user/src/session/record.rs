@@ -14,7 +14,7 @@ use tracer_ebpf::{
 
 use super::{CaptureError, Drained, Figures, Interrupts, Prepared, Progress};
 use crate::{
-    bpf::{Attached, Counters, RawSnapshot, RawStack, Tracer, take_snapshot},
+    bpf::{Attached, Counters, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
     guard::{Decision, EventRates, ProbeCosts, Watchdog, decide, expected_slowdown, observed_slowdown},
     profile::EndReason,
     target::{cpu_time_ns, exe_link},
@@ -126,16 +126,9 @@ impl<'a> Recorder<'a> {
         tracer.watch_process()?;
         let mut attached = Attached::default();
         for site in &prepared.plan.sites {
-            let function = site.function.name;
-            attached.add(
-                &mut tracer,
-                pid,
-                &exe_link(pid),
-                function,
-                site.site.role,
-                site.offset,
-                site.site.pack(),
-            )?;
+            let (function, role) = (site.function.name, site.site.role);
+            let probe = Probe { function, role, offset: site.offset, cookie: site.site.pack() };
+            attached.add(&mut tracer, pid, &exe_link(pid), probe)?;
         }
         // Between the look at the process and the probes, the pid may have become another's.
         if !prepared.process.is_same() || !prepared.binary.is_same(pid) {
