@@ -74,7 +74,7 @@ pub struct CaptureArgs {
     /// Kernel memory for the maps (64M, 1G).
     #[arg(long, default_value = "64M", value_parser = bytes)]
     pub map_memory: u64,
-    /// Print this format instead of the report: report, folded, stap, json.
+    /// Print this format instead of the report: folded, stap, json, svg, inverted.
     #[arg(long, default_value = "report")]
     pub format: String,
     /// Title of the flame graphs.

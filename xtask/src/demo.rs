@@ -22,7 +22,7 @@ pub(crate) struct Demo {
     /// How long to record allocations
     #[arg(long, default_value = "10s")]
     duration: String,
-    /// Where the artifacts go; what an earlier demonstration left there is replaced
+    /// Where the artifacts go: a directory that is not there yet [default: target/demo, which is replaced]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }

@@ -41,10 +41,10 @@ pub enum CalibrateError {
     Attach(#[from] AttachError),
 }
 
-/// Recording an allocation takes about this many times what an emulated trap takes: 19 frames,
-/// five map operations (measured on 6.18 in a virtual machine; on other machines both scale with
-/// the processor).
-const RECORD_PER_TRAP: f64 = 4.0;
+/// Recording an allocation takes about this many times what an emulated trap takes: 19 frames and
+/// five map operations, 2.2 µs beside 0.75 on 6.18 in a virtual machine; both scale with the
+/// processor.
+const RECORD_PER_TRAP: f64 = 3.0;
 
 /// Calls of one batch: a fraction of a millisecond, so that some batch is not interrupted.
 const CALLS: u32 = 200;

@@ -17,7 +17,7 @@ use crate::{
     probe::{CostClass, ProbeSite},
     profile::{Capture, CounterValue, SCHEMA, SiteReport, Target, Tool, Window},
     symbolize::{OsRelease, Symbolizer},
-    target::{cgroup_memory, mem_available_bytes, status},
+    target::{cgroup_memory, mem_available_bytes},
 };
 
 /// Equal parts of the record window: enough to tell a steady leak from a cache that fills, few
@@ -62,7 +62,6 @@ pub async fn capture(
 ) -> Result<Capture, CaptureError> {
     let pid = options.pid;
     let Ready { mut prepared, _lock } = ready;
-    let memory_before = prepared.status.memory;
     say_what_it_is(&prepared, progress);
 
     let limits = limits(options, &prepared)?;
@@ -83,7 +82,6 @@ pub async fn capture(
     }
     let recorder = Recorder::attach(&mut prepared, tracer, costs, interrupts, progress, options.record)?;
     let recording = recorder.run().await?;
-    let memory_after = status(pid).ok().and_then(|status| status.memory);
 
     progress.say("naming the stacks");
     let slices = slices(recording.recorded_for.as_nanos() as u64, SLICES);
@@ -127,9 +125,9 @@ pub async fn capture(
             build_id: prepared.image.build_id().cloned(),
             host: read_line("/proc/sys/kernel/hostname"),
             kernel: read_line("/proc/sys/kernel/osrelease"),
-            rss_anon_start: rss(memory_before),
-            rss_anon_end: rss(memory_after),
-            rss_shmem_end: memory_after.map(|memory| memory.rss_shmem),
+            rss_anon_start: rss(recording.memory_start),
+            rss_anon_end: rss(recording.memory_end),
+            rss_shmem_end: recording.memory_end.map(|memory| memory.rss_shmem),
         },
         window: Window {
             started: recording.started.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),

@@ -15,9 +15,12 @@ use tracer_ebpf::{
 use super::{CaptureError, Drained, Figures, Interrupts, Prepared, Progress};
 use crate::{
     bpf::{Attached, Counters, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
-    guard::{Decision, EventRates, ProbeCosts, Watchdog, decide, expected_slowdown, observed_slowdown},
+    guard::{
+        Decision, EventRates, ProbeCosts, Watchdog, decide, expected_slowdown, observed_slowdown,
+        work_per_allocation,
+    },
     profile::EndReason,
-    target::{cpu_time_ns, exe_link},
+    target::{Memory, cpu_time_ns, exe_link, status},
 };
 
 /// How often everything is looked at.
@@ -59,6 +62,10 @@ pub struct Recording {
     pub end: EndReason,
     /// CPU time of the process while recording.
     pub cpu_ns: u64,
+    /// Its memory when recording began.
+    pub memory_start: Option<Memory>,
+    /// Its memory when settling ended.
+    pub memory_end: Option<Memory>,
     /// What was expected of it.
     pub expected_slowdown: Option<f64>,
     /// What was counted.
@@ -80,6 +87,8 @@ pub struct Recorder<'a> {
     pidfd: OwnedFd,
     costs: ProbeCosts,
     options: RecordOptions,
+    /// The process's own work for each allocation, if it was busy while it was counted.
+    work_ns: Option<f64>,
     stacks: Vec<RawStack>,
     notes: Vec<String>,
 }
@@ -144,6 +153,7 @@ impl<'a> Recorder<'a> {
             pidfd,
             costs,
             options,
+            work_ns: None,
             stacks: Vec::new(),
             notes: Vec::new(),
         })
@@ -157,6 +167,8 @@ impl<'a> Recorder<'a> {
         let pid = self.prepared.process.pid;
         let expected_slowdown = self.count().await?;
 
+        let memory_of = || status(pid).ok().and_then(|status| status.memory);
+        let memory_start = memory_of();
         let started = jiff::Timestamp::now();
         let cpu_before = cpu_time_ns(pid).unwrap_or(0);
         let record_start = Instant::now();
@@ -182,6 +194,7 @@ impl<'a> Recorder<'a> {
             // A panic there has nothing to tell: the links are gone either way.
             let _ = removal.join();
         }
+        let memory_end = memory_of();
         let settled_for = if ended { Duration::ZERO } else { settle_start.elapsed() };
         if stop == Stop::Interrupted && !self.options.settle.is_zero() {
             self.notes
@@ -205,6 +218,8 @@ impl<'a> Recorder<'a> {
             settled_for,
             end: end.reason(),
             cpu_ns,
+            memory_start,
+            memory_end,
             expected_slowdown,
             counters,
             hits,
@@ -224,6 +239,7 @@ impl<'a> Recorder<'a> {
         }
         let cpu_ns = cpu_time_ns(pid)?.saturating_sub(before);
         let rates = self.rates(&self.tracer.site_hits()?, cpu_ns);
+        self.work_ns = work_per_allocation(&rates, &self.costs);
         let Some(slowdown) = expected_slowdown(&rates, &self.costs) else {
             self.progress
                 .say("the process is nearly idle now: its slowdown cannot be foreseen and will be watched");
@@ -393,7 +409,7 @@ impl CostWatch {
         let rates = recorder.rates(&since, next.cpu_ns.saturating_sub(self.cpu_ns));
         *self = next;
         let most = recorder.options.max_slowdown * TOLERANCE;
-        match observed_slowdown(&rates, &recorder.costs) {
+        match observed_slowdown(&rates, recorder.work_ns) {
             Some(slowdown) if slowdown > most => self.strikes += 1,
             _ => self.strikes = 0,
         }
