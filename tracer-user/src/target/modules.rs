@@ -358,16 +358,24 @@ mod tests {
 
     #[test]
     fn a_program_that_was_replaced_is_still_opened() -> Result<(), Box<dyn std::error::Error>> {
-        use std::process::{Command, Stdio};
+        use std::{
+            io::{Read as _, Write as _},
+            process::{Command, Stdio},
+        };
         let directory = tempfile::tempdir()?;
         let program = directory.path().join("cat");
         fs::copy("/bin/cat", &program)?;
-        // It waits for input until the pipe is closed. Spawning returns after the exec.
-        let mut child = Command::new(&program).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        // It waits for input until the pipe is closed. Spawning returns before the program is
+        // mapped; what comes back through it says that it runs.
+        let mut child = Command::new(&program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let (mut input, mut output) =
+            (child.stdin.take().ok_or("no pipe")?, child.stdout.take().ok_or("no pipe")?);
+        input.write_all(b".")?;
+        output.read_exact(&mut [0])?;
         fs::remove_file(&program)?;
         fs::write(&program, "something else")?;
         let modules = LoadedModules::read(child.id());
-        drop(child.stdin.take());
+        drop(input);
         child.wait()?;
         let modules = modules?;
         let main = modules.main().ok_or("no program")?;
