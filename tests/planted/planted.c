@@ -11,6 +11,7 @@
 #include "server.h"
 
 #include <stdlib.h>
+#include <unistd.h>
 
 #define FRAME __attribute__((noinline, noclone, used, visibility("default")))
 
@@ -392,6 +393,15 @@ planted_reset(PG_FUNCTION_ARGS)
 	MemoryContextReset(context());
 	kept.count = 0;
 	PG_RETURN_INT64(ended);
+}
+
+/* Does not return: the process becomes another program, which sleeps for so many seconds. */
+PG_FUNCTION_INFO_V1(planted_exec);
+Datum
+planted_exec(PG_FUNCTION_ARGS)
+{
+	execl("/bin/sleep", "sleep", COUNT == 1 ? "1" : "2", (char *) NULL);
+	PG_RETURN_INT64(-1);
 }
 
 PG_FUNCTION_INFO_V1(planted_delete);

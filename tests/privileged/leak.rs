@@ -1,6 +1,6 @@
 //! Verdicts on real servers: a real leak is named, and busy work without one is not.
 
-use pgleak::profile::{Capture, Class, judge};
+use pgleak::profile::{Capture, Class, EndReason, judge};
 use pgleak_tests::{
     Build, BuildKind, LEAKING_ROUND, Server, Session,
     findings::{counter, losses},
@@ -62,13 +62,25 @@ fn no_leak(build: &Build) {
     let server = server(build);
     init_pgbench(&server).unwrap();
     for script in [Script::SelectOnly, Script::TpcB] {
-        busy(build, &server, script);
+        busy(build, &server, script, 12, &["--duration", "5s", "--settle", "2s"]);
     }
 }
 
-fn busy(build: &Build, server: &Server, script: Script) {
-    let bench = Pgbench::start(server, script, 1, 20).unwrap();
-    let running = recording(bench.backend_pid(), &["--duration", "5s", "--settle", "2s"]);
+/// What a user gets without an option: 13 seconds, 3 of settling, and the default limit.
+#[test]
+fn a_default_capture_of_a_busy_backend_loses_nothing() {
+    for (build, script) in
+        [(Build::packaged(15).unwrap(), Script::SelectOnly), (Build::npm(17).unwrap(), Script::TpcB)]
+    {
+        let server = server(&build);
+        init_pgbench(&server).unwrap();
+        busy(&build, &server, script, 24, &[]);
+    }
+}
+
+fn busy(build: &Build, server: &Server, script: Script, seconds: u32, arguments: &[&str]) {
+    let bench = Pgbench::start(server, script, 1, seconds).unwrap();
+    let running = recording(bench.backend_pid(), arguments);
     let finished = running.finish().unwrap().success().unwrap();
     let capture = finished.capture().unwrap();
     assert_eq!(losses(&capture), [], "{}: {script:?}", build.name);
@@ -76,6 +88,7 @@ fn busy(build: &Build, server: &Server, script: Script) {
     let verdict = judge(&capture);
     assert!(verdict.suspects.is_empty(), "{}: {script:?}: {}", build.name, finished.stdout);
     assert!(finished.stdout.starts_with("No leak"), "{}", finished.stdout);
+    assert_eq!(capture.window.end, EndReason::Completed, "{}", finished.stderr);
     let result = bench.finish().unwrap();
     assert_eq!(result.failed, 0);
 }

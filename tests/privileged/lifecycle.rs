@@ -130,6 +130,73 @@ fn a_process_that_ends_leaves_what_was_seen() {
 }
 
 #[test]
+fn a_process_that_becomes_another_program_leaves_what_was_seen() {
+    let server = server(&Build::npm(15).unwrap());
+    planted::install(&server).unwrap();
+    let mut session = planted::session(&server).unwrap();
+    let running = recording(session.backend_pid(), &["--duration", "60s"]);
+    Call::PALLOC.run(&mut session, &[33, 40]).unwrap();
+    assert!(Call::EXEC.run(&mut session, &[2]).is_err());
+    let finished = running.finish().unwrap().success().unwrap();
+    let capture = finished.capture().unwrap();
+    assert_eq!(capture.window.end, EndReason::TargetExec);
+    assert_eq!(survived(&capture, CONTEXT, Call::PALLOC.frame).count, 33);
+    assert!(!finished.stdout.starts_with("LEAK"), "{}", finished.stdout);
+}
+
+/// A server whose processes are killed if they make the system call that return probes make, if
+/// the kernel lets the filter see it.
+#[test]
+fn a_process_under_a_seccomp_filter_is_tried_on_a_child_first() {
+    let real = Build::npm(16).unwrap();
+    let directory = tempfile::Builder::new().prefix("pgleak-filter-").tempdir_in("/var/tmp").unwrap();
+    let build = filtered(&real, directory.path());
+    let server = server(&build);
+    planted::install(&server).unwrap();
+    let mut session = planted::session(&server).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", session.backend_pid())).unwrap();
+    assert!(status.contains("Seccomp:\t2"), "the server is under the filter");
+    let running = recording(session.backend_pid(), &["--duration", "1s", "--settle", "0"]);
+    Call::PALLOC.run(&mut session, &[9, 40]).unwrap();
+    let capture = running.finish().unwrap().success().unwrap().capture().unwrap();
+    assert_eq!(survived(&capture, CONTEXT, Call::PALLOC.frame).count, 9);
+    assert_eq!(session.integer("select 1").unwrap(), 1);
+    let doctor = pgleak_tests::pgleak::run(["doctor", "--pid", &session.backend_pid().to_string()]).unwrap();
+    assert!(doctor.success().unwrap().stdout.contains("a child under a seccomp filter lives with them"));
+}
+
+/// The build with a `postgres` that puts itself under a filter and then becomes the real one.
+fn filtered(build: &Build, to: &Path) -> Build {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    for entry in fs::read_dir(&build.bin).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name() != "postgres" {
+            symlink(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+    // uretprobe is system call 335 on x86_64. The program is: load the number, kill if it is
+    // that, allow otherwise.
+    let script = format!(
+        r#"#!/usr/bin/python3
+import ctypes, os, struct, sys
+insns = [(0x20, 0, 0, 0), (0x15, 0, 1, 335), (0x06, 0, 0, 0x80000000), (0x06, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *insn) for insn in insns))
+prog = struct.pack("HxxxxxxQ", len(insns), ctypes.addressof(code))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, prog, 0, 0) == 0, os.strerror(ctypes.get_errno())
+os.execv("{0}", ["{0}"] + sys.argv[1:])
+"#,
+        build.postgres().display()
+    );
+    let wrapper = to.join("postgres");
+    fs::write(&wrapper, script).unwrap();
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755)).unwrap();
+    Build { bin: to.to_owned(), ..build.clone() }
+}
+
+#[test]
 fn a_replaced_binary_is_traced_as_the_process_runs_it() {
     let build = Build::packaged(15).unwrap();
     let private = tempfile::Builder::new().prefix("pgleak-upgrade-").tempdir_in("/var/tmp").unwrap();

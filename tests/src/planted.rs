@@ -64,6 +64,8 @@ impl Call {
     pub const RESET: Self = call("planted_reset", "", "planted_reset");
     /// `()`: deletes it, with those below it; kept chunks that ended.
     pub const DELETE: Self = call("planted_delete", "", "planted_delete");
+    /// `(seconds)`: the process becomes another program; the session ends without an answer.
+    pub const EXEC: Self = call("planted_exec", "int", "planted_exec");
     /// `()`: bytes of all kept chunks.
     pub const LIVE: Self = call("planted_live", "", "planted_live");
     /// `()`: number of kept chunks.
@@ -78,7 +80,7 @@ impl Call {
         call("planted_subtransaction", "int, bigint, int", "planted_leak_palloc");
 
     /// Every function there is.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::PALLOC,
         Self::PALLOC0,
         Self::HUGE,
@@ -94,6 +96,7 @@ impl Call {
         Self::NULL,
         Self::RESET,
         Self::DELETE,
+        Self::EXEC,
         Self::LIVE,
         Self::CHUNKS,
         Self::ERROR,

@@ -81,9 +81,26 @@ pub async fn capture(
         prove_return_probes(&mut tracer, pid)?;
     }
     let recorder = Recorder::attach(&mut prepared, tracer, costs, interrupts, progress, options.record)?;
-    let recording = recorder.run().await?;
+    let (recording, mut interrupts) = recorder.run().await?;
 
     progress.say("naming the stacks");
+    let record = options.record;
+    let mut naming = tokio::task::spawn_blocking(move || finish(&prepared, &recording, &record));
+    let captured = loop {
+        tokio::select! {
+            captured = &mut naming => break captured,
+            // The first request changes nothing any more, the second leaves.
+            () = interrupts.requested() => {}
+        }
+    };
+    interrupts.end();
+    // It panics only by a mistake in here, and then the capture is lost either way.
+    Ok(captured.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())))
+}
+
+/// From what was recorded to what is written.
+fn finish(prepared: &Prepared, recording: &Recording, options: &RecordOptions) -> Capture {
+    let pid = prepared.process.pid;
     let slices = slices(recording.recorded_for.as_nanos() as u64, SLICES);
     let profile = assemble(&recording.drained, &slices);
     let known: BTreeMap<AbsAddr, String> = prepared
@@ -109,7 +126,7 @@ pub async fn capture(
     notes.extend(symbolizer.advice(&OsRelease::of_process(pid)));
     let modules = symbolizer.modules();
     let rss = |memory: Option<crate::target::Memory>| memory.map(|memory| memory.rss_anon);
-    Ok(Capture {
+    Capture {
         schema: SCHEMA,
         tool: Tool { name: "pgleak".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
         target: Target {
@@ -133,19 +150,19 @@ pub async fn capture(
             started: recording.started.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             record_ns: nanos(recording.recorded_for),
             settle_ns: nanos(recording.settled_for),
-            requested_record_ns: nanos(options.record.duration),
-            requested_settle_ns: nanos(options.record.settle),
+            requested_record_ns: nanos(options.duration),
+            requested_settle_ns: nanos(options.settle),
             slices,
             end: recording.end,
             target_cpu_ns: recording.cpu_ns,
             expected_slowdown: recording.expected_slowdown.map(|slowdown| (slowdown * 100.0).round() / 100.0),
         },
-        sites: sites(&prepared, &recording),
+        sites: sites(prepared, recording),
         modules,
         profile,
-        counters: counters(&recording),
+        counters: counters(recording),
         notes,
-    })
+    }
 }
 
 fn say_what_it_is(prepared: &Prepared, progress: &Progress) {

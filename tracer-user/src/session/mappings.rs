@@ -134,30 +134,30 @@ impl Mappings {
         Ok(())
     }
 
-    /// Looks for objects that were loaded since, because a stack led to unknown code.
-    ///
-    /// # Errors
-    /// If the kernel refuses; that the process is gone is none.
-    pub fn look_again(&mut self, tracer: &Tracer) -> Result<(), CaptureError> {
+    /// Looks for objects that were loaded since, because a stack led to unknown code. What goes
+    /// wrong is a note and not the end of the capture: stacks are cut there, which is counted.
+    pub fn look_again(&mut self, tracer: &Tracer) {
         if self.looked_at.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
-            return Ok(());
+            return;
         }
         self.looked_at = Some(Instant::now());
-        match self.modules.refresh() {
-            Ok(_) => {}
-            Err(ProcessError::NoSuchProcess { .. } | ProcessError::Ended { .. }) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        }
-        self.build_tables()?;
-        match self.upload(tracer) {
-            // The maps were made with room for a third more. What does not fit ends stacks,
-            // which is counted.
-            Err(CaptureError::Map(MapError { map: "ROWS" | "PAGES", source, .. })) => {
-                self.notes.push(format!("stacks end at libraries that were loaded while recording: no room for their tables ({source}); give more with --map-memory"));
+        let result = match self.modules.refresh() {
+            // Its end is noticed elsewhere.
+            Err(ProcessError::NoSuchProcess { .. } | ProcessError::Ended { .. }) => return,
+            Err(error) => Err(CaptureError::from(error)),
+            Ok(_) => self.build_tables().and_then(|()| self.upload(tracer)),
+        };
+        let note = match result {
+            Ok(()) => return,
+            Err(CaptureError::Map(MapError { map: "ROWS" | "PAGES", .. })) => {
+                // What did not fit now will not fit later.
                 self.uploaded = self.table_sizes();
-                Ok(())
+                "stacks end at libraries that were loaded while recording: no room for their tables; give more with --map-memory".to_owned()
             }
-            result => result,
+            Err(error) => format!("stacks may end at libraries that were loaded while recording: {error}"),
+        };
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
         }
     }
 }

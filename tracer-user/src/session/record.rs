@@ -163,7 +163,7 @@ impl<'a> Recorder<'a> {
     ///
     /// # Errors
     /// If it would cost too much, if nothing could be recorded, or if the kernel refuses.
-    pub async fn run(mut self) -> Result<Recording, CaptureError> {
+    pub async fn run(mut self) -> Result<(Recording, Interrupts), CaptureError> {
         let pid = self.prepared.process.pid;
         let expected_slowdown = self.count().await?;
 
@@ -210,8 +210,7 @@ impl<'a> Recorder<'a> {
         self.check_hits(&hits, cpu_ns)?;
         let exited = matches!(end, Stop::Exited | Stop::Replaced);
         let drained = Drained { stacks: self.stacks, recorded, survived, record_start_ns, exited };
-        self.interrupts.exit_on_next();
-        Ok(Recording {
+        let recording = Recording {
             drained,
             started,
             recorded_for,
@@ -224,7 +223,8 @@ impl<'a> Recorder<'a> {
             counters,
             hits,
             notes: self.notes,
-        })
+        };
+        Ok((recording, self.interrupts))
     }
 
     /// Counts hits for a moment and decides whether recording is affordable.
@@ -304,7 +304,7 @@ impl<'a> Recorder<'a> {
     fn tick(&mut self) -> Result<(), CaptureError> {
         self.watchdog.beat();
         self.tracer.control().allow_until(monotonic_ns() + DEADLINE.as_nanos() as u64);
-        self.drain()?;
+        self.drain();
         let counters = self.tracer.counters()?;
         let live = counters.get(Counter::LiveInserted).saturating_sub(counters.get(Counter::LiveRemoved));
         // Dead chunks stay until their address is used again. Half full is early enough.
@@ -320,20 +320,19 @@ impl<'a> Recorder<'a> {
         Ok(())
     }
 
-    fn drain(&mut self) -> Result<(), CaptureError> {
+    fn drain(&mut self) {
         let new = self.tracer.new_stacks();
         let unknown = new.iter().any(|stack| stack.end == Some(WalkEnd::UnknownMapping));
         self.stacks.extend(new);
         if unknown {
-            self.prepared.mappings.look_again(&self.tracer)?;
+            self.prepared.mappings.look_again(&self.tracer);
         }
-        Ok(())
     }
 
     fn snapshot(&mut self) -> Result<RawSnapshot, CaptureError> {
         let snapshot = take_snapshot(&self.tracer)?;
         // After the maps, so that no chunk in them has a stack that is not here.
-        self.drain()?;
+        self.drain();
         Ok(snapshot)
     }
 

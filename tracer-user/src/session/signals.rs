@@ -48,18 +48,12 @@ impl Interrupts {
         self.seen = true;
     }
 
-    /// Whether a request has come.
-    pub fn seen(&self) -> bool {
-        self.seen
-    }
-
-    /// From here on a further request exits at once, even while nothing awaits one.
-    pub fn exit_on_next(mut self) {
-        tokio::spawn(async move {
-            self.requested().await;
-            if self.seen {
-                self.requested().await;
-            }
-        });
+    /// Gives the signals back to their default, which leaves at once: from here on the probes are
+    /// gone and files appear whole or not at all.
+    pub fn end(self) {
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGTSTP] {
+            // SAFETY: setting a disposition.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
     }
 }
