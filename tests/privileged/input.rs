@@ -4,7 +4,7 @@ use std::fs;
 
 use pgleak_tests::{
     Build, LEAKING_ROUND, Session,
-    pgleak::{Finished, capture, run},
+    pgleak::{Finished, Running, binary, capture, run},
     workload::Loop,
 };
 
@@ -48,6 +48,24 @@ fn too_little_memory_for_the_tables_says_how_much_is_needed() {
     let session = Session::open(&server).unwrap();
     refused(&capture(session.backend_pid(), &["--map-memory", "1M"]).unwrap(), MISUSE, "give at least");
     refused(&capture(session.backend_pid(), &["--map-memory", "900G"]).unwrap(), FAILURE, "MemAvailable");
+}
+
+/// The server's own user may look at its processes and still not probe them.
+#[test]
+fn without_privilege_it_says_what_is_missing() {
+    let server = server(&Build::packaged(15).unwrap());
+    let session = Session::open(&server).unwrap();
+    // Where that user can reach it.
+    let program = server.dir().join("pgleak");
+    fs::copy(binary().unwrap(), &program).unwrap();
+    for arguments in [vec!["capture", "--pid"], vec!["doctor", "--pid"]] {
+        let mut command = std::process::Command::new(&program);
+        command.args(&arguments).arg(session.backend_pid().to_string()).current_dir(server.dir());
+        let finished = Running::spawn(server.user().runs(&mut command)).unwrap().finish().unwrap();
+        assert_eq!(finished.status.code(), Some(FAILURE), "{}", finished.stderr);
+        let said = format!("{}{}", finished.stdout, finished.stderr);
+        assert!(said.contains("root"), "{said}");
+    }
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub enum LockError {
         holder: String,
     },
     /// The lock file cannot be used.
-    #[error("cannot take the lock {path}: {source}")]
+    #[error("cannot take the lock {path}: {source}; run pgleak as root, with a writable /run")]
     Io {
         /// Which file.
         path: PathBuf,
