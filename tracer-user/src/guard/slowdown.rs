@@ -28,31 +28,31 @@ const LEAST_HITS: u64 = 200;
 /// process too slow.
 const LEAST_WORK_NS: f64 = 300.0;
 
-/// What a process does beside the probes, in nanoseconds for each allocation: the yardstick of
-/// every slowdown. `None` if it did too little to tell.
-pub fn work_per_allocation(rates: &EventRates, costs: &ProbeCosts) -> Option<f64> {
-    if rates.emulated + rates.stepped < LEAST_HITS || rates.allocations == 0 {
+/// CPU time that is the process's own, when `overhead_ns` of it is not; `None` if it did too
+/// little to tell.
+fn own_work_ns(rates: &EventRates, overhead_ns: f64) -> Option<f64> {
+    if rates.emulated + rates.stepped < LEAST_HITS {
         return None;
     }
-    let beside = (rates.cpu_ns as f64 - trap_ns(rates, costs)) / rates.allocations as f64;
-    Some(beside.max(LEAST_WORK_NS))
+    Some((rates.cpu_ns as f64 - overhead_ns).max(rates.allocations as f64 * LEAST_WORK_NS).max(1.0))
+}
+
+fn record_ns(rates: &EventRates, costs: &ProbeCosts) -> f64 {
+    rates.allocations as f64 * costs.record_ns
 }
 
 /// How many times slower than without probes the process will be at work, from hits that were
 /// counted and not recorded; `None` if it did too little to tell.
 pub fn expected_slowdown(rates: &EventRates, costs: &ProbeCosts) -> Option<f64> {
-    let work = work_per_allocation(rates, costs)?;
-    let traps = trap_ns(rates, costs) / rates.allocations as f64;
-    Some((work + traps + costs.record_ns) / work)
+    let traps = trap_ns(rates, costs);
+    let work = own_work_ns(rates, traps)?;
+    Some((work + traps + record_ns(rates, costs)) / work)
 }
 
-/// How many times slower the process is while it is recorded: `rates` are of that time, and
-/// `work` is its own work for each allocation, if it was busy before recording.
-pub fn observed_slowdown(rates: &EventRates, work: Option<f64>) -> Option<f64> {
-    if rates.emulated + rates.stepped < LEAST_HITS || rates.allocations == 0 {
-        return None;
-    }
-    Some(rates.cpu_ns as f64 / rates.allocations as f64 / work.unwrap_or(LEAST_WORK_NS))
+/// How many times slower the process is while it is recorded: `rates` are of that time.
+pub fn observed_slowdown(rates: &EventRates, costs: &ProbeCosts) -> Option<f64> {
+    let work = own_work_ns(rates, trap_ns(rates, costs) + record_ns(rates, costs))?;
+    Some(rates.cpu_ns as f64 / work)
 }
 
 fn trap_ns(rates: &EventRates, costs: &ProbeCosts) -> f64 {
@@ -124,7 +124,7 @@ mod tests {
         // The same work while recording takes half a second more.
         let during = EventRates { cpu_ns: 1_000_000_000, ..before };
         let expected = expected_slowdown(&before, &COSTS).expect("busy");
-        let observed = observed_slowdown(&during, work_per_allocation(&before, &COSTS)).expect("busy");
+        let observed = observed_slowdown(&during, &COSTS).expect("busy");
         assert!((expected - observed).abs() < 0.01, "{expected} {observed}");
     }
 
@@ -143,15 +143,25 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_was_idle_is_measured_by_the_least_work() {
+    fn work_that_allocates_little_is_not_taken_for_overhead() {
+        // A checkpointer: a second of CPU, a thousand allocations.
         let rates = EventRates {
             cpu_ns: 1_000_000_000,
-            emulated: 90_000,
+            emulated: 1500,
             stepped: 0,
-            returns: 80_000,
-            allocations: 80_000,
+            returns: 1000,
+            allocations: 1000,
         };
-        assert!(observed_slowdown(&rates, None).expect("busy") > 40.0);
+        assert!(observed_slowdown(&rates, &COSTS).expect("busy") < 1.01);
+        // Single-stepped probes in a tight loop of allocations are seen for what they cost.
+        let rates = EventRates {
+            cpu_ns: 1_000_000_000,
+            emulated: 0,
+            stepped: 76_000,
+            returns: 70_600,
+            allocations: 70_600,
+        };
+        assert!(observed_slowdown(&rates, &COSTS).expect("busy") > 40.0);
     }
 
     #[test]

@@ -15,10 +15,7 @@ use tracer_ebpf::{
 use super::{CaptureError, Drained, Figures, Interrupts, Prepared, Progress};
 use crate::{
     bpf::{Attached, Counters, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
-    guard::{
-        Decision, EventRates, ProbeCosts, Watchdog, decide, expected_slowdown, observed_slowdown,
-        work_per_allocation,
-    },
+    guard::{Decision, EventRates, ProbeCosts, Watchdog, decide, expected_slowdown, observed_slowdown},
     profile::EndReason,
     target::{Memory, cpu_time_ns, exe_link, status},
 };
@@ -87,8 +84,6 @@ pub struct Recorder<'a> {
     pidfd: OwnedFd,
     costs: ProbeCosts,
     options: RecordOptions,
-    /// The process's own work for each allocation, if it was busy while it was counted.
-    work_ns: Option<f64>,
     stacks: Vec<RawStack>,
     notes: Vec<String>,
 }
@@ -153,7 +148,6 @@ impl<'a> Recorder<'a> {
             pidfd,
             costs,
             options,
-            work_ns: None,
             stacks: Vec::new(),
             notes: Vec::new(),
         })
@@ -239,7 +233,6 @@ impl<'a> Recorder<'a> {
         }
         let cpu_ns = cpu_time_ns(pid)?.saturating_sub(before);
         let rates = self.rates(&self.tracer.site_hits()?, cpu_ns);
-        self.work_ns = work_per_allocation(&rates, &self.costs);
         let Some(slowdown) = expected_slowdown(&rates, &self.costs) else {
             self.progress
                 .say("the process is nearly idle now: its slowdown cannot be foreseen and will be watched");
@@ -408,7 +401,7 @@ impl CostWatch {
         let rates = recorder.rates(&since, next.cpu_ns.saturating_sub(self.cpu_ns));
         *self = next;
         let most = recorder.options.max_slowdown * TOLERANCE;
-        match observed_slowdown(&rates, recorder.work_ns) {
+        match observed_slowdown(&rates, &recorder.costs) {
             Some(slowdown) if slowdown > most => self.strikes += 1,
             _ => self.strikes = 0,
         }
