@@ -19,9 +19,18 @@ pub(super) fn write(capture: &Capture, options: &RenderOptions, out: &mut dyn Wr
     Ok(())
 }
 
-/// The lines, sorted; stacks that read the same are one.
+/// The lines; stacks that read the same are one. Sorted by frames and not by text, so that stacks
+/// with a common root stand together: `f.part.0` would fall between `f` and `f;g`.
 pub(super) fn lines(capture: &Capture, options: &RenderOptions) -> Vec<String> {
-    let mut held: BTreeMap<String, u64> = BTreeMap::new();
+    stacks(capture, options)
+        .into_iter()
+        .map(|(names, bytes)| format!("{} {bytes}", names.join(";")))
+        .collect()
+}
+
+/// Bytes held by names, root first.
+pub(super) fn stacks(capture: &Capture, options: &RenderOptions) -> BTreeMap<Vec<String>, u64> {
+    let mut held: BTreeMap<Vec<String>, u64> = BTreeMap::new();
     for group in &capture.profile.groups {
         if options.context.as_ref().is_some_and(|name| *name != group.context) || group.survived.held == 0 {
             continue;
@@ -29,23 +38,24 @@ pub(super) fn lines(capture: &Capture, options: &RenderOptions) -> Vec<String> {
         let Some(stack) = capture.profile.stacks.get(group.stack.0 as usize) else { continue };
         *held.entry(path(capture, stack, options.reverse)).or_default() += group.survived.held;
     }
-    held.into_iter()
-        .filter(|(_, bytes)| *bytes >= options.min_bytes)
-        .map(|(path, bytes)| format!("{path} {bytes}"))
-        .collect()
+    held.retain(|_, bytes| *bytes >= options.min_bytes);
+    held
 }
 
-fn path(capture: &Capture, stack: &Stack, reverse: bool) -> String {
+fn path(capture: &Capture, stack: &Stack, reverse: bool) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     // A stack that was cut says so where its callers would be.
     names.extend(cut(stack.end).map(str::to_owned));
     for frame in stack.frames.iter().rev().filter_map(|id| capture.profile.frames.get(id.0 as usize)) {
         push_names(frame, &mut names);
     }
+    if names.is_empty() {
+        names.extend(cut(StackEnd::Unknown).map(str::to_owned));
+    }
     if reverse {
         names.reverse();
     }
-    names.join(";")
+    names
 }
 
 /// A frame's names, outermost first: the function that is really called, then what was inlined.
@@ -56,12 +66,27 @@ fn push_names(frame: &Frame, names: &mut Vec<String>) {
     names.extend(frame.names.iter().rev().map(|name| clean(&name.function)));
 }
 
-/// A name without what the format gives a meaning: `;` parts frames, a line ends a stack.
+/// A name without what the format gives a meaning: `;` parts frames, a line ends a stack, `#`
+/// begins a comment, and a number behind a blank is a count. XML cannot write the last two
+/// characters of the first plane at all.
 fn clean(name: &str) -> String {
-    let clean: String = name.chars().map(|c| if c == ';' || c.is_control() { ':' } else { c }).collect();
-    // The count is what follows the last blank, so blanks inside of a name are no harm.
+    let clean: String = name
+        .chars()
+        .map(|c| if c == ';' || c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') { ':' } else { c })
+        .collect();
     let clean = clean.trim();
-    if clean.is_empty() { "[no name]".to_owned() } else { clean.to_owned() }
+    if clean.is_empty() {
+        return "[no name]".to_owned();
+    }
+    if let Some(rest) = clean.strip_prefix('#') {
+        return format!("_{rest}");
+    }
+    match clean.rsplit_once(' ') {
+        Some((before, last)) if last.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') => {
+            format!("{before}_{last}")
+        }
+        _ => clean.to_owned(),
+    }
 }
 
 /// The root frame of a stack that does not reach the bottom.
@@ -76,5 +101,21 @@ pub(super) fn cut(end: StackEnd) -> Option<&'static str> {
         StackEnd::BadSp => Some("[stack cut: bad stack pointer]"),
         StackEnd::LostReturn => Some("[stack cut: return address hidden by another tracer]"),
         StackEnd::Unknown => Some("[stack unknown]"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_keep_out_of_the_formats_way() {
+        assert_eq!(clean("operator<(a; b)"), "operator<(a: b)");
+        assert_eq!(clean("two\nlines"), "two:lines");
+        assert_eq!(clean("# comment"), "_ comment");
+        assert_eq!(clean("version 15.18"), "version_15.18");
+        assert_eq!(clean("a name"), "a name");
+        assert_eq!(clean(" \u{ffff} "), ":");
+        assert_eq!(clean(" "), "[no name]");
     }
 }

@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tempfile::NamedTempFile;
+
 use super::{FORMATS, RenderOptions};
 use crate::profile::Capture;
 
@@ -79,33 +81,40 @@ impl OutputDir {
         &self.path
     }
 
-    /// Writes every artifact; returns their paths.
+    /// Writes every artifact; returns their paths. All are written under other names before the
+    /// first gets its own.
     ///
     /// # Errors
-    /// If one cannot be written. Those before it stay, and they are whole.
+    /// If one cannot be written: then none appears.
     pub fn write_all(
         mut self,
         capture: &Capture,
         options: &RenderOptions,
     ) -> Result<Vec<PathBuf>, WriteError> {
         let mut written = Vec::new();
-        // The capture itself comes first in the table: the others can be made from it again.
         for format in FORMATS {
             let Some(file) = format.file else { continue };
             let path = self.path.join(file);
-            self.write_one(&path, |out| (format.write)(capture, options, out))
+            let temporary = self
+                .write_one(|out| (format.write)(capture, options, out))
                 .map_err(|source| WriteError::File { path: path.clone(), source })?;
-            self.made = false;
-            written.push(path);
+            written.push((temporary, path));
         }
-        Ok(written)
+        let mut paths = Vec::new();
+        for (temporary, path) in written {
+            temporary
+                .persist(&path)
+                .map_err(|error| WriteError::File { path: path.clone(), source: error.error })?;
+            self.made = false;
+            paths.push(path);
+        }
+        Ok(paths)
     }
 
     fn write_one(
         &self,
-        path: &Path,
         write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
-    ) -> io::Result<()> {
+    ) -> io::Result<NamedTempFile> {
         let mut temporary = tempfile::Builder::new()
             .prefix(".pgleak-")
             .permissions(fs::Permissions::from_mode(0o600))
@@ -116,8 +125,7 @@ impl OutputDir {
         drop(buffered);
         // Some file systems report a full disk only now.
         temporary.as_file().sync_all()?;
-        temporary.persist(path).map_err(|error| error.error)?;
-        Ok(())
+        Ok(temporary)
     }
 }
 

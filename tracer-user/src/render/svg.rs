@@ -11,6 +11,8 @@ use crate::profile::Capture;
 /// Width of the picture; a line of the header holds this many characters of 12-pixel Verdana.
 const WIDTH: usize = 1200;
 const HEADER_CHARACTERS: usize = 160;
+/// Characters of the title that fit between its buttons.
+const TITLE_CHARACTERS: usize = 90;
 /// Height of a header line.
 const LINE_HEIGHT: usize = 16;
 /// Where the first header line stands, below the title.
@@ -43,25 +45,30 @@ fn draw(
     reverse: bool,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    // inferno turns the stacks round itself.
-    let mut lines = folded::lines(capture, &RenderOptions { reverse: false, ..options.clone() });
+    let options = RenderOptions { reverse, ..options.clone() };
+    let lines = folded::lines(capture, &options);
+    let total: u64 = folded::stacks(capture, &options).values().sum();
+    let header: Vec<String> = header(capture, &options, total).iter().flat_map(|line| wrap(line)).collect();
+    let title = shorten(&options.title.clone().unwrap_or_else(|| title(capture)));
     if lines.is_empty() {
-        lines.push("[nothing survived] 1".to_owned());
+        return out.write_all(nothing_survived(&title, &header).as_bytes());
     }
     let mut style = Options::default();
-    style.title = options.title.clone().unwrap_or_else(|| title(capture));
+    style.title = title;
     style.colors = options.colours.0;
     // The same function has the same colour in every picture, and no chance is involved.
-    style.hash = true;
+    style.deterministic = true;
     style.count_name = "bytes".to_owned();
     style.image_width = Some(WIDTH);
     style.direction = if inverted { Direction::Inverted } else { Direction::Straight };
-    style.reverse_stack_order = reverse;
+    // The stacks are sorted by frames, and turned round, already. inferno would sort by text and
+    // draw `f` twice where `f.part.0` falls between it and what it calls; as for a chart over
+    // time it takes them as they come, last one first.
+    style.flame_chart = true;
     style.pretty_xml = true;
     let mut picture = Vec::new();
-    from_lines(&mut style, lines.iter().map(String::as_str), &mut picture).map_err(io::Error::other)?;
+    from_lines(&mut style, lines.iter().rev().map(String::as_str), &mut picture).map_err(io::Error::other)?;
     let picture = String::from_utf8(picture).map_err(io::Error::other)?;
-    let header: Vec<String> = header(capture, options).iter().flat_map(|line| wrap(line)).collect();
     out.write_all(
         with_header(&picture, &header)
             .ok_or_else(|| io::Error::other("inferno draws differently now"))?
@@ -75,7 +82,7 @@ fn title(capture: &Capture) -> String {
 }
 
 /// What the picture shows, in lines.
-fn header(capture: &Capture, options: &RenderOptions) -> Vec<String> {
+fn header(capture: &Capture, options: &RenderOptions, drawn: u64) -> Vec<String> {
     let (target, window) = (&capture.target, &capture.window);
     let seconds = |ns: u64| ns as f64 / 1e9;
     let counter = |name: &str| {
@@ -85,7 +92,6 @@ fn header(capture: &Capture, options: &RenderOptions) -> Vec<String> {
         text.as_ref().map_or(String::new(), |text| format!(", {what} {text}"))
     };
     let build_id = target.build_id.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
-    let survived: u64 = capture.profile.groups.iter().map(|group| group.survived.held).sum();
     let lost: Vec<String> = capture
         .counters
         .iter()
@@ -109,11 +115,14 @@ fn header(capture: &Capture, options: &RenderOptions) -> Vec<String> {
             seconds(window.settle_ns),
             super::end_words(window.end),
             counter("recorded"),
-            survived
+            drawn
         ),
     ];
     if let Some(context) = &options.context {
         lines.push(format!("only memory context {context}"));
+    }
+    if options.min_bytes > 0 {
+        lines.push(format!("only stacks that hold {} bytes or more", options.min_bytes));
     }
     lines.push(if lost.is_empty() {
         "nothing lost".to_owned()
@@ -121,6 +130,27 @@ fn header(capture: &Capture, options: &RenderOptions) -> Vec<String> {
         format!("LOST: {}", lost.join("; "))
     });
     lines
+}
+
+/// A title that fits into the picture.
+fn shorten(title: &str) -> String {
+    if title.chars().count() <= TITLE_CHARACTERS {
+        return title.to_owned();
+    }
+    title.chars().take(TITLE_CHARACTERS - 1).chain(['…']).collect()
+}
+
+/// A picture of nothing, which is good news and no error.
+fn nothing_survived(title: &str, header: &[String]) -> String {
+    let mut picture = format!(
+        "<?xml version=\"1.0\" standalone=\"no\"?>\n<svg version=\"1.1\" width=\"{WIDTH}\" height=\"{0}\" viewBox=\"0 0 {WIDTH} {0}\" xmlns=\"http://www.w3.org/2000/svg\" font-family=\"monospace\">\n    <rect width=\"100%\" height=\"100%\" fill=\"#eeffee\"/>\n    <text text-anchor=\"middle\" font-size=\"17\" x=\"50%\" y=\"24\">{1}</text>\n",
+        HEADER_TOP + (header.len() + 3) * LINE_HEIGHT,
+        escape(title)
+    );
+    picture.push_str(&header_lines(header));
+    let y = HEADER_TOP + (header.len() + 1) * LINE_HEIGHT;
+    picture.push_str(&format!("    <text text-anchor=\"middle\" font-size=\"14\" x=\"50%\" y=\"{y}\">nothing that was allocated is left</text>\n</svg>\n"));
+    picture
 }
 
 /// Lines that fit into the picture.
@@ -168,16 +198,19 @@ fn with_header(picture: &str, header: &[String]) -> Option<String> {
         picture = picture.replacen(&element, &lower, 1);
     }
     let frames = picture.find("    <svg id=\"frames\" ")?;
-    let mut lines = String::new();
-    for (number, line) in header.iter().enumerate() {
-        let y = HEADER_TOP + number * LINE_HEIGHT;
-        lines.push_str(&format!(
-            "    <text class=\"header\" fill=\"rgb(80,80,80)\" x=\"10\" y=\"{y}\">{}</text>\n",
-            escape(line)
-        ));
-    }
-    picture.insert_str(frames, &lines);
+    picture.insert_str(frames, &header_lines(header));
     Some(picture)
+}
+
+fn header_lines(header: &[String]) -> String {
+    let line = |(number, line): (usize, &String)| {
+        let y = HEADER_TOP + number * LINE_HEIGHT;
+        format!(
+            "    <text class=\"header\" font-size=\"12\" fill=\"rgb(80,80,80)\" x=\"10\" y=\"{y}\">{}</text>\n",
+            escape(line)
+        )
+    };
+    header.iter().enumerate().map(line).collect()
 }
 
 fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
