@@ -41,23 +41,24 @@ pub fn grow(parts: &mut Parts, stack: u32, requested: u64, held: u64, born_ns: u
     false
 }
 
-/// Takes `requested` and `held` bytes off again, newest part first; returns what is left to take
-/// off the bytes of the allocation itself.
+/// Takes bytes, requested and held, off again, newest part first, and tells `gone` what each
+/// stack lost; returns what is left to take off the bytes of the allocation itself.
 #[inline(always)]
-pub fn shrink(parts: &mut Parts, mut requested: u64, mut held: u64) -> (u64, u64) {
+pub fn shrink(parts: &mut Parts, mut loss: (u64, u64), mut gone: impl FnMut(u32, (u64, u64))) -> (u64, u64) {
     let mut index = MAX_PARTS;
     while index > 0 {
         index -= 1;
         // Unused parts hold zero bytes, so there is no need to look at the count.
         let part = &mut parts.parts[index];
-        let less = if part.requested < requested { part.requested } else { requested };
-        part.requested -= less;
-        requested -= less;
-        let less = if part.held < held { part.held } else { held };
-        part.held -= less;
-        held -= less;
+        let less = (part.requested.min(loss.0), part.held.min(loss.1));
+        if less.0 | less.1 != 0 {
+            gone(part.stack, less);
+            part.requested -= less.0;
+            part.held -= less.1;
+            loss = (loss.0 - less.0, loss.1 - less.1);
+        }
     }
-    (requested, held)
+    loss
 }
 
 #[cfg(test)]
@@ -80,10 +81,12 @@ mod tests {
         let mut parts = EMPTY;
         grow(&mut parts, 1, 100, 128, 1);
         grow(&mut parts, 2, 50, 64, 2);
-        assert_eq!(shrink(&mut parts, 60, 64), (0, 0));
+        let mut lost = [(0, 0); 3];
+        assert_eq!(shrink(&mut parts, (60, 64), |stack, bytes| lost[stack as usize] = bytes), (0, 0));
+        assert_eq!(lost, [(0, 0), (10, 0), (50, 64)]);
         assert_eq!((parts.parts[1].requested, parts.parts[1].held), (0, 0));
         assert_eq!((parts.parts[0].requested, parts.parts[0].held), (90, 128));
-        assert_eq!(shrink(&mut parts, 100, 200), (10, 72));
+        assert_eq!(shrink(&mut parts, (100, 200), |_, _| {}), (10, 72));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RawTracePointContext, RetProbeContext},
 };
 
-use crate::bpf::{chunk, context, process};
+use crate::bpf::{chunk, context, process, realloc};
 
 /// Entry of a function that returns a new chunk.
 #[uprobe(sleepable)]
@@ -39,14 +39,14 @@ fn free_enter(ctx: ProbeContext) -> u32 {
 /// Entry of a function that changes a chunk's size.
 #[uprobe(sleepable)]
 fn realloc_enter(ctx: ProbeContext) -> u32 {
-    chunk::realloc_enter(&ctx);
+    realloc::realloc_enter(&ctx);
     0
 }
 
 /// Return of a function that changes a chunk's size.
 #[uretprobe(sleepable)]
 fn realloc_exit(ctx: RetProbeContext) -> u32 {
-    chunk::realloc_exit(&ctx);
+    realloc::realloc_exit(&ctx);
     0
 }
 

@@ -5,5 +5,7 @@ pub(crate) mod context;
 pub(crate) mod maps;
 pub(crate) mod process;
 pub(crate) mod read;
+pub(crate) mod realloc;
+pub(crate) mod record;
 pub(crate) mod stack;
 pub(crate) mod task;

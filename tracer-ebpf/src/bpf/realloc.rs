@@ -1,0 +1,121 @@
+//! Chunks that change their size.
+
+use aya_ebpf::programs::{ProbeContext, RetProbeContext};
+use tracer_ebpf::{
+    abi::{Live, PENDING_OLD_KNOWN, Phase},
+    counters::Counter,
+    site::{Site, packed_block_of},
+};
+
+use crate::bpf::{
+    chunk::{entered, held_bytes, pending, returned, sizes, within_deadline},
+    context,
+    maps::{LIVE, PARTS, control, count, phase},
+    read,
+    record::{add_allocated, give_back, grow, put, remove, settle_in},
+    stack, task,
+};
+
+/// A call that will resize a chunk begins.
+#[inline(always)]
+pub(crate) fn realloc_enter(ctx: &ProbeContext) {
+    let Some((cookie, phase)) = entered(ctx) else { return };
+    let Some(control) = control() else { return };
+    let Some(task) = task::current_or_new(control) else { return };
+    // SAFETY: the registers are the program's own context.
+    let regs = unsafe { &*ctx.regs };
+    let depth = task::drop_left(task, regs.rsp);
+    let mut call = pending(regs, cookie);
+    if phase == Phase::Record as u32 {
+        // The call overwrites the header, so what an unknown chunk had must be read now.
+        let header = Site::header_of(cookie);
+        if let Some(before) = read::two_words(call.pointer.wrapping_sub(16)) {
+            if let Some((usable, held)) = sizes(header, call.pointer, before) {
+                call.old_usable = usable;
+                call.old_held = held;
+                call.flags |= PENDING_OLD_KNOWN;
+            }
+            if call.context == 0 {
+                call.context = read::word(packed_block_of(header, call.pointer, before[1])).unwrap_or(0);
+            }
+        }
+    }
+    task::push(task, depth, call);
+}
+
+/// The call returns.
+#[inline(always)]
+pub(crate) fn realloc_exit(ctx: &RetProbeContext) {
+    let Some((control, task, call, regs)) = returned(ctx) else { return };
+    let pointer = regs.rax;
+    if pointer == 0 {
+        count(Counter::NullReturn);
+        return;
+    }
+    let Some(now) = within_deadline(control) else { return };
+    let held = held_bytes(&call, pointer, call.size);
+    // Growth after recording has ended belongs to nobody new.
+    let recording = phase() == Some(Phase::Record as u32);
+    let known = match LIVE.get_ptr(&call.pointer) {
+        // SAFETY: a map value; copied because its slot may be given up below.
+        Some(live) => Some(unsafe { *live }),
+        None => None,
+    };
+    if let Some(mut live) = known {
+        if context::is_alive(&live) {
+            let old = (live.full_requested, live.full_held);
+            live.full_requested = call.size;
+            live.full_held = held;
+            let growth = (call.size.saturating_sub(old.0), held.saturating_sub(old.1));
+            let loss = (old.0.saturating_sub(call.size), old.1.saturating_sub(held));
+            if loss.0 | loss.1 != 0 {
+                give_back(&mut live, call.pointer, loss);
+                count(Counter::ReallocShrunk);
+            }
+            if growth.0 | growth.1 != 0 {
+                count(Counter::ReallocGrown);
+                let owner =
+                    if recording { stack::id(control, task, call.function, regs) } else { live.stack };
+                grow(task, &mut live, call.pointer, owner, growth, now);
+            } else if loss.0 | loss.1 == 0 {
+                count(Counter::ReallocSame);
+            }
+            settle_in(call.pointer, pointer, &live);
+            return;
+        }
+        if live.has_parts != 0 {
+            let _ = PARTS.remove(&call.pointer);
+        }
+        remove(call.pointer);
+        count(Counter::FreeDead);
+    }
+    if !recording {
+        return;
+    }
+    count(Counter::ReallocUnknown);
+    if call.flags & PENDING_OLD_KNOWN == 0 || call.context == 0 {
+        count(Counter::HeaderUnreadable);
+        return;
+    }
+    let growth = (call.size.saturating_sub(call.old_usable), held.saturating_sub(call.old_held));
+    if growth.0 | growth.1 == 0 {
+        return;
+    }
+    let Some(epoch) = context::epoch(control, call.context) else { return };
+    let stack = stack::id(control, task, call.function, regs);
+    let live = Live {
+        epoch,
+        context: call.context,
+        requested: growth.0,
+        held: growth.1,
+        full_requested: call.size,
+        full_held: held,
+        born_ns: now,
+        stack,
+        has_parts: 0,
+    };
+    if put(pointer, &live) {
+        count(Counter::ReallocGrown);
+        add_allocated(stack, 1, growth.0, growth.1);
+    }
+}

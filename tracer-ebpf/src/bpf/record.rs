@@ -1,0 +1,196 @@
+//! The records of live chunks: written, moved, grown, removed, swept; and the totals of stacks.
+
+use tracer_ebpf::{
+    abi::{ChunkKey, Control, DOOMED_A_CALL, DOOMED_SLOTS, Live, MAX_PARTS, Part, Parts, Task},
+    counters::Counter,
+    growth,
+};
+
+use crate::bpf::{
+    context,
+    maps::{DOOMED, LIVE, PARTS, STACK_TOTALS, add, count},
+};
+
+/// Writes a record. A record that is there already is overwritten in place.
+#[inline(always)]
+pub(crate) fn put(key: ChunkKey, live: &Live) -> bool {
+    if let Some(old) = LIVE.get_ptr_mut(&key) {
+        // SAFETY: a map value; the target's allocations are made by one thread at a time.
+        let was = unsafe { *old };
+        if context::is_alive(&was) {
+            count(Counter::OverwroteLive);
+        } else {
+            count(Counter::OverwroteDead);
+        }
+        if was.has_parts != 0 && live.has_parts == 0 {
+            let _ = PARTS.remove(&key);
+        }
+        // SAFETY: as above.
+        unsafe { *old = *live };
+        return true;
+    }
+    if LIVE.insert(&key, live, 0).is_err() {
+        count(Counter::LiveFull);
+        return false;
+    }
+    count(Counter::LiveInserted);
+    true
+}
+
+#[inline(always)]
+pub(crate) fn remove(key: ChunkKey) {
+    if LIVE.remove(&key).is_ok() {
+        count(Counter::LiveRemoved);
+    }
+}
+
+/// Stores a resized chunk, at its new address if it has moved.
+#[inline(always)]
+pub(crate) fn settle_in(old: ChunkKey, new: ChunkKey, live: &Live) {
+    if old == new {
+        if let Some(record) = LIVE.get_ptr_mut(old) {
+            // SAFETY: a map value; only the thread that holds the chunk resizes it.
+            unsafe { *record = *live };
+        }
+        return;
+    }
+    if live.has_parts != 0
+        && let Some(parts) = PARTS.get_ptr(old)
+    {
+        // SAFETY: a map value; the helper copies it before the old one is removed.
+        if PARTS.insert(new, unsafe { &*parts }, 0).is_err() {
+            count(Counter::PartsMapFull);
+        }
+        let _ = PARTS.remove(old);
+    }
+    remove(old);
+    put(new, live);
+}
+
+/// Books growth to `owner`.
+#[inline(always)]
+pub(crate) fn grow(
+    task: *mut Task,
+    live: &mut Live,
+    key: ChunkKey,
+    owner: u32,
+    growth: (u64, u64),
+    now: u64,
+) {
+    if owner == live.stack {
+        live.requested += growth.0;
+        live.held += growth.1;
+        add_allocated(owner, 0, growth.0, growth.1);
+        return;
+    }
+    if live.has_parts == 0 {
+        // SAFETY: a map value that only this task uses; too large for the eBPF stack.
+        let fresh = unsafe { &mut (*task).parts };
+        fresh.count = 1;
+        fresh.parts[0] = Part { requested: growth.0, held: growth.1, born_ns: now, stack: owner, pad: 0 };
+        if PARTS.insert(&key, &*fresh, 0).is_err() {
+            count(Counter::PartsMapFull);
+            live.requested += growth.0;
+            live.held += growth.1;
+            add_allocated(live.stack, 0, growth.0, growth.1);
+            return;
+        }
+        live.has_parts = 1;
+        add_allocated(owner, 1, growth.0, growth.1);
+        return;
+    }
+    let Some(parts) = PARTS.get_ptr_mut(&key) else { return };
+    // SAFETY: a map value; only the thread that holds the chunk resizes it.
+    let parts = unsafe { &mut *parts };
+    let before = parts.count;
+    if !growth::grow(parts, owner, growth.0, growth.1, now) {
+        count(Counter::PartsFull);
+    }
+    add_allocated(owner, u64::from(parts.count.wrapping_sub(before)), growth.0, growth.1);
+}
+
+/// Takes bytes off a chunk: what grew last goes first.
+#[inline(always)]
+pub(crate) fn give_back(live: &mut Live, key: ChunkKey, mut loss: (u64, u64)) {
+    if live.has_parts != 0
+        && let Some(parts) = PARTS.get_ptr_mut(key)
+    {
+        // SAFETY: as in `grow`.
+        loss =
+            growth::shrink(unsafe { &mut *parts }, loss, |stack, gone| add_freed(stack, 0, gone.0, gone.1));
+    }
+    // What is left came with the allocation; bytes older than the capture are nobody's.
+    let gone = (live.requested.min(loss.0), live.held.min(loss.1));
+    live.requested -= gone.0;
+    live.held -= gone.1;
+    add_freed(live.stack, 0, gone.0, gone.1);
+}
+
+#[inline(always)]
+pub(crate) fn free_parts(key: ChunkKey, alive: bool) {
+    if alive && let Some(parts) = PARTS.get_ptr(&key) {
+        // SAFETY: a map value.
+        let parts: &Parts = unsafe { &*parts };
+        for index in 0..MAX_PARTS {
+            if index >= parts.count as usize {
+                break;
+            }
+            let part = &parts.parts[index];
+            add_freed(part.stack, 1, part.requested, part.held);
+        }
+    }
+    let _ = PARTS.remove(&key);
+}
+
+#[inline(always)]
+pub(crate) fn add_allocated(stack: u32, chunks: u64, requested: u64, held: u64) {
+    if let Some(totals) = STACK_TOTALS.get_ptr_mut(stack) {
+        // SAFETY: a map value.
+        unsafe {
+            add(&raw mut (*totals).count, chunks);
+            add(&raw mut (*totals).requested, requested);
+            add(&raw mut (*totals).held, held);
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn add_freed(stack: u32, chunks: u64, requested: u64, held: u64) {
+    if let Some(totals) = STACK_TOTALS.get_ptr_mut(stack) {
+        // SAFETY: a map value.
+        unsafe {
+            add(&raw mut (*totals).freed_count, chunks);
+            add(&raw mut (*totals).freed_requested, requested);
+            add(&raw mut (*totals).freed_held, held);
+        }
+    }
+}
+
+/// Removes some of the records that user space found dead, if they still are.
+#[inline(always)]
+pub(crate) fn sweep(control: *mut Control) {
+    // SAFETY: a map value; aligned words. User space moves only the head, this only the tail.
+    let (head, mut tail) =
+        unsafe { (core::ptr::read_volatile(&raw const (*control).doomed_head), (*control).doomed_tail) };
+    for _ in 0..DOOMED_A_CALL {
+        if tail == head {
+            return;
+        }
+        let Some(key) = DOOMED.get(tail as u32 & (DOOMED_SLOTS - 1)) else { return };
+        let key = *key;
+        if let Some(live) = LIVE.get_ptr(&key) {
+            // SAFETY: a map value.
+            let live = unsafe { *live };
+            if !context::is_alive(&live) {
+                if live.has_parts != 0 {
+                    let _ = PARTS.remove(&key);
+                }
+                remove(key);
+                count(Counter::SweptDead);
+            }
+        }
+        tail += 1;
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(&raw mut (*control).doomed_tail, tail) };
+    }
+}
