@@ -103,6 +103,8 @@ fn a_full_disk_leaves_nothing_half_written() {
         finished.stderr
     );
     assert!(!out.exists() || fs::read_dir(&out).unwrap().next().is_none());
+    // The answer is there all the same.
+    assert!(finished.stdout.contains("TOTALS"), "{}", finished.stdout);
     drop(mount);
 }
 

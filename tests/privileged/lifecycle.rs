@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -47,17 +48,149 @@ fn an_interrupt_ends_it_early_and_everything_is_written() {
 }
 
 #[test]
+fn one_wish_may_come_as_several_signals() {
+    let (_server, leak) = leaking();
+    let pairs = [
+        [libc::SIGHUP, libc::SIGHUP],
+        [libc::SIGTERM, libc::SIGHUP],
+        [libc::SIGINT, libc::SIGTERM],
+        [libc::SIGINT, libc::SIGINT],
+    ];
+    for [first, second] in pairs {
+        let running = recording(leak.backend_pid(), &["--duration", "60s"]);
+        running.signal(first).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        // It may have done by then.
+        let _ = running.signal(second);
+        let finished = running.finish().unwrap().success().unwrap();
+        assert_eq!(finished.capture().unwrap().window.end, EndReason::Interrupted);
+        assert!(!finished.artifact("flame.svg").unwrap().is_empty());
+    }
+    leak.stop().unwrap();
+}
+
+#[test]
 fn a_second_interrupt_leaves_at_once() {
     let (_server, leak) = leaking();
-    let running = Running::capture(leak.backend_pid(), &["--duration", "60s"]).unwrap();
-    running.wait_for("recording for", PATIENCE).unwrap();
+    let running = recording(leak.backend_pid(), &["--duration", "60s"]);
     running.signal(libc::SIGINT).unwrap();
-    // The second may come while the first is being obeyed, or when that is over already.
+    std::thread::sleep(Duration::from_millis(600));
+    // The first may have been obeyed to the end by now.
     let _ = running.signal(libc::SIGINT);
     let finished = running.finish().unwrap();
     assert!(matches!(finished.status.code(), Some(0 | 130)), "{:?}", finished.status);
+    if finished.status.code() == Some(130) {
+        let whole = |name: &str| finished.dir().unwrap().join(name).exists();
+        assert!(!finished.dir().unwrap().exists() || whole("capture.json"), "nothing half-written");
+    }
     assert_no_probe_is_left(leak.backend_pid());
     leak.stop().unwrap();
+}
+
+#[test]
+fn a_hangup_that_is_ignored_stays_ignored() {
+    use std::os::unix::process::CommandExt as _;
+    let (_server, leak) = leaking();
+    let out = tempfile::tempdir().unwrap();
+    let directory = out.path().join("capture");
+    let pid = leak.backend_pid().to_string();
+    let mut command = command(["capture", "--pid", &pid, "--duration", "3s", "--settle", "0"]).unwrap();
+    command.arg("--out").arg(&directory);
+    // As nohup does.
+    // SAFETY: setting a disposition is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGHUP, libc::SIG_IGN);
+            Ok(())
+        });
+    }
+    let running = Running::spawn(&mut command).unwrap();
+    running.wait_for("recording for", PATIENCE).unwrap();
+    running.signal(libc::SIGHUP).unwrap();
+    running.finish().unwrap().success().unwrap();
+    let capture = pgleak::render::read_capture(&directory.join("capture.json")).unwrap();
+    assert_eq!(capture.window.end, EndReason::Completed);
+    leak.stop().unwrap();
+}
+
+/// Ctrl-S, or a connection that hangs: writes to the terminal block, for longer than the watchdog
+/// waits.
+#[test]
+fn a_terminal_that_stands_still_ends_no_capture() {
+    let (_server, leak) = leaking();
+    let out = tempfile::tempdir().unwrap();
+    let directory = out.path().join("capture");
+    let pid = leak.backend_pid().to_string();
+    let terminal = Terminal::open();
+    let mut child = command(["capture", "--pid", &pid, "--duration", "9s", "--settle", "0"])
+        .unwrap()
+        .arg("--out")
+        .arg(&directory)
+        .stdout(Stdio::null())
+        .stderr(terminal.side())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    terminal.stand_still();
+    let status = child.wait().unwrap();
+    assert!(status.success(), "{status:?}");
+    let capture = pgleak::render::read_capture(&directory.join("capture.json")).unwrap();
+    assert_eq!(capture.window.end, EndReason::Completed);
+    leak.stop().unwrap();
+}
+
+/// A terminal whose screen nobody looks at.
+struct Terminal {
+    screen: OwnedFd,
+    side: OwnedFd,
+}
+
+impl Terminal {
+    fn open() -> Self {
+        let (mut screen, mut side) = (-1, -1);
+        let none = std::ptr::null_mut();
+        // SAFETY: two valid places for descriptors, which are owned from here on.
+        unsafe {
+            assert_eq!(libc::openpty(&raw mut screen, &raw mut side, none, none.cast(), none.cast()), 0);
+            Self { screen: OwnedFd::from_raw_fd(screen), side: OwnedFd::from_raw_fd(side) }
+        }
+    }
+
+    fn side(&self) -> OwnedFd {
+        self.side.try_clone().unwrap()
+    }
+
+    /// What Ctrl-S does.
+    fn stand_still(&self) {
+        // SAFETY: a call on an open descriptor.
+        assert_eq!(unsafe { libc::tcflow(self.side.as_raw_fd(), libc::TCOOFF) }, 0);
+        assert!(self.screen.as_raw_fd() >= 0, "open as long as the terminal is");
+    }
+}
+
+/// More chunks than there is room for: what came later is missing, so that nothing may be called
+/// a cache or no leak.
+#[test]
+fn full_maps_end_the_recording_and_prove_nothing() {
+    let server = server(&Build::packaged(15).unwrap());
+    planted::install(&server).unwrap();
+    let mut session = planted::session(&server).unwrap();
+    let pid = session.backend_pid();
+    // The least that works, which says how much it is.
+    let told = capture(pid, &["--map-memory", "1M"]).unwrap().stderr;
+    let least = told.split("at least ").nth(1).and_then(|text| text.split('M').next()).expect(&told);
+    let running = recording(
+        pid,
+        &["--duration", "60s", "--settle", "1s", "--map-memory", &format!("{least}M"), "--force"],
+    );
+    Call::PALLOC.run(&mut session, &[30_000, 40]).unwrap();
+    let finished = running.finish().unwrap().success().unwrap();
+    let capture = finished.capture().unwrap();
+    assert_eq!(capture.window.end, EndReason::MapFull);
+    assert!(capture.window.record_ns < 50_000_000_000);
+    assert!(counter(&capture, "live_full") > 0);
+    assert!(!finished.stdout.contains("No leak seen"), "{}", finished.stdout);
+    assert!(finished.stderr.contains("--map-memory"), "{}", finished.stderr);
 }
 
 #[test]
@@ -69,6 +202,21 @@ fn a_killed_pgleak_leaves_no_probe() {
     assert_no_probe_is_left(leak.backend_pid());
     // The session goes on, and so does the next capture.
     capture(leak.backend_pid(), &["--duration", "1s", "--settle", "0"]).unwrap().success().unwrap();
+    leak.stop().unwrap();
+}
+
+/// The kernel takes no breakpoint away for a process that is being killed meanwhile.
+#[test]
+fn a_pgleak_that_is_killed_while_it_takes_probes_away_leaves_none() {
+    let (_server, leak) = leaking();
+    for wait_ms in [0, 60, 150] {
+        let running = recording(leak.backend_pid(), &["--duration", "500ms", "--settle", "60s"]);
+        running.wait_for("settling for", PATIENCE).unwrap();
+        std::thread::sleep(Duration::from_millis(wait_ms));
+        running.signal(libc::SIGKILL).unwrap();
+        assert!(!running.finish().unwrap().status.success());
+        assert_no_probe_is_left(leak.backend_pid());
+    }
     leak.stop().unwrap();
 }
 

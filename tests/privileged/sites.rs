@@ -52,7 +52,7 @@ fn on(build: &Build) {
     work(&mut session);
     assert!(tracer.control().advance(Phase::Count, Phase::Off));
     let hits = tracer.site_hits().unwrap();
-    attached.detach();
+    drop(attached);
     for site in &prepared.plan.sites {
         let chosen = hits[usize::from(site.site.index)];
         let at_entry = hits[usize::from(site.site.index + AT_ENTRY)];

@@ -20,7 +20,7 @@ pub const NAME_BYTES: usize = 64;
 /// Slots of the cache from code address to unwind row.
 pub const ROW_CACHE_SLOTS: u32 = 1 << 14;
 /// Slots of the list of records that user space wants swept.
-pub const DOOMED_SLOTS: u32 = 1 << 14;
+pub const DOOMED_SLOTS: u32 = 1 << 16;
 /// Records that one allocation sweeps at the most, so that no single call pays for many.
 pub const DOOMED_A_CALL: u32 = 8;
 
@@ -103,9 +103,9 @@ pub struct MapSet {
     pub ranges: [Range; MAX_RANGES],
 }
 
-/// Key of `LIVE`: the chunk's address in the low 47 bits, the process's slot above.
+/// Key of `LIVE`: the chunk's address.
 pub type ChunkKey = u64;
-/// Key of `CONTEXTS`: the context's address in the low 47 bits, the process's slot above.
+/// Key of `CONTEXTS`: the context's address.
 pub type ContextKey = u64;
 
 /// A chunk that was allocated and not yet freed. It is dead, whatever else it says, unless its

@@ -56,6 +56,8 @@ counters! {
     FramesWalked = "frames_walked", Work, "frames walked";
     StacksNew = "stacks_new", Work, "different stacks seen";
     RowCacheMiss = "row_cache_miss", Work, "unwind rows searched because the cache did not have them";
+    RecordTimed = "record_timed", Work, "allocations of which recording was timed";
+    RecordNs = "record_ns", Work, "nanoseconds that recording these took, without the traps";
     ReadFaulted = "read_faulted", Work, "stack reads that had to fault a page in";
 
     FreeUnknown = "free_unknown", Normal, "frees of chunks that are older than the capture or were not recorded";

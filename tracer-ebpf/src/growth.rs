@@ -9,10 +9,10 @@ use crate::lookup::opaque;
 /// Books growth of `requested` and `held` bytes to `stack`.
 ///
 /// The same stack growing the same chunk again (a buffer that doubles) adds to its part. Returns
-/// false if the chunk has [`MAX_PARTS`] parts of other stacks: the growth then went to the
-/// newest part.
+/// the stack that the bytes were booked to: another one if the chunk has [`MAX_PARTS`] parts of
+/// other stacks, since the growth then goes to the newest of them.
 #[inline(always)]
-pub fn grow(parts: &mut Parts, stack: u32, requested: u64, held: u64, born_ns: u64) -> bool {
+pub fn grow(parts: &mut Parts, stack: u32, requested: u64, held: u64, born_ns: u64) -> u32 {
     let count = parts.count;
     let mut index = 0;
     // MAX_PARTS is 8: small enough to be unrolled.
@@ -25,7 +25,7 @@ pub fn grow(parts: &mut Parts, stack: u32, requested: u64, held: u64, born_ns: u
             part.requested += requested;
             part.held += held;
             part.born_ns = born_ns;
-            return true;
+            return stack;
         }
         index += 1;
     }
@@ -33,12 +33,12 @@ pub fn grow(parts: &mut Parts, stack: u32, requested: u64, held: u64, born_ns: u
         parts.parts[(opaque(count as u64) & (MAX_PARTS as u64 - 1)) as usize] =
             Part { requested, held, born_ns, stack, pad: 0 };
         parts.count = count + 1;
-        return true;
+        return stack;
     }
     let last = &mut parts.parts[MAX_PARTS - 1];
     last.requested += requested;
     last.held += held;
-    false
+    last.stack
 }
 
 /// Takes bytes, requested and held, off again, newest part first, and tells `gone` what each
@@ -70,8 +70,8 @@ mod tests {
     #[test]
     fn a_buffer_that_doubles_from_one_place_stays_one_part() {
         let mut parts = EMPTY;
-        assert!(grow(&mut parts, 7, 1024, 1024, 1));
-        assert!(grow(&mut parts, 7, 2048, 2048, 2));
+        assert_eq!(grow(&mut parts, 7, 1024, 1024, 1), 7);
+        assert_eq!(grow(&mut parts, 7, 2048, 2048, 2), 7);
         assert_eq!(parts.count, 1);
         assert_eq!((parts.parts[0].requested, parts.parts[0].held, parts.parts[0].born_ns), (3072, 3072, 2));
     }
@@ -90,12 +90,12 @@ mod tests {
     }
 
     #[test]
-    fn a_ninth_stack_is_said_to_be_one_too_many_and_no_byte_is_lost() {
+    fn a_ninth_stack_adds_to_the_eighth_and_no_byte_is_lost() {
         let mut parts = EMPTY;
         for stack in 0..8 {
-            assert!(grow(&mut parts, stack, 10, 16, 1));
+            assert_eq!(grow(&mut parts, stack, 10, 16, 1), stack);
         }
-        assert!(!grow(&mut parts, 99, 10, 16, 1));
+        assert_eq!(grow(&mut parts, 99, 10, 16, 1), 7);
         assert_eq!(parts.parts.iter().map(|part| part.requested).sum::<u64>(), 90);
         assert_eq!(parts.parts.iter().map(|part| part.held).sum::<u64>(), 144);
     }

@@ -87,6 +87,12 @@ impl Site {
         (cookie >> field as u64) & 0xf
     }
 
+    /// The role's code in a cookie.
+    #[inline(always)]
+    pub const fn role_of(cookie: u64) -> u64 {
+        cookie & 0xf
+    }
+
     /// The site index of a cookie.
     #[inline(always)]
     pub const fn index_of(cookie: u64) -> u32 {

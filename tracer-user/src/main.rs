@@ -13,7 +13,7 @@ use pgleak::{
     guard::{run_sacrifice, run_watchdog},
     profile::Capture,
     render::{Format, OutputDir, ReadError, RenderOptions, WriteError, format, read_capture},
-    session::{CaptureError, CaptureOptions, Progress, RecordOptions, capture, ready},
+    session::{CaptureError, CaptureOptions, Interrupts, Progress, RecordOptions, capture, ready},
     target::{find_servers, measure_growth, render_table, sort_by_growth},
 };
 use tracing_subscriber::EnvFilter;
@@ -89,10 +89,10 @@ fn log(verbose: u8) {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
 }
 
-/// Prints to standard output, which may be a pipe that was closed.
+/// Prints to standard output, which may be a pipe or a terminal that was closed.
 fn print(text: &[u8]) -> Result<(), Failure> {
     match io::stdout().write_all(text).and_then(|()| io::stdout().flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::EIO)) => Ok(()),
         result => Ok(result?),
     }
 }
@@ -135,19 +135,27 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
     let rendering = RenderOptions { title: args.title.clone(), ..RenderOptions::default() };
     let out = args.out.clone().unwrap_or_else(|| default_directory(args.pid));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut progress = Progress::new();
-    let captured = runtime.block_on(async {
+    let progress = Progress::new();
+    let (captured, written, _detaching) = runtime.block_on(async {
         // What cannot be written is not captured. The process is looked at first, so that a
         // wrong pid is told as one.
         let ready = ready(&options)?;
         let directory = OutputDir::create(&out)?;
-        let captured = capture(ready, &options, &mut progress).await?;
-        let written = directory.write_all(&captured, &rendering)?;
-        Ok::<_, Failure>((captured, written))
-    });
-    let (captured, written) = captured?;
+        let mut interrupts = Interrupts::listen(directory.made_here())?;
+        let (captured, detaching) = capture(ready, &options, &mut interrupts, &progress).await?;
+        let how = rendering.clone();
+        let write = move || {
+            let written = directory.write_all(&captured, &how);
+            (captured, written)
+        };
+        let (captured, written) = interrupts.during(write).await;
+        interrupts.end().await;
+        Ok::<_, Failure>((captured, written, detaching))
+    })?;
+    // The answer comes first: a full disk must not keep it from whoever waits for it.
+    progress.flush();
     print_format(printed, &captured, &rendering)?;
-    for path in written {
+    for path in written? {
         progress.say(&format!("wrote {}", path.display()));
     }
     Ok(())

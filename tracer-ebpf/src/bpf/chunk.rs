@@ -9,7 +9,7 @@ use aya_ebpf::{
 use tracer_ebpf::{
     abi::{Control, Live, PENDING_NESTED, Pending, Phase, Task},
     counters::Counter,
-    site::{ArgField, ChunkSize, Role, Site, chunk_size, header_bytes},
+    site::{ArgField, ChunkSize, Site, chunk_size, header_bytes},
 };
 
 use crate::bpf::{
@@ -19,12 +19,6 @@ use crate::bpf::{
     record::{add_allocated, add_freed, free_parts, put, remove, sweep},
     stack, task,
 };
-
-/// Role of a cookie.
-#[inline(always)]
-fn role_of(cookie: u64) -> u64 {
-    cookie & 0xf
-}
 
 /// What every entry does first: count the hit. `None` if that was all.
 #[inline(always)]
@@ -69,21 +63,20 @@ pub(crate) fn alloc_enter(ctx: &ProbeContext) {
         return;
     }
     let Some(control) = control() else { return };
-    let Some(task) = task::current_or_new(control) else { return };
+    let Some(task) = task::current_or_new() else { return };
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
-    let depth = task::drop_left(task, regs.rsp);
+    task::drop_left(task, regs.rsp);
     let mut call = pending(regs, cookie);
-    if depth > 0 {
-        // SAFETY: a map value that only this task uses.
-        let outer = unsafe { &*task::at(task, depth - 1) };
+    if let Some(outer) = task::innermost_realloc(control, task, regs.rsp) {
         // A realloc that moves a chunk allocates as much as it was asked for. Anything else that
         // is allocated in it, such as the text of a warning, is an allocation like others.
-        if role_of(outer.cookie) == Role::Realloc as u64 && outer.size == call.size {
+        // SAFETY: a map value that only this task uses.
+        if unsafe { (*outer).size } == call.size {
             call.flags = PENDING_NESTED;
         }
     }
-    task::push(task, depth, call);
+    task::push(task, call);
 }
 
 /// The call returns.
@@ -120,6 +113,12 @@ pub(crate) fn alloc_exit(ctx: &RetProbeContext) {
         add_allocated(stack, 1, call.size, held);
     }
     sweep(control);
+    // One of 64, by chance: the guard wants to know what this costs here and now.
+    if now & 63 == 0 {
+        count(Counter::RecordTimed);
+        // SAFETY: a helper without arguments.
+        count_many(Counter::RecordNs, unsafe { bpf_ktime_get_ns() }.wrapping_sub(now));
+    }
 }
 
 /// One chunk goes.
@@ -129,15 +128,14 @@ pub(crate) fn free_enter(ctx: &ProbeContext) {
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
     let pointer = read::argument(regs, cookie, ArgField::Pointer);
-    if let Some(task) = task::current()
-        && let Some(call) = task::innermost(task, regs.rsp)
-    {
+    if let Some(control) = control()
+        && let Some(task) = task::current()
+        && let Some(outer) = task::innermost_realloc(control, task, regs.rsp)
         // SAFETY: a map value that only this task uses.
-        let call = unsafe { &*call };
-        if role_of(call.cookie) == Role::Realloc as u64 && call.pointer == pointer {
-            count(Counter::NestedInRealloc);
-            return;
-        }
+        && unsafe { (*outer).pointer } == pointer
+    {
+        count(Counter::NestedInRealloc);
+        return;
     }
     let Some(live) = LIVE.get_ptr(&pointer) else {
         count(Counter::FreeUnknown);

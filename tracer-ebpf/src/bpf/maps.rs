@@ -8,6 +8,7 @@ use core::arch::asm;
 use aya_ebpf::{
     Global,
     bindings::BPF_F_MMAPABLE,
+    helpers::bpf_get_current_pid_tgid,
     macros::map,
     maps::{Array, HashMap, RingBuf},
 };
@@ -132,6 +133,17 @@ pub(crate) fn next_epoch(control: *mut Control) -> u64 {
     value
 }
 
+/// Notes whose calls these are: the exit and exec programs run for every process of the host and
+/// have to know ours.
+#[inline(always)]
+pub(crate) fn remember_process() {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    if let Some(control) = control() {
+        // SAFETY: a map value; an aligned word.
+        unsafe { core::ptr::write_volatile(&raw mut (*control).tgid, tgid) };
+    }
+}
+
 /// Counts an entry of the site. Not while settling: the probes of allocations are being taken
 /// away then, and their entries and returns would no longer be equal in number.
 #[inline(always)]
@@ -141,6 +153,9 @@ pub(crate) fn hit_entry(phase: u32, site: u32) {
     {
         // SAFETY: a map value.
         add(unsafe { &raw mut (*hits).entries }, 1);
+        if phase == Phase::Count as u32 {
+            remember_process();
+        }
     }
 }
 

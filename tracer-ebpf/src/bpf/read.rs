@@ -46,6 +46,15 @@ pub(crate) fn word(address: u64) -> Option<u64> {
     read(&raw mut value, 8, address).then_some(value)
 }
 
+/// The 8 bytes at `address`, if their page is there: also for programs that must not sleep.
+#[inline(always)]
+pub(crate) fn word_at_hand(address: u64) -> Option<u64> {
+    let mut value: u64 = 0;
+    // SAFETY: room for a word; the helper checks the address.
+    let failed = unsafe { generated::bpf_probe_read_user((&raw mut value).cast(), 8, address as *const _) };
+    (failed == 0).then_some(value)
+}
+
 /// The 16 bytes at `address`.
 #[inline(always)]
 pub(crate) fn two_words(address: u64) -> Option<[u64; 2]> {

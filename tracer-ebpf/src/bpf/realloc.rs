@@ -10,7 +10,7 @@ use tracer_ebpf::{
 use crate::bpf::{
     chunk::{entered, held_bytes, pending, returned, sizes, within_deadline},
     context,
-    maps::{LIVE, PARTS, control, count, phase},
+    maps::{LIVE, PARTS, count, phase},
     read,
     record::{add_allocated, give_back, grow, put, remove, settle_in},
     stack, task,
@@ -20,11 +20,10 @@ use crate::bpf::{
 #[inline(always)]
 pub(crate) fn realloc_enter(ctx: &ProbeContext) {
     let Some((cookie, phase)) = entered(ctx) else { return };
-    let Some(control) = control() else { return };
-    let Some(task) = task::current_or_new(control) else { return };
+    let Some(task) = task::current_or_new() else { return };
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
-    let depth = task::drop_left(task, regs.rsp);
+    task::drop_left(task, regs.rsp);
     let mut call = pending(regs, cookie);
     if phase == Phase::Record as u32 {
         // The call overwrites the header, so what an unknown chunk had must be read now.
@@ -40,7 +39,7 @@ pub(crate) fn realloc_enter(ctx: &ProbeContext) {
             }
         }
     }
-    task::push(task, depth, call);
+    task::push(task, call);
 }
 
 /// The call returns.
@@ -52,10 +51,12 @@ pub(crate) fn realloc_exit(ctx: &RetProbeContext) {
         count(Counter::NullReturn);
         return;
     }
-    let Some(now) = within_deadline(control) else { return };
     let held = held_bytes(&call, pointer, call.size);
-    // Growth after recording has ended belongs to nobody new.
-    let recording = phase() == Some(Phase::Record as u32);
+    // A chunk that is known is followed whatever the hour; growth after recording has ended, or
+    // while user space is not well, belongs to nobody new.
+    let now = within_deadline(control);
+    let recording = now.is_some() && phase() == Some(Phase::Record as u32);
+    let now = now.unwrap_or(0);
     let known = match LIVE.get_ptr(&call.pointer) {
         // SAFETY: a map value; copied because its slot may be given up below.
         Some(live) => Some(unsafe { *live }),
@@ -80,7 +81,7 @@ pub(crate) fn realloc_exit(ctx: &RetProbeContext) {
             } else if loss.0 | loss.1 == 0 {
                 count(Counter::ReallocSame);
             }
-            settle_in(call.pointer, pointer, &live);
+            settle_in(task, call.pointer, pointer, &mut live);
             return;
         }
         if live.has_parts != 0 {

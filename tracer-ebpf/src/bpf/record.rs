@@ -46,7 +46,7 @@ pub(crate) fn remove(key: ChunkKey) {
 
 /// Stores a resized chunk, at its new address if it has moved.
 #[inline(always)]
-pub(crate) fn settle_in(old: ChunkKey, new: ChunkKey, live: &Live) {
+pub(crate) fn settle_in(task: *mut Task, old: ChunkKey, new: ChunkKey, live: &mut Live) {
     if old == new {
         if let Some(record) = LIVE.get_ptr_mut(old) {
             // SAFETY: a map value; only the thread that holds the chunk resizes it.
@@ -54,17 +54,38 @@ pub(crate) fn settle_in(old: ChunkKey, new: ChunkKey, live: &Live) {
         }
         return;
     }
-    if live.has_parts != 0
-        && let Some(parts) = PARTS.get_ptr(old)
-    {
-        // SAFETY: a map value; the helper copies it before the old one is removed.
-        if PARTS.insert(new, unsafe { &*parts }, 0).is_err() {
-            count(Counter::PartsMapFull);
-        }
-        let _ = PARTS.remove(old);
+    if live.has_parts != 0 {
+        move_parts(task, old, new, live);
     }
     remove(old);
     put(new, live);
+}
+
+/// Gives the parts of a chunk its new address. The old entry goes first, so that there is room.
+#[inline(always)]
+fn move_parts(task: *mut Task, old: ChunkKey, new: ChunkKey, live: &mut Live) {
+    let Some(parts) = PARTS.get_ptr(old) else {
+        live.has_parts = 0;
+        return;
+    };
+    // SAFETY: a map value, and one that only this task uses; too large for the eBPF stack.
+    let moved = unsafe {
+        (*task).parts = *parts;
+        &mut (*task).parts
+    };
+    let _ = PARTS.remove(old);
+    if PARTS.insert(new, &*moved, 0).is_ok() {
+        return;
+    }
+    count(Counter::PartsMapFull);
+    live.has_parts = 0;
+    // Unused parts hold zero bytes.
+    for part in &moved.parts {
+        live.requested += part.requested;
+        live.held += part.held;
+        add_freed(part.stack, 0, part.requested, part.held);
+        add_allocated(live.stack, 0, part.requested, part.held);
+    }
 }
 
 /// Books growth to `owner`.
@@ -78,35 +99,46 @@ pub(crate) fn grow(
     now: u64,
 ) {
     if owner == live.stack {
-        live.requested += growth.0;
-        live.held += growth.1;
-        add_allocated(owner, 0, growth.0, growth.1);
-        return;
-    }
-    if live.has_parts == 0 {
-        // SAFETY: a map value that only this task uses; too large for the eBPF stack.
-        let fresh = unsafe { &mut (*task).parts };
-        fresh.count = 1;
-        fresh.parts[0] = Part { requested: growth.0, held: growth.1, born_ns: now, stack: owner, pad: 0 };
-        if PARTS.insert(&key, &*fresh, 0).is_err() {
-            count(Counter::PartsMapFull);
-            live.requested += growth.0;
-            live.held += growth.1;
-            add_allocated(live.stack, 0, growth.0, growth.1);
-            return;
+        grow_allocation(live, growth);
+    } else if live.has_parts != 0
+        && let Some(parts) = PARTS.get_ptr_mut(&key)
+    {
+        // SAFETY: a map value; only the thread that holds the chunk resizes it.
+        let parts = unsafe { &mut *parts };
+        let before = parts.count;
+        let booked = growth::grow(parts, owner, growth.0, growth.1, now);
+        if booked != owner {
+            count(Counter::PartsFull);
         }
+        add_allocated(booked, u64::from(parts.count.wrapping_sub(before)), growth.0, growth.1);
+    } else {
+        first_part(task, live, key, owner, growth, now);
+    }
+}
+
+/// Growth that belongs to the stack of the allocation itself.
+#[inline(always)]
+fn grow_allocation(live: &mut Live, growth: (u64, u64)) {
+    live.requested += growth.0;
+    live.held += growth.1;
+    add_allocated(live.stack, 0, growth.0, growth.1);
+}
+
+#[inline(always)]
+fn first_part(task: *mut Task, live: &mut Live, key: ChunkKey, owner: u32, growth: (u64, u64), now: u64) {
+    // SAFETY: a map value that only this task uses; too large for the eBPF stack.
+    let fresh = unsafe { &mut (*task).parts };
+    *fresh = Parts::EMPTY;
+    fresh.count = 1;
+    fresh.parts[0] = Part { requested: growth.0, held: growth.1, born_ns: now, stack: owner, pad: 0 };
+    if PARTS.insert(&key, &*fresh, 0).is_ok() {
         live.has_parts = 1;
         add_allocated(owner, 1, growth.0, growth.1);
         return;
     }
-    let Some(parts) = PARTS.get_ptr_mut(&key) else { return };
-    // SAFETY: a map value; only the thread that holds the chunk resizes it.
-    let parts = unsafe { &mut *parts };
-    let before = parts.count;
-    if !growth::grow(parts, owner, growth.0, growth.1, now) {
-        count(Counter::PartsFull);
-    }
-    add_allocated(owner, u64::from(parts.count.wrapping_sub(before)), growth.0, growth.1);
+    live.has_parts = 0;
+    count(Counter::PartsMapFull);
+    grow_allocation(live, growth);
 }
 
 /// Takes bytes off a chunk: what grew last goes first.

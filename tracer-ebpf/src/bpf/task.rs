@@ -5,9 +5,13 @@ use tracer_ebpf::{
     abi::{Control, MAX_PENDING, Pending, Task},
     counters::Counter,
     lookup::opaque,
+    site::{Role, Site},
 };
 
-use crate::bpf::maps::{TASK_TEMPLATE, TASKS, count};
+use crate::bpf::{
+    maps::{TASK_TEMPLATE, TASKS, count, remember_process},
+    read::word_at_hand,
+};
 
 const LAST_PENDING: u64 = MAX_PENDING as u64 - 1;
 
@@ -19,15 +23,12 @@ pub(crate) fn current() -> Option<*mut Task> {
 
 /// The scratch of the current task; made if there is none.
 #[inline(always)]
-pub(crate) fn current_or_new(control: *mut Control) -> Option<*mut Task> {
-    let id = bpf_get_current_pid_tgid();
-    let tid = id as u32;
+pub(crate) fn current_or_new() -> Option<*mut Task> {
+    let tid = bpf_get_current_pid_tgid() as u32;
     if let Some(task) = TASKS.get_ptr_mut(tid) {
         return Some(task);
     }
-    // The exit and exec programs run for every process of the host and have to know ours.
-    // SAFETY: a map value; an aligned word.
-    unsafe { core::ptr::write_volatile(&raw mut (*control).tgid, (id >> 32) as u32) };
+    remember_process();
     let template = TASK_TEMPLATE.get(0)?;
     if TASKS.insert(tid, template, 0).is_err() {
         count(Counter::TasksFull);
@@ -63,9 +64,11 @@ pub(crate) fn drop_left(task: *mut Task, sp: u64) -> u32 {
     depth
 }
 
-/// The innermost open call, if there is one that `sp` is inside of.
+/// The innermost open call that resizes a chunk and that `sp` is inside of. One that an error has
+/// left, and whose frame is higher than what runs now, is told by its return address: while a
+/// call is open, the return probe's own address stands in its place.
 #[inline(always)]
-pub(crate) fn innermost(task: *mut Task, sp: u64) -> Option<*mut Pending> {
+pub(crate) fn innermost_realloc(control: *mut Control, task: *mut Task, sp: u64) -> Option<*mut Pending> {
     // SAFETY: a map value that only this task uses.
     let depth = unsafe { (*task).depth };
     if depth == 0 {
@@ -73,12 +76,38 @@ pub(crate) fn innermost(task: *mut Task, sp: u64) -> Option<*mut Pending> {
     }
     let top = at(task, depth - 1);
     // SAFETY: as above.
-    (unsafe { (*top).sp } > sp).then_some(top)
+    let call = unsafe { &*top };
+    if call.sp <= sp || Site::role_of(call.cookie) != Role::Realloc as u64 {
+        return None;
+    }
+    if is_open(control, call) {
+        return Some(top);
+    }
+    count(Counter::LeftByError);
+    // SAFETY: as above.
+    unsafe { (*task).depth = depth - 1 };
+    None
+}
+
+/// Whether the return probe of a call is still to be hit.
+#[inline(always)]
+fn is_open(control: *mut Control, call: &Pending) -> bool {
+    let Some(word) = word_at_hand(call.sp) else { return true };
+    // SAFETY: a map value; aligned words.
+    let (start, end) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*control).trampoline_start),
+            core::ptr::read_volatile(&raw const (*control).trampoline_end),
+        )
+    };
+    if end == 0 { word != call.return_address } else { word >= start && word < end }
 }
 
 /// Notes a call that begins.
 #[inline(always)]
-pub(crate) fn push(task: *mut Task, depth: u32, call: Pending) {
+pub(crate) fn push(task: *mut Task, call: Pending) {
+    // SAFETY: a map value that only this task uses.
+    let depth = unsafe { (*task).depth };
     if depth as usize >= MAX_PENDING {
         count(Counter::NestedTooDeep);
         return;

@@ -1,18 +1,19 @@
 //! Probes on one process, and taking them away again quickly.
 
 use std::{
-    num::NonZeroU32,
+    io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     thread,
 };
 
-use aya::programs::{
-    ProgramError, UProbe,
-    uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
-};
+use aya::programs::UProbe;
 use tracer_ebpf::site::Role;
 
-use super::Tracer;
+use super::{
+    Tracer,
+    uprobe::{self, Place},
+};
 use crate::addr::FileOffset;
 
 /// A probe that cannot be set.
@@ -30,14 +31,14 @@ pub enum AttachError {
         /// Through which link.
         path: PathBuf,
         /// Why.
-        source: Box<ProgramError>,
+        source: io::Error,
     },
     /// The object lacks a program.
     #[error("the eBPF object has no program {0}; build pgleak again with `cargo xtask build`")]
     Program(&'static str),
-    /// Pid 0.
-    #[error("0 is no pid")]
-    NoPid,
+    /// More than have a number.
+    #[error("more than 256 probes in one capture")]
+    TooMany,
 }
 
 /// Where a function is probed, and what its programs are told.
@@ -53,16 +54,19 @@ pub struct Probe<'a> {
     pub cookie: u64,
 }
 
-/// The probes of one capture. They go when this is dropped, or with the process that holds them.
-#[derive(Default)]
+/// The probes of one capture. They go when this is dropped, or with the process that holds them,
+/// unless somebody else was given a duplicate of their descriptors.
+#[derive(Debug, Default)]
 pub struct Attached {
-    links: Vec<(Role, UProbeLink)>,
+    probes: Vec<Set>,
 }
 
-impl std::fmt::Debug for Attached {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Attached").field("links", &self.links.len()).finish()
-    }
+/// A probe that is set.
+#[derive(Debug)]
+struct Set {
+    role: Role,
+    number: u8,
+    fd: OwnedFd,
 }
 
 /// Programs at the entry and the return of a role's functions.
@@ -90,71 +94,67 @@ impl Attached {
         probe: Probe<'_>,
     ) -> Result<(), AttachError> {
         let Probe { function, role, offset, cookie } = probe;
-        let scope = UProbeScope::OneProcess(NonZeroU32::new(pid).ok_or(AttachError::NoPid)?);
         let (entry, exit) = programs(role);
         // The return probe first: an entry without its return would stay open.
-        for name in exit.into_iter().chain([entry]) {
+        for (name, is_return) in exit.map(|name| (name, true)).into_iter().chain([(entry, false)]) {
+            let number = u8::try_from(self.probes.len()).map_err(|_| AttachError::TooMany)?;
             let program: &mut UProbe = tracer
                 .ebpf
                 .program_mut(name)
                 .and_then(|program| program.try_into().ok())
                 .ok_or(AttachError::Program(name))?;
-            let point = UProbeAttachPoint {
-                location: UProbeAttachLocation::AbsoluteOffset(offset.0),
-                cookie: Some(cookie),
-            };
-            let link = program.attach(point, path, scope).and_then(|id| program.take_link(id)).map_err(
+            let program = program.fd().map_err(|_| AttachError::Program(name))?.as_fd();
+            let fd = uprobe::attach(program, Place { pid, path, offset, is_return, cookie }).map_err(
                 |source| AttachError::Attach {
                     function: function.to_owned(),
                     pid,
                     offset,
                     path: path.to_owned(),
-                    source: Box::new(source),
+                    source,
                 },
             )?;
-            self.links.push((role, link));
+            self.probes.push(Set { role, number, fd });
         }
         Ok(())
     }
 
+    /// The descriptors with their numbers, in the order in which they were set, from zero on.
+    pub fn descriptors(&self) -> impl Iterator<Item = (u8, BorrowedFd<'_>)> {
+        self.probes.iter().map(|set| (set.number, set.fd.as_fd()))
+    }
+
     /// How many probes are set.
     pub fn len(&self) -> usize {
-        self.links.len()
+        self.probes.len()
     }
 
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
-        self.links.is_empty()
+        self.probes.is_empty()
     }
 
     /// The probes of one role, to be taken away on their own.
     pub fn take_role(&mut self, role: Role) -> Self {
-        let (gone, kept) = std::mem::take(&mut self.links).into_iter().partition(|(of, _)| *of == role);
-        self.links = kept;
-        Self { links: gone }
+        let (gone, kept) = std::mem::take(&mut self.probes).into_iter().partition(|set| set.role == role);
+        self.probes = kept;
+        Self { probes: gone }
     }
 
-    /// Takes the probes away one after the other, each entry's before its return's, so that no
-    /// call is begun whose return would not be seen. Blocks for about 0.1 s a probe.
-    pub fn detach_in_order(mut self) {
+    /// Closes the descriptors, each entry's before its return's, so that no call is begun whose
+    /// return would not be seen. Returns the numbers in that order. Instant if somebody else has
+    /// duplicates, otherwise the probes go now, in about 0.1 s each.
+    pub fn let_go(mut self) -> Vec<u8> {
         // `add` puts the return probe first.
-        while let Some((_, link)) = self.links.pop() {
-            drop(link);
-        }
-    }
-
-    /// Takes all probes away. Each waits for a grace period of the kernel, about 0.1 s, so they
-    /// go side by side.
-    pub fn detach(self) {
-        drop(self);
+        std::iter::from_fn(|| self.probes.pop()).map(|set| set.number).collect()
     }
 }
 
 impl Drop for Attached {
     fn drop(&mut self) {
+        // Each may wait for a grace period of the kernel, about 0.1 s.
         thread::scope(|scope| {
-            for (_, link) in self.links.drain(..) {
-                scope.spawn(move || drop(link));
+            for set in self.probes.drain(..) {
+                scope.spawn(move || drop(set));
             }
         });
     }

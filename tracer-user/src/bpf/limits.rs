@@ -56,7 +56,7 @@ impl Limits {
         // Live chunks get most of what is left, contexts and grown chunks a share of it. Rounding
         // up to a power of two makes at most two buckets of each element.
         let scale = |share: u64, value: usize| {
-            u32::try_from(rest * share / 100 / (element_bytes(8, value) + 2 * BUCKET_BYTES))
+            u32::try_from(rest / 100 * share / (element_bytes(8, value) + 2 * BUCKET_BYTES))
                 .unwrap_or(u32::MAX)
         };
         limits.live = limits.live.saturating_add(scale(80, size_of::<Live>()));
@@ -84,6 +84,13 @@ impl Limits {
             tasks: 64,
             ring_bytes: 4 << 20,
         }
+    }
+
+    /// The most memory of pgleak itself that a capture with full maps takes beside its fixed
+    /// part: two snapshots of every live chunk, and the copies made while reading.
+    pub fn user_bytes(&self) -> u64 {
+        const A_CHUNK: u64 = 170;
+        u64::from(self.live) * A_CHUNK
     }
 
     /// Kernel memory of all maps.
@@ -115,6 +122,12 @@ mod tests {
         assert!(limits.bytes() <= 64 << 20);
         assert!(limits.bytes() > 50 << 20);
         assert!(limits.live > 200_000, "{limits:?}");
+    }
+
+    #[test]
+    fn no_budget_is_too_large_to_reckon_with() {
+        let limits = Limits::within(u64::MAX >> 1, 450_000, 30_000).expect("enough");
+        assert_eq!(limits.live, u32::MAX);
     }
 
     #[test]

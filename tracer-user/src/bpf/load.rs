@@ -141,6 +141,8 @@ pub struct Tracer {
     doomed: RawMap<u32, u64>,
     pub(super) ring: RingBuf<aya::maps::MapData>,
     limits: Limits,
+    /// Entries of the map of live chunks when it was last looked through for dead ones.
+    swept_at: u64,
 }
 
 impl Tracer {
@@ -194,6 +196,7 @@ impl Tracer {
             ring,
             ebpf,
             limits,
+            swept_at: 0,
         };
         tracer.control.start();
         Ok(tracer)
@@ -288,31 +291,47 @@ impl Tracer {
         Ok(hits.into_iter().map(|(_, hits)| hits).collect())
     }
 
-    /// Looks for dead chunks and asks the programs to sweep them; returns how many were found.
-    /// Nothing is removed here: between this look and a removal by key, the process may have
-    /// been given the same address again.
+    /// Looks for dead chunks and asks the programs to sweep them, if the map of live chunks, of
+    /// which `live` entries are used, fills up. Every look reads the whole map, so there is one
+    /// only after it has grown by an eighth since the last.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn doom_dead_chunks(&self) -> Result<usize, MapError> {
+    pub fn sweep_when_filling(&mut self, live: u64) -> Result<(), MapError> {
+        let room = u64::from(self.limits.live);
+        // The smallest since: a sweep that found something is worth another look sooner.
+        self.swept_at = self.swept_at.min(live);
+        let (head, tail) = self.control.doomed();
+        if live > room / 2 && live >= self.swept_at + room / 8 && head == tail {
+            self.swept_at = live;
+            self.doom_dead_chunks()?;
+        }
+        Ok(())
+    }
+
+    /// Nothing is removed here: between this look and a removal by key, the process may have
+    /// been given the same address again.
+    fn doom_dead_chunks(&self) -> Result<(), MapError> {
         let contexts: HashMap<u64, u64> =
             self.contexts.all()?.into_iter().map(|(key, context)| (key, context.epoch)).collect();
-        let (head, tail) = self.control.doomed();
-        let room =
-            usize::try_from(u64::from(DOOMED_SLOTS).saturating_sub(head.wrapping_sub(tail))).unwrap_or(0);
+        // Only when everything asked for was done is more asked for, so all slots are free.
         let dead: Vec<u64> = self
             .live
             .all()?
             .into_iter()
             .filter(|(_, live)| contexts.get(&live.context) != Some(&live.epoch))
             .map(|(key, _)| key)
-            .take(room)
+            .take(DOOMED_SLOTS as usize)
             .collect();
-        for (position, key) in (head..).zip(&dead) {
-            self.doomed.set(&((position % u64::from(DOOMED_SLOTS)) as u32), key)?;
+        let (head, _) = self.control.doomed();
+        let first = (head % u64::from(DOOMED_SLOTS)) as u32;
+        let (to_the_end, from_the_start) = dead.split_at(dead.len().min((DOOMED_SLOTS - first) as usize));
+        self.doomed.fill(first, to_the_end)?;
+        if !from_the_start.is_empty() {
+            self.doomed.fill(0, from_the_start)?;
         }
         self.control.set_doomed_head(head + dead.len() as u64);
-        Ok(dead.len())
+        Ok(())
     }
 }
 

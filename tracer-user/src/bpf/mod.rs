@@ -7,6 +7,7 @@ mod load;
 mod rawmap;
 mod snapshot;
 mod stacks;
+mod uprobe;
 
 pub use attach::{AttachError, Attached, Probe};
 pub use control::ControlPage;

@@ -1,17 +1,17 @@
-//! Memory: the kernel maps must fit, and pgleak goes first when the host runs short.
+//! Memory: what pgleak takes must fit, and pgleak goes first when the host runs short.
 
 use std::{fs, io};
 
-/// The share of what is available that the kernel maps may take: one part in this many.
+/// The share of what is available that pgleak may take: one part in this many.
 const SHARE: u64 = 4;
 
 /// Not enough memory to trace without risk.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the kernel maps would take {needed_mib} MiB, and {source_name} leaves {available_mib} MiB, of which pgleak takes a quarter at the most; give less with --map-memory"
+    "the kernel maps and pgleak itself would take {needed_mib} MiB, and {source_name} leaves {available_mib} MiB, of which pgleak takes a quarter at the most; give less with --map-memory"
 )]
 pub struct MemoryError {
-    /// What the maps take.
+    /// What they take.
     pub needed_mib: u64,
     /// What there is.
     pub available_mib: u64,
@@ -19,7 +19,7 @@ pub struct MemoryError {
     pub source_name: &'static str,
 }
 
-/// Whether maps of `bytes` can be made without harm: against the host's `MemAvailable`, and
+/// Whether `bytes` of kernel maps and own memory can be taken without harm: against the host's `MemAvailable`, and
 /// against what pgleak's own cgroup, which is charged for them, has left (`None`: no limit).
 ///
 /// # Errors

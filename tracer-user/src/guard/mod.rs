@@ -14,5 +14,5 @@ pub use sacrifice::{
     SUBCOMMAND as SACRIFICE_SUBCOMMAND, SeccompError, prove as prove_return_probes,
     run_child as run_sacrifice,
 };
-pub use slowdown::{Decision, EventRates, decide, expected_slowdown, observed_slowdown};
-pub use watchdog::{SUBCOMMAND as WATCHDOG_SUBCOMMAND, Watchdog, run_child as run_watchdog};
+pub use slowdown::{Decision, EventRates, Yardstick, decide, expected_slowdown, observed_slowdown};
+pub use watchdog::{Manner, SUBCOMMAND as WATCHDOG_SUBCOMMAND, Watchdog, run_child as run_watchdog};

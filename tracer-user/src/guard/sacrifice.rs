@@ -9,7 +9,9 @@ use std::{
     io::{self, BufRead as _, BufReader, Write as _},
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc::{RecvTimeoutError, sync_channel},
+    time::{Duration, Instant},
 };
 
 use tracer_ebpf::site::Role;
@@ -25,6 +27,9 @@ pub const SUBCOMMAND: &str = "internal-sacrifice";
 
 /// `uretprobe` in the x86_64 system call table (Linux 6.11).
 const SYS_URETPROBE: u32 = 335;
+
+/// The child has next to nothing to do.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why the process must not get return probes.
 #[derive(Debug, thiserror::Error)]
@@ -68,20 +73,33 @@ pub fn prove(tracer: &mut Tracer, pid: u32) -> Result<(), SeccompError> {
     let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(io::Error::other("a child without pipes").into());
     };
-    let mut lines = BufReader::new(stdout).lines();
+    let (told, lines) = sync_channel(1);
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines() {
+            if told.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    // A child that ends without a word has closed the channel.
+    let next_line = || match lines.recv_timeout(PATIENCE) {
+        Ok(line) => line.map(Some),
+        Err(RecvTimeoutError::Disconnected) => Ok(None),
+        Err(RecvTimeoutError::Timeout) => Err(io::Error::from(io::ErrorKind::TimedOut)),
+    };
     let run = (|| {
-        lines.next().transpose()?;
+        next_line()?;
         let mut attached = Attached::default();
         let path = PathBuf::from(format!("/proc/{}/exe", child.id()));
         let offset = own_offset(pgleak_calibrate_emulated)?;
         let probe = Probe { function: "sacrifice", role: Role::Alloc, offset, cookie: 0 };
         attached.add(tracer, child.id(), &path, probe)?;
         stdin.write_all(b"go\n")?;
-        let answer = lines.next().transpose()?;
+        let answer = next_line()?;
         Ok::<_, SeccompError>(answer)
     })();
     drop(stdin);
-    let status = child.wait()?;
+    let status = wait_or_kill(&mut child)?;
     let answer = run?;
     if answer.as_deref() == Some("alive") && status.success() {
         return Ok(());
@@ -92,6 +110,18 @@ pub fn prove(tracer: &mut Tracer, pid: u32) -> Result<(), SeccompError> {
     };
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
     Err(SeccompError::WouldKill { pid, release, fate })
+}
+
+fn wait_or_kill(child: &mut Child) -> io::Result<ExitStatus> {
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill()?;
+    child.wait()
 }
 
 /// What the child does: waits for the probe, puts itself under a filter that kills at the return

@@ -248,6 +248,8 @@ pub enum EndReason {
     TargetExec,
     /// It slowed the process down more than allowed.
     TooSlow,
+    /// There was no room for more records.
+    MapFull,
 }
 
 /// One time slice of the record window.

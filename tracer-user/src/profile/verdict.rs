@@ -46,6 +46,9 @@ pub struct Verdict {
     /// Whether frees were followed after recording; without that, work in flight can be among the
     /// suspects.
     pub settled_at_all: bool,
+    /// Allocations that were not recorded, or have no stack, because a kernel map was full: what
+    /// seems to have stopped growing then may have gone on.
+    pub not_recorded: u64,
 }
 
 /// Sums over a capture.
@@ -116,6 +119,7 @@ impl<'a> Judge<'a> {
             totals: self.totals(),
             process_ended: matches!(self.capture.window.end, EndReason::TargetExited | EndReason::TargetExec),
             settled_at_all: self.capture.window.settle_ns > 0,
+            not_recorded: self.not_recorded(),
         };
         // Old survivors and young ones apart, lest a cache and a running query below the same
         // function become one place of neither kind.
@@ -261,8 +265,18 @@ impl<'a> Judge<'a> {
     fn judge_place(&self, head: Head, stacks: &[StackId], search: &Search) -> Option<Place> {
         let members = Members::new(&self.tree, stacks, |stack| &self.groups[stack.0 as usize], search.tally);
         let slices = members.slices(self.capture.window.slices.len());
-        let course = classify(&slices, self.capture.window.record_ns);
+        let mut course = classify(&slices, self.capture.window.record_ns);
+        if course.class == Class::Cache && self.not_recorded() > 0 {
+            course.class = Class::Unclear;
+            course.reason.push_str("; but the kernel maps were full, and then nothing more was recorded");
+        }
         (search.wanted)(&course).then(|| members.describe(head, course, slices))
+    }
+
+    fn not_recorded(&self) -> u64 {
+        let full = ["live_full", "contexts_full", "stacks_full"];
+        let counters = self.capture.counters.iter();
+        counters.filter(|counter| full.contains(&&*counter.name)).map(|counter| counter.value).sum()
     }
 
     fn survived(&self, stack: StackId) -> Tally {

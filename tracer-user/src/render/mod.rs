@@ -28,5 +28,6 @@ pub(crate) fn end_words(end: EndReason) -> &'static str {
         EndReason::TargetExited => "until the process ended",
         EndReason::TargetExec => "until the process became another program",
         EndReason::TooSlow => "ended early because it cost too much",
+        EndReason::MapFull => "ended early because the kernel maps were full",
     }
 }

@@ -76,6 +76,11 @@ impl OutputDir {
         Ok(dir)
     }
 
+    /// Its path, if it was made here and goes again when nothing is written.
+    pub fn made_here(&self) -> Option<&Path> {
+        self.made.then_some(&*self.path)
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -56,7 +56,16 @@ fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
             if let Some(place) = unclear {
                 text += &format!(" Not clear: {} ({}).", named(place), bytes(place.survived.held));
             }
-            page.hang(if unclear.is_some() { "No leak proven: " } else { "No leak seen: " }, &text);
+            if verdict.not_recorded > 0 {
+                text += &format!(
+                    " But {} {} not recorded because the kernel maps were full, so that a leak may look like \
+                     a cache: give more with --map-memory.",
+                    counted(verdict.not_recorded, "allocation"),
+                    if verdict.not_recorded == 1 { "was" } else { "were" },
+                );
+            }
+            let proven = unclear.is_some() || verdict.not_recorded > 0;
+            page.hang(if proven { "No leak proven: " } else { "No leak seen: " }, &text);
         }
         [first, others @ ..] => {
             let (lead, verb) =
@@ -269,6 +278,7 @@ fn window(page: &mut Page, capture: &Capture) {
         EndReason::TargetExited => "the process ended",
         EndReason::TargetExec => "the process became another program",
         EndReason::TooSlow => "it slowed the process down more than allowed",
+        EndReason::MapFull => "the kernel maps were full",
     };
     page.hang("  ", &format!("ended because {end}"));
     let slowdown = window.expected_slowdown.map_or(String::new(), |factor| {

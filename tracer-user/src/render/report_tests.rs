@@ -166,3 +166,16 @@ fn few_but_big_survivors_are_neither_a_leak_nor_nothing() {
     let wanted = "No leak proven: ";
     assert!(text.starts_with(wanted) && text.contains("XLogReadRecordAlloc"), "{text}");
 }
+
+/// A leak looks like a cache from the moment on that there is no room for what it allocates.
+#[test]
+fn a_full_map_proves_nothing() {
+    let path = "AllocSetAlloc < palloc < f < PostgresMain < main";
+    let maker = || Maker::new().survivors(path, "CacheMemoryContext", 100_000, early([400, 9, 1]));
+    assert!(report(&maker().build()).starts_with("No leak seen: "));
+    for counter in ["live_full", "contexts_full", "stacks_full"] {
+        let text = report(&maker().counter(counter, 12_345, true, "not recorded").build());
+        assert!(text.starts_with("No leak proven: ") && text.contains("12,345 allocations"), "{text}");
+        assert!(text.contains("--map-memory") && !text.contains("CACHES"), "{text}");
+    }
+}

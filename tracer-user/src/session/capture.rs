@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use tracer_ebpf::{counters::Class, site::Role};
 
 use super::{
-    CaptureError, Interrupts, Prepared, Progress, RecordOptions, Recorder, Recording, assemble, prepare,
-    slices,
+    CaptureError, Detaching, Interrupts, Prepared, Progress, RecordOptions, Recorder, Recording, assemble,
+    prepare, slices,
 };
 use crate::{
     addr::AbsAddr,
@@ -51,51 +51,44 @@ pub fn ready(options: &CaptureOptions) -> Result<Ready, CaptureError> {
     Ok(Ready { prepared, _lock: CaptureLock::take(options.pid)? })
 }
 
-/// Captures the process.
+/// Captures the process. Its probes are on their way out when this returns; they are gone when
+/// [`Detaching`] is dropped.
 ///
 /// # Errors
 /// Whatever keeps it from a result that can be trusted.
 pub async fn capture(
     ready: Ready,
     options: &CaptureOptions,
-    progress: &mut Progress,
-) -> Result<Capture, CaptureError> {
+    interrupts: &mut Interrupts,
+    progress: &Progress,
+) -> Result<(Capture, Detaching), CaptureError> {
     let pid = options.pid;
     let Ready { mut prepared, _lock } = ready;
     say_what_it_is(&prepared, progress);
 
     let limits = limits(options, &prepared)?;
     progress.say(&format!(
-        "kernel maps: {} MiB, {} live chunks, {} unwind rows",
+        "kernel maps: {} MiB, {} live chunks, {} unwind rows; pgleak itself: up to {} MiB",
         limits.bytes().div_ceil(1 << 20),
         limits.live,
-        prepared.mappings.table_sizes().0
+        prepared.mappings.table_sizes().0,
+        limits.user_bytes().div_ceil(1 << 20),
     ));
     if let Err(error) = go_first_when_memory_is_short() {
         progress.say(&format!("cannot make pgleak the first to go when memory is short: {error}"));
     }
-    let interrupts = Interrupts::listen().map_err(CaptureError::Signals)?;
     let mut tracer = Tracer::load(limits, prepared.plan.layout.context.name)?;
     let costs = measure_probe_costs(&mut tracer)?;
     if prepared.is_filtered() {
         prove_return_probes(&mut tracer, pid)?;
     }
-    let recorder = Recorder::attach(&mut prepared, tracer, costs, interrupts, progress, options.record)?;
-    let (recording, mut interrupts) = recorder.run().await?;
+    let record = options.record;
+    let recorder = Recorder::attach(&mut prepared, tracer, costs, interrupts, progress, record)?;
+    let recording = recorder.run().await?;
 
     progress.say("naming the stacks");
-    let record = options.record;
-    let mut naming = tokio::task::spawn_blocking(move || finish(&prepared, &recording, &record));
-    let captured = loop {
-        tokio::select! {
-            captured = &mut naming => break captured,
-            // The first request changes nothing any more, the second leaves.
-            () = interrupts.requested() => {}
-        }
-    };
-    interrupts.end();
-    // It panics only by a mistake in here, and then the capture is lost either way.
-    Ok(captured.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())))
+    let named = move || (finish(&prepared, &recording, &record), recording.detaching);
+    Ok(interrupts.during(named).await)
 }
 
 /// From what was recorded to what is written.
@@ -189,7 +182,11 @@ fn limits(options: &CaptureOptions, prepared: &Prepared) -> Result<Limits, Captu
     })?;
     // Kernel maps are charged to the cgroup of the process that makes them: pgleak's own.
     let cgroup = cgroup_memory(std::process::id()).ok().flatten();
-    check_memory(limits.bytes(), mem_available_bytes(), cgroup.map(|cgroup| cgroup.headroom_bytes()))?;
+    check_memory(
+        limits.bytes() + limits.user_bytes(),
+        mem_available_bytes(),
+        cgroup.map(|cgroup| cgroup.headroom_bytes()),
+    )?;
     Ok(limits)
 }
 

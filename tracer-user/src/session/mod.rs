@@ -2,6 +2,7 @@
 
 mod assemble;
 mod capture;
+mod cost;
 mod error;
 mod mappings;
 mod prepare;
@@ -15,5 +16,5 @@ pub use error::CaptureError;
 pub use mappings::Mappings;
 pub use prepare::{Prepared, prepare};
 pub use progress::{Figures, Progress};
-pub use record::{RecordOptions, Recorder, Recording};
+pub use record::{Detaching, RecordOptions, Recorder, Recording};
 pub use signals::Interrupts;

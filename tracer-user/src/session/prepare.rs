@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+use tracer_ebpf::{abi::SiteHits, site::Role};
+
 use crate::{
     addr::Bias,
     elf::{FunctionRange, Image},
+    guard::EventRates,
     probe::{CostClass, LiveProcess, ProbePlan, plan},
     target::{
-        Binary, LoadedModules, ProcessId, ProcessMemory, Seccomp, Status, Title, command_line, parse_title,
-        status,
+        Binary, CpuTime, LoadedModules, ProcessId, ProcessMemory, Seccomp, Status, Title, command_line,
+        cpu_time, parse_title, status,
     },
 };
 
@@ -37,6 +40,8 @@ pub struct Prepared {
     pub plan: ProbePlan,
     /// Its mappings with their unwind tables.
     pub mappings: Mappings,
+    /// CPU time that it had used when it was first looked at.
+    pub cpu: CpuTime,
 }
 
 /// Looks at the process and its files. Nothing is attached and nothing is written.
@@ -45,6 +50,7 @@ pub struct Prepared {
 /// If it is no server that is known, or something that is needed is missing.
 pub fn prepare(pid: u32) -> Result<Prepared, CaptureError> {
     let process = ProcessId::of(pid)?;
+    let cpu = cpu_time(pid)?;
     let status = status(pid)?;
     let title_text = command_line(pid)?;
     let binary = Binary::of(pid)?;
@@ -56,7 +62,7 @@ pub fn prepare(pid: u32) -> Result<Prepared, CaptureError> {
         .map_err(|source| CaptureError::Probe { pid, source })?;
     let mappings = Mappings::new(modules)?;
     let title = parse_title(&title_text);
-    Ok(Prepared { process, status, title_text, title, binary, image, functions, bias, plan, mappings })
+    Ok(Prepared { process, status, title_text, title, binary, image, functions, bias, plan, mappings, cpu })
 }
 
 impl Prepared {
@@ -65,8 +71,24 @@ impl Prepared {
         !matches!(self.status.seccomp, None | Some(Seccomp::Disabled))
     }
 
-    /// Whether the probe of a site is cheap, by the site's index.
-    pub fn is_emulated(&self, index: usize) -> bool {
-        self.plan.sites.get(index).is_some_and(|site| site.cost == CostClass::Emulated)
+    /// Whether the process is still there and still runs the same program.
+    pub fn is_there(&self) -> bool {
+        self.process.is_same() && self.binary.is_same(self.process.pid)
+    }
+
+    /// What hits of the sites and CPU time mean for the guard.
+    pub fn rates(&self, hits: &[SiteHits], cpu: CpuTime) -> EventRates {
+        let mut rates = EventRates { cpu, ..EventRates::default() };
+        for (hits, site) in hits.iter().zip(&self.plan.sites) {
+            match site.cost {
+                CostClass::Emulated => rates.emulated += hits.entries,
+                CostClass::SingleStepped => rates.stepped += hits.entries,
+            }
+            rates.returns += hits.returns;
+            if site.site.role == Role::Alloc {
+                rates.allocations += hits.entries;
+            }
+        }
+        rates
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{
     os::fd::{AsRawFd as _, OwnedFd},
+    sync::Arc,
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -12,12 +14,15 @@ use tracer_ebpf::{
     unwind::WalkEnd,
 };
 
-use super::{CaptureError, Drained, Figures, Interrupts, Prepared, Progress};
+use super::{
+    CaptureError, Drained, Figures, Interrupts, Prepared, Progress,
+    cost::{CostWatch, Sample},
+};
 use crate::{
     bpf::{Attached, Counters, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
-    guard::{Decision, EventRates, ProbeCosts, Watchdog, decide, expected_slowdown, observed_slowdown},
+    guard::{Decision, Manner, ProbeCosts, Watchdog, Yardstick, decide, expected_slowdown},
     profile::EndReason,
-    target::{Memory, cpu_time_ns, exe_link, status},
+    target::{CpuTime, Memory, cpu_time, exe_link, status},
 };
 
 /// How often everything is looked at.
@@ -26,10 +31,6 @@ const TICK: Duration = Duration::from_millis(50);
 const COUNT_FOR: Duration = Duration::from_millis(500);
 /// Without a sign of life for this long, the programs stop recording.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// How often the slowdown is looked at while recording.
-const LOOK_AT_COST: Duration = Duration::from_secs(1);
-/// A little above what is allowed is noise; this much, twice in a row, is not.
-const TOLERANCE: f64 = 1.5;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +72,27 @@ pub struct Recording {
     pub hits: Vec<SiteHits>,
     /// Things that a reader has to know.
     pub notes: Vec<String>,
+    /// The probes on their way out.
+    pub detaching: Detaching,
+}
+
+/// Takes the probes away while the result is made; dropping it waits until they are gone.
+#[derive(Debug)]
+pub struct Detaching(Option<JoinHandle<()>>);
+
+impl Detaching {
+    fn start(attached: Attached, watchdog: Arc<Watchdog>, manner: Manner) -> Self {
+        Self(Some(std::thread::spawn(move || watchdog.release(attached.let_go(), manner))))
+    }
+}
+
+impl Drop for Detaching {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // A panic there has nothing to tell: the links are gone either way.
+            let _ = thread.join();
+        }
+    }
 }
 
 /// Everything that a running capture holds.
@@ -78,11 +100,11 @@ pub struct Recorder<'a> {
     prepared: &'a mut Prepared,
     tracer: Tracer,
     attached: Attached,
-    watchdog: Watchdog,
-    interrupts: Interrupts,
-    progress: &'a mut Progress,
+    watchdog: Arc<Watchdog>,
+    interrupts: &'a mut Interrupts,
+    progress: &'a Progress,
     pidfd: OwnedFd,
-    costs: ProbeCosts,
+    yardstick: Yardstick,
     options: RecordOptions,
     stacks: Vec<RawStack>,
     notes: Vec<String>,
@@ -96,6 +118,7 @@ enum Stop {
     Exited,
     Replaced,
     TooSlow,
+    MapFull,
 }
 
 impl Stop {
@@ -106,6 +129,7 @@ impl Stop {
             Self::Exited => EndReason::TargetExited,
             Self::Replaced => EndReason::TargetExec,
             Self::TooSlow => EndReason::TooSlow,
+            Self::MapFull => EndReason::MapFull,
         }
     }
 }
@@ -119,23 +143,33 @@ impl<'a> Recorder<'a> {
         prepared: &'a mut Prepared,
         mut tracer: Tracer,
         costs: ProbeCosts,
-        interrupts: Interrupts,
-        progress: &'a mut Progress,
+        interrupts: &'a mut Interrupts,
+        progress: &'a Progress,
         options: RecordOptions,
     ) -> Result<Self, CaptureError> {
         let pid = prepared.process.pid;
         let pidfd = prepared.process.open_pidfd()?;
-        let watchdog = Watchdog::start().map_err(CaptureError::Watchdog)?;
+        let watchdog = Arc::new(Watchdog::start().map_err(CaptureError::Watchdog)?);
         prepared.mappings.upload(&tracer)?;
         tracer.watch_process()?;
+        let untouched = cpu_time(pid).map(|now| now.since(prepared.cpu)).unwrap_or_default();
         let mut attached = Attached::default();
+        let binary = exe_link(pid);
         for site in &prepared.plan.sites {
+            watchdog.beat();
             let (function, role) = (site.function.name, site.site.role);
             let probe = Probe { function, role, offset: site.offset, cookie: site.site.pack() };
-            attached.add(&mut tracer, pid, &exe_link(pid), probe)?;
+            // The kernel's word for a process that ended meanwhile is ENOENT, of all things.
+            let before = attached.len();
+            attached.add(&mut tracer, pid, &binary, probe).map_err(|error| {
+                if prepared.is_there() { error.into() } else { CaptureError::GoneTooEarly { pid } }
+            })?;
+            for (number, descriptor) in attached.descriptors().skip(before) {
+                watchdog.keep(descriptor, number).map_err(CaptureError::Watchdog)?;
+            }
         }
         // Between the look at the process and the probes, the pid may have become another's.
-        if !prepared.process.is_same() || !prepared.binary.is_same(pid) {
+        if !prepared.is_there() {
             return Err(CaptureError::GoneTooEarly { pid });
         }
         Ok(Self {
@@ -146,7 +180,7 @@ impl<'a> Recorder<'a> {
             interrupts,
             progress,
             pidfd,
-            costs,
+            yardstick: Yardstick::new(costs, untouched),
             options,
             stacks: Vec::new(),
             notes: Vec::new(),
@@ -157,22 +191,26 @@ impl<'a> Recorder<'a> {
     ///
     /// # Errors
     /// If it would cost too much, if nothing could be recorded, or if the kernel refuses.
-    pub async fn run(mut self) -> Result<(Recording, Interrupts), CaptureError> {
+    pub async fn run(mut self) -> Result<Recording, CaptureError> {
         let pid = self.prepared.process.pid;
         let expected_slowdown = self.count().await?;
 
         let memory_of = || status(pid).ok().and_then(|status| status.memory);
         let memory_start = memory_of();
         let started = jiff::Timestamp::now();
-        let cpu_before = cpu_time_ns(pid).unwrap_or(0);
+        let cpu_before = cpu_time(pid).unwrap_or_default();
         let record_start = Instant::now();
         let record_start_ns = monotonic_ns();
         self.tracer.control().advance(Phase::Count, Phase::Record);
         let stop = self.phase("recording", self.options.duration, true).await?;
         let recorded_for = record_start.elapsed();
-        let cpu_ns = cpu_time_ns(pid).unwrap_or(0).saturating_sub(cpu_before);
+        let cpu_ns = cpu_time(pid).unwrap_or_default().since(cpu_before).total_ns;
+        if stop == Stop::MapFull {
+            self.say_that_it_was_full(recorded_for);
+        }
 
         self.tracer.control().advance(Phase::Record, Phase::Settle);
+        self.watchdog.beat();
         let recorded = self.snapshot()?;
         let mut end = stop;
         let settle_start = Instant::now();
@@ -180,13 +218,13 @@ impl<'a> Recorder<'a> {
         if !ended && !self.options.settle.is_zero() {
             // Nothing new is recorded from here on, so the dearest probes can go.
             let allocations = self.attached.take_role(Role::Alloc);
-            let removal = std::thread::spawn(move || allocations.detach_in_order());
+            let removal = Detaching::start(allocations, Arc::clone(&self.watchdog), Manner::OneByOne);
             let settled = self.phase("settling", self.options.settle, false).await?;
-            if end == Stop::TimeOver {
+            // Whatever ended the recording, a process that is gone has taken its chunks with it.
+            if end == Stop::TimeOver || matches!(settled, Stop::Exited | Stop::Replaced) {
                 end = settled;
             }
-            // A panic there has nothing to tell: the links are gone either way.
-            let _ = removal.join();
+            drop(removal);
         }
         let memory_end = memory_of();
         let settled_for = if ended { Duration::ZERO } else { settle_start.elapsed() };
@@ -195,16 +233,18 @@ impl<'a> Recorder<'a> {
                 .push("interrupted before settling: what was in flight is among the survivors".to_owned());
         }
         self.progress.end();
-        // Probes off, then read: the maps stand still.
+        // Programs off, then read: the maps stand still, and the process has not to wait for us
+        // to be rid of its probes.
         self.tracer.control().advance(Phase::Settle, Phase::Off);
-        std::mem::take(&mut self.attached).detach();
+        self.watchdog.beat();
         let survived = self.snapshot()?;
         let counters = self.tracer.counters()?;
         let hits = self.tracer.site_hits()?;
-        self.check_hits(&hits, cpu_ns)?;
+        let detaching = Detaching::start(self.attached, self.watchdog, Manner::Together);
+        check_hits(pid, &hits, cpu_ns, &mut self.notes)?;
         let exited = matches!(end, Stop::Exited | Stop::Replaced);
         let drained = Drained { stacks: self.stacks, recorded, survived, record_start_ns, exited };
-        let recording = Recording {
+        Ok(Recording {
             drained,
             started,
             recorded_for,
@@ -217,23 +257,42 @@ impl<'a> Recorder<'a> {
             counters,
             hits,
             notes: self.notes,
-        };
-        Ok((recording, self.interrupts))
+            detaching,
+        })
+    }
+
+    /// CPU time of a process that has to be there still.
+    fn cpu(&self) -> Result<CpuTime, CaptureError> {
+        let pid = self.prepared.process.pid;
+        cpu_time(pid).map_err(|_| CaptureError::GoneTooEarly { pid })
+    }
+
+    pub(super) fn sample(&self) -> Result<Sample, CaptureError> {
+        let counters = self.tracer.counters()?;
+        Ok(Sample::new(
+            cpu_time(self.prepared.process.pid).unwrap_or_default(),
+            self.tracer.site_hits()?,
+            counters.get(Counter::RecordTimed),
+            counters.get(Counter::RecordNs),
+        ))
     }
 
     /// Counts hits for a moment and decides whether recording is affordable.
     async fn count(&mut self) -> Result<Option<f64>, CaptureError> {
         let pid = self.prepared.process.pid;
-        let before = cpu_time_ns(pid)?;
+        let before = self.cpu()?;
         self.tracer.control().advance(Phase::Off, Phase::Count);
         match self.phase("counting", COUNT_FOR, false).await? {
-            Stop::TimeOver | Stop::TooSlow => {}
+            Stop::TimeOver | Stop::TooSlow | Stop::MapFull => {}
             Stop::Interrupted => return Err(CaptureError::InterruptedTooEarly),
             Stop::Exited | Stop::Replaced => return Err(CaptureError::GoneTooEarly { pid }),
         }
-        let cpu_ns = cpu_time_ns(pid)?.saturating_sub(before);
-        let rates = self.rates(&self.tracer.site_hits()?, cpu_ns);
-        let Some(slowdown) = expected_slowdown(&rates, &self.costs) else {
+        let cpu = self.cpu()?.since(before);
+        if !self.prepared.is_there() {
+            return Err(CaptureError::GoneTooEarly { pid });
+        }
+        let rates = self.prepared.rates(&self.tracer.site_hits()?, cpu);
+        let Some(slowdown) = expected_slowdown(&rates, &self.yardstick) else {
             self.progress
                 .say("the process is nearly idle now: its slowdown cannot be foreseen and will be watched");
             return Ok(None);
@@ -253,13 +312,39 @@ impl<'a> Recorder<'a> {
                     "recording was shortened to {:.1} s: it was expected to make the process {slowdown:.0} times slower, and --max-slowdown is {most}",
                     shorter.as_secs_f64()
                 );
-                self.progress.say(&note);
-                self.notes.push(note);
+                self.say_and_note(note);
                 self.options.duration = shorter;
             }
             Decision::Refuse => return Err(CaptureError::TooSlow { pid, slowdown, most }),
         }
         Ok(Some(slowdown))
+    }
+
+    fn say_and_note(&mut self, note: String) {
+        self.progress.say(&note);
+        self.notes.push(note);
+    }
+
+    fn say_that_it_was_full(&mut self, after: Duration) {
+        self.say_and_note(format!(
+            "recording ended early, after {:.1} s: the kernel maps were full. Give more with --map-memory, or record for a shorter time",
+            after.as_secs_f64()
+        ));
+    }
+
+    fn is_too_slow(&mut self, cost: &mut CostWatch) -> Result<bool, CaptureError> {
+        if self.options.force || !cost.is_due() {
+            return Ok(false);
+        }
+        let sample = self.sample()?;
+        let allowed = self.options.max_slowdown;
+        let Some(slowdown) = cost.look(sample, allowed, |hits, cpu| self.prepared.rates(hits, cpu)) else {
+            return Ok(false);
+        };
+        self.say_and_note(format!(
+            "recording ended early: it made the process about {slowdown:.0} times slower (--max-slowdown {allowed})"
+        ));
+        Ok(true)
     }
 
     /// Waits until the phase is over, and does meanwhile all that has to be done.
@@ -271,16 +356,20 @@ impl<'a> Recorder<'a> {
     ) -> Result<Stop, CaptureError> {
         self.progress.begin(name, length);
         let end = Instant::now() + length;
-        let mut cost = CostWatch::new(self)?;
+        let mut cost = CostWatch::new(self.sample()?, self.yardstick);
         loop {
-            self.tick()?;
+            let counters = self.tick()?;
             match self.tracer.control().phase() {
                 Some(Phase::Exited) => return Ok(Stop::Exited),
                 Some(Phase::Replaced) => return Ok(Stop::Replaced),
                 _ if has_ended(&self.pidfd) => return Ok(Stop::Exited),
                 _ => {}
             }
-            if guarded && cost.is_too_high(self)? {
+            // What is allocated from here on is missing, so that a leak would look like a cache.
+            if guarded && is_full(&counters) {
+                return Ok(Stop::MapFull);
+            }
+            if guarded && self.is_too_slow(&mut cost)? {
                 return Ok(Stop::TooSlow);
             }
             let left = end.saturating_duration_since(Instant::now());
@@ -294,23 +383,21 @@ impl<'a> Recorder<'a> {
         }
     }
 
-    fn tick(&mut self) -> Result<(), CaptureError> {
+    fn tick(&mut self) -> Result<Counters, CaptureError> {
         self.watchdog.beat();
         self.tracer.control().allow_until(monotonic_ns() + DEADLINE.as_nanos() as u64);
         self.drain();
         let counters = self.tracer.counters()?;
         let live = counters.get(Counter::LiveInserted).saturating_sub(counters.get(Counter::LiveRemoved));
-        // Dead chunks stay until their address is used again. Half full is early enough.
-        if live > u64::from(self.tracer.limits().live) / 2 {
-            self.tracer.doom_dead_chunks()?;
-        }
+        // Dead chunks stay until their address is used again.
+        self.tracer.sweep_when_filling(live)?;
         self.progress.update(Figures {
             recorded: counters.get(Counter::Recorded),
             live,
             stacks: counters.get(Counter::StacksNew),
             lost: counters.iter().filter(|(info, _)| info.class == Class::Loss).map(|(_, value)| value).sum(),
         });
-        Ok(())
+        Ok(counters)
     }
 
     fn drain(&mut self) {
@@ -328,94 +415,31 @@ impl<'a> Recorder<'a> {
         self.drain();
         Ok(snapshot)
     }
-
-    fn rates(&self, hits: &[SiteHits], cpu_ns: u64) -> EventRates {
-        let mut rates = EventRates { cpu_ns, ..EventRates::default() };
-        for (index, (hits, site)) in hits.iter().zip(&self.prepared.plan.sites).enumerate() {
-            if self.prepared.is_emulated(index) {
-                rates.emulated += hits.entries;
-            } else {
-                rates.stepped += hits.entries;
-            }
-            rates.returns += hits.returns;
-            if site.site.role == Role::Alloc {
-                rates.allocations += hits.entries;
-            }
-        }
-        rates
-    }
-
-    fn check_hits(&mut self, hits: &[SiteHits], cpu_ns: u64) -> Result<(), CaptureError> {
-        /// Less CPU time than this is a process that waits: there may be nothing to see.
-        const BUSY: Duration = Duration::from_millis(200);
-        let entries: u64 = hits.iter().map(|hits| hits.entries).sum();
-        if entries > 0 {
-            return Ok(());
-        }
-        if u128::from(cpu_ns) >= BUSY.as_nanos() {
-            return Err(CaptureError::NeverHit {
-                pid: self.prepared.process.pid,
-                cpu_ms: cpu_ns / 1_000_000,
-            });
-        }
-        self.notes.push(
-            "the process was idle: it made no call of its allocator, so this says nothing about a leak"
-                .to_owned(),
-        );
-        Ok(())
-    }
 }
 
-/// Looks once a second at what recording really costs.
-struct CostWatch {
-    at: Instant,
-    cpu_ns: u64,
-    hits: Vec<SiteHits>,
-    strikes: u32,
+/// Whether something was not recorded for want of room.
+fn is_full(counters: &Counters) -> bool {
+    [Counter::LiveFull, Counter::ContextsFull, Counter::StacksFull]
+        .into_iter()
+        .any(|counter| counters.get(counter) > 0)
 }
 
-impl CostWatch {
-    fn new(recorder: &Recorder<'_>) -> Result<Self, CaptureError> {
-        Ok(Self {
-            at: Instant::now(),
-            cpu_ns: cpu_time_ns(recorder.prepared.process.pid).unwrap_or(0),
-            hits: recorder.tracer.site_hits()?,
-            strikes: 0,
-        })
+/// Tells a process that waits from probes that do not work.
+fn check_hits(pid: u32, hits: &[SiteHits], cpu_ns: u64, notes: &mut Vec<String>) -> Result<(), CaptureError> {
+    /// Less CPU time than this is a process that waits: there may be nothing to see.
+    const BUSY: Duration = Duration::from_millis(200);
+    let entries: u64 = hits.iter().map(|hits| hits.entries).sum();
+    if entries > 0 {
+        return Ok(());
     }
-
-    fn is_too_high(&mut self, recorder: &mut Recorder<'_>) -> Result<bool, CaptureError> {
-        if recorder.options.force || self.at.elapsed() < LOOK_AT_COST {
-            return Ok(false);
-        }
-        let next = Self { strikes: self.strikes, ..Self::new(recorder)? };
-        let since: Vec<SiteHits> = next
-            .hits
-            .iter()
-            .zip(&self.hits)
-            .map(|(now, then)| SiteHits {
-                entries: now.entries.saturating_sub(then.entries),
-                returns: now.returns.saturating_sub(then.returns),
-            })
-            .collect();
-        let rates = recorder.rates(&since, next.cpu_ns.saturating_sub(self.cpu_ns));
-        *self = next;
-        let most = recorder.options.max_slowdown * TOLERANCE;
-        match observed_slowdown(&rates, &recorder.costs) {
-            Some(slowdown) if slowdown > most => self.strikes += 1,
-            _ => self.strikes = 0,
-        }
-        if self.strikes < 2 {
-            return Ok(false);
-        }
-        let note = format!(
-            "recording ended early: it made the process more than {most:.0} times slower (--max-slowdown {})",
-            recorder.options.max_slowdown
-        );
-        recorder.progress.say(&note);
-        recorder.notes.push(note);
-        Ok(true)
+    if u128::from(cpu_ns) >= BUSY.as_nanos() {
+        return Err(CaptureError::NeverHit { pid, cpu_ms: cpu_ns / 1_000_000 });
     }
+    notes.push(
+        "the process was idle: it made no call of its allocator, so this says nothing about a leak"
+            .to_owned(),
+    );
+    Ok(())
 }
 
 /// `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.

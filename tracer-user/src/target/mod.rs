@@ -16,7 +16,7 @@ pub use maps::{DeviceInode, Mapping, MappingPath, Maps, parse_maps, read_maps};
 pub use memory::{ProcessMemory, ReadMemory};
 pub use modules::{LoadedModule, LoadedModules, ModuleNote, VDSO};
 pub use process::{
-    Binary, Memory, ProcessError, ProcessId, command_line, cpu_time_ns, exe_link, stat, status,
+    Binary, CpuTime, Memory, ProcessError, ProcessId, command_line, cpu_time, exe_link, stat, status,
 };
 pub use procfs::{Seccomp, Stat, Status};
 pub use table::{human_bytes, human_rate, render_table};
