@@ -1,6 +1,9 @@
 //! Layouts of every map, shared by the eBPF programs and user space.
 
-use crate::unwind::Registers;
+use crate::{
+    trail::{Fresh, Trail},
+    unwind::Registers,
+};
 
 /// The most frames of a stack that are kept, the allocator's own included.
 pub const MAX_FRAMES: usize = 127;
@@ -15,6 +18,11 @@ pub const MAX_SITES: usize = 64;
 pub const MAX_PENDING: usize = 8;
 /// Stacks whose growth of one chunk is told apart.
 pub const MAX_PARTS: usize = 8;
+/// Words of the stack that are read at once. Most stacks fit: 20 frames of a server take 2 to 6
+/// KiB.
+pub const WINDOW_WORDS: usize = 1024;
+/// Slots of `MAPSETS`.
+pub const MAPSET_SLOTS: u32 = 16;
 /// Bytes kept of a context's name.
 pub const NAME_BYTES: usize = 64;
 /// Slots of the cache from code address to unwind row.
@@ -53,7 +61,8 @@ pub enum Phase {
 pub struct Control {
     /// [`Phase`]; written by user space, and by the exit and exec programs.
     pub phase: u32,
-    /// Slot of `MAPSETS` that holds the process's mappings.
+    /// Number of the set of mappings in use, counted from 1; it is in slot number %
+    /// [`MAPSET_SLOTS`] of `MAPSETS`.
     pub mapset: u32,
     /// `CLOCK_MONOTONIC` ns after which the programs do nothing: user space moves it on while it
     /// is well.
@@ -72,6 +81,10 @@ pub struct Control {
     pub trampoline_start: u64,
     /// Its end.
     pub trampoline_end: u64,
+    /// 1: walks do not use what is remembered of the last one. For tests and measurements.
+    pub walk_anew: u32,
+    /// Padding.
+    pub pad: u32,
 }
 
 /// One executable mapping. Kept sorted by `start`; unused ones start at `i64::MAX`.
@@ -266,16 +279,26 @@ pub struct Walk {
     pub first_page: u32,
     /// Its page count.
     pub page_count: u32,
-    /// Hashes of the frames so far.
+    /// Hashes of the whole stack.
     pub key: StackKey,
-    /// Frames so far.
+    /// The function that the stack is of: its innermost frame.
+    pub function: u64,
+    /// Frames of the whole stack.
     pub count: u32,
     /// [`crate::unwind::WalkEnd`], 0 while walking.
     pub end: u32,
-    /// Slot of `MAPSETS`.
+    /// Number of the set of mappings.
     pub mapset: u32,
     /// Open calls of the task.
     pub depth: u32,
+    /// Frames walked.
+    pub fresh: u32,
+    /// Frames taken over from the last walk.
+    pub met: u32,
+    /// Frames of the last walk that are as they were.
+    pub valid: u32,
+    /// Padding.
+    pub pad: u32,
     /// The control record's trampoline area.
     pub trampoline_start: u64,
     /// Its end.
@@ -293,8 +316,22 @@ pub struct StackHeader {
     pub count: u32,
     /// [`crate::unwind::WalkEnd`].
     pub end: u32,
-    /// Slot of `MAPSETS` that the walk used.
+    /// Number of the set of mappings that the walk used.
     pub mapset: u32,
+}
+
+/// A piece of the stack.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Window {
+    /// Its first address.
+    pub base: u64,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// While it is read from its end: the lowest address of interest. Otherwise 0.
+    pub floor: u64,
+    /// What was read.
+    pub words: [u64; WINDOW_WORDS],
 }
 
 /// What one task needs while a program runs for it. Per task, never per CPU: a uprobe program
@@ -310,8 +347,12 @@ pub struct Task {
     pub pad: u32,
     /// The walk in progress.
     pub walk: Walk,
-    /// 64 bytes of the stack.
-    pub buffer: [u64; 8],
+    /// The stack.
+    pub window: Window,
+    /// The last walk, and with it what is known of this one.
+    pub trail: Trail,
+    /// Frames of this walk that are not on the trail, innermost first.
+    pub new_frames: [Fresh; FRAME_SLOTS],
     /// Header and frames lie side by side: they are sent as one record.
     pub header: StackHeader,
     /// Frames, innermost first.
@@ -329,7 +370,7 @@ pub struct Name {
 }
 
 const _: () = {
-    assert!(size_of::<Control>() == 64);
+    assert!(size_of::<Control>() == 72);
     assert!(size_of::<Range>() == 32);
     assert!(size_of::<MapSet>() == 8192);
     assert!(size_of::<Live>() == 64);
@@ -338,9 +379,12 @@ const _: () = {
     assert!(size_of::<Context>() == 16);
     assert!(size_of::<StackTotals>() == 48);
     assert!(size_of::<Pending>() == 80);
-    assert!(size_of::<Walk>() == 112);
+    assert!(size_of::<Walk>() == 136);
     assert!(size_of::<StackHeader>() == 16);
-    assert!(size_of::<Task>() == 8 * 80 + 8 + 112 + 64 + 16 + 1024 + 264);
+    assert!(size_of::<Window>() == 24 + 8 * WINDOW_WORDS);
+    assert!(size_of::<Trail>() == 128 * 48 + 256 + 8);
+    assert!(size_of::<Task>() == 8 * 80 + 8 + 136 + 8216 + 6408 + 128 * 32 + 16 + 1024 + 264);
+    assert!(WINDOW_WORDS.is_power_of_two() && MAPSET_SLOTS.is_power_of_two());
     assert!(FRAME_SLOTS.is_power_of_two() && FRAME_SLOTS > MAX_FRAMES);
     assert!(MAX_RANGES.is_power_of_two() && MAX_PARTS.is_power_of_two() && MAX_PENDING.is_power_of_two());
 };

@@ -54,6 +54,7 @@ counters! {
     LiveRemoved = "live_removed", Work, "entries removed from the map of live chunks";
     StacksWalked = "stacks_walked", Work, "stacks walked";
     FramesWalked = "frames_walked", Work, "frames walked";
+    FramesReused = "frames_reused", Work, "frames that were as in the stack before, and not walked again";
     StacksNew = "stacks_new", Work, "different stacks seen";
     RowCacheMiss = "row_cache_miss", Work, "unwind rows searched because the cache did not have them";
     RecordTimed = "record_timed", Work, "allocations of which recording was timed";

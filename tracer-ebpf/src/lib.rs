@@ -12,4 +12,5 @@ pub mod counters;
 pub mod growth;
 pub mod lookup;
 pub mod site;
+pub mod trail;
 pub mod unwind;

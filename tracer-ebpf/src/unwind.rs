@@ -190,27 +190,16 @@ const SIGFRAME_RIP: u64 = 40 + 16 * 8;
 
 /// Memory of the process whose stack is walked.
 pub trait StackReader {
-    /// The 64 bytes at `address`, or false.
-    fn read_words(&mut self, address: u64, into: &mut [u64; 8]) -> bool;
     /// The 8 bytes at `address`.
     fn read_word(&mut self, address: u64) -> Option<u64>;
 }
 
 /// Goes from a frame to its caller.
 ///
-/// Two memory reads at the most for ordinary rows: one of the 64 bytes below the CFA, which has
-/// the return address and every saved rbp that compilers emit. `buffer` is scratch that the
-/// caller owns because an eBPF stack has no room for it.
-///
 /// # Errors
 /// Why the walk ends here.
 #[inline(always)]
-pub fn step<R: StackReader>(
-    info: RowInfo,
-    regs: &mut Registers,
-    buffer: &mut [u64; 8],
-    reader: &mut R,
-) -> Result<(), WalkEnd> {
+pub fn step<R: StackReader>(info: RowInfo, regs: &mut Registers, reader: &mut R) -> Result<(), WalkEnd> {
     let offset = info.cfa_offset();
     let cfa = match info.kind() {
         1 => regs.sp.wrapping_add(offset),
@@ -219,22 +208,12 @@ pub fn step<R: StackReader>(
             let pushed = if regs.pc & 15 >= offset >> 3 { 8 } else { 0 };
             regs.sp.wrapping_add(8 + pushed)
         }
-        5 => match reader.read_word(regs.bp.wrapping_sub(offset)) {
-            Some(cfa) => cfa,
-            None => return Err(WalkEnd::Read),
-        },
+        5 => word(reader, regs.bp.wrapping_sub(offset))?,
         6 => {
-            let (Some(bp), Some(sp), Some(pc)) = (
-                reader.read_word(regs.sp.wrapping_add(SIGFRAME_RBP)),
-                reader.read_word(regs.sp.wrapping_add(SIGFRAME_RSP)),
-                reader.read_word(regs.sp.wrapping_add(SIGFRAME_RIP)),
-            ) else {
-                return Err(WalkEnd::Read);
-            };
-            regs.bp = bp;
-            regs.sp = sp;
-            regs.pc = pc;
-            regs.is_return = 0;
+            let bp = word(reader, regs.sp.wrapping_add(SIGFRAME_RBP))?;
+            let sp = word(reader, regs.sp.wrapping_add(SIGFRAME_RSP))?;
+            let pc = word(reader, regs.sp.wrapping_add(SIGFRAME_RIP))?;
+            *regs = Registers { pc, sp, bp, is_return: 0 };
             return Ok(());
         }
         8 => return Err(WalkEnd::Bottom),
@@ -244,32 +223,11 @@ pub fn step<R: StackReader>(
     if cfa <= regs.sp || cfa - regs.sp > MAX_FRAME_BYTES {
         return Err(WalkEnd::BadSp);
     }
+    let return_address = word(reader, cfa.wrapping_sub(8))?;
     let rule = info.rbp_rule();
-    let return_address;
-    if reader.read_words(cfa.wrapping_sub(64), buffer) {
-        return_address = buffer[7];
-        if rule == RbpRule::AtCfa as u32 {
-            // Offsets −64 … −16 are words 0 … 6 of the buffer.
-            regs.bp = buffer[(info.0 >> 8 & 7) as usize];
-        }
-    } else {
-        // The 64 bytes may begin on a page that is not there while the two words are.
-        if rule == RbpRule::AtCfa as u32 {
-            match reader.read_word(cfa.wrapping_add(info.rbp_offset() as u64)) {
-                Some(bp) => regs.bp = bp,
-                None => return Err(WalkEnd::Read),
-            }
-        }
-        match reader.read_word(cfa.wrapping_sub(8)) {
-            Some(address) => return_address = address,
-            None => return Err(WalkEnd::Read),
-        }
-    }
-    if rule == RbpRule::AtRbp as u32 {
-        match reader.read_word(regs.bp.wrapping_add(info.rbp_offset() as u64)) {
-            Some(bp) => regs.bp = bp,
-            None => return Err(WalkEnd::Read),
-        }
+    if rule != RbpRule::Same as u32 {
+        let from = if rule == RbpRule::AtCfa as u32 { cfa } else { regs.bp };
+        regs.bp = word(reader, from.wrapping_add(info.rbp_offset() as u64))?;
     }
     if return_address == 0 {
         return Err(WalkEnd::Bottom);
@@ -280,6 +238,14 @@ pub fn step<R: StackReader>(
     Ok(())
 }
 
+#[inline(always)]
+fn word<R: StackReader>(reader: &mut R, address: u64) -> Result<u64, WalkEnd> {
+    match reader.read_word(address) {
+        Some(word) => Ok(word),
+        None => Err(WalkEnd::Read),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;
@@ -288,20 +254,12 @@ mod tests {
 
     use super::*;
 
-    /// Words at addresses, and whether reads of 64 bytes succeed.
+    /// Words at addresses.
     struct Stack {
         words: Vec<(u64, u64)>,
-        wide: bool,
     }
 
     impl StackReader for Stack {
-        fn read_words(&mut self, address: u64, into: &mut [u64; 8]) -> bool {
-            for (number, word) in into.iter_mut().enumerate() {
-                *word = self.read_word(address.wrapping_add(number as u64 * 8)).unwrap_or(0xdead);
-            }
-            self.wide
-        }
-
         fn read_word(&mut self, address: u64) -> Option<u64> {
             self.words.iter().find(|(at, _)| *at == address).map(|(_, word)| *word)
         }
@@ -311,19 +269,14 @@ mod tests {
     const BP: u64 = 0x7ffc_0000_1100;
     const RETURN: u64 = 0x5555_0000_1234;
 
-    /// One step from (pc = 0x40, SP, BP), once with and once without the 64-byte read.
+    /// One step from (pc = 0x40, SP, BP).
     fn stepped(info: RowInfo, words: &[(u64, u64)]) -> Result<Registers, WalkEnd> {
         stepped_at(0x40, info, words)
     }
 
     fn stepped_at(pc: u64, info: RowInfo, words: &[(u64, u64)]) -> Result<Registers, WalkEnd> {
-        let [wide, narrow] = [true, false].map(|wide| {
-            let mut regs = Registers { pc, sp: SP, bp: BP, is_return: 0 };
-            let mut stack = Stack { words: words.to_vec(), wide };
-            step(info, &mut regs, &mut [0; 8], &mut stack).map(|()| regs)
-        });
-        assert_eq!(wide, narrow, "the fallback reads the same");
-        wide
+        let mut regs = Registers { pc, sp: SP, bp: BP, is_return: 0 };
+        step(info, &mut regs, &mut Stack { words: words.to_vec() }).map(|()| regs)
     }
 
     fn returned(sp: u64, bp: u64) -> Result<Registers, WalkEnd> {
@@ -429,24 +382,23 @@ mod tests {
         ] {
             let info = RowInfo::new(kind, offset, RbpRule::Same, 0);
             let mut regs = Registers { pc: 0x40, sp: SP, bp, is_return: 0 };
-            let mut stack = Stack { words: Vec::new(), wide: true };
-            assert_eq!(step(info, &mut regs, &mut [0; 8], &mut stack), Err(WalkEnd::BadSp), "{bp:#x}");
+            let mut stack = Stack { words: Vec::new() };
+            assert_eq!(step(info, &mut regs, &mut stack), Err(WalkEnd::BadSp), "{bp:#x}");
         }
         let largest = RowInfo::new(RowKind::RbpOffset, 16, RbpRule::Same, 0);
         let bp = SP + MAX_FRAME_BYTES - 16;
         let mut regs = Registers { pc: 0x40, sp: SP, bp, is_return: 0 };
-        let mut stack = Stack { words: vec![(bp + 8, RETURN)], wide: false };
-        assert_eq!(step(largest, &mut regs, &mut [0; 8], &mut stack), Ok(()));
+        let mut stack = Stack { words: vec![(bp + 8, RETURN)] };
+        assert_eq!(step(largest, &mut regs, &mut stack), Ok(()));
     }
 
     #[test]
     fn memory_that_cannot_be_read() {
-        // Neither at once nor word by word.
         let info = RowInfo::new(RowKind::RspOffset, 48, RbpRule::AtCfa, -16);
         for words in [&[(SP + 40, RETURN)][..], &[(SP + 32, 0x7777)][..], &[]] {
             let mut regs = Registers { pc: 0x40, sp: SP, bp: BP, is_return: 0 };
-            let mut stack = Stack { words: words.to_vec(), wide: false };
-            assert_eq!(step(info, &mut regs, &mut [0; 8], &mut stack), Err(WalkEnd::Read));
+            let mut stack = Stack { words: words.to_vec() };
+            assert_eq!(step(info, &mut regs, &mut stack), Err(WalkEnd::Read));
         }
         // Only the words that are needed: the saved rbp is not, so it may be missing.
         let info = RowInfo::new(RowKind::RspOffset, 48, RbpRule::Same, 0);

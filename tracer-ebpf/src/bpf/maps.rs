@@ -14,8 +14,8 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{
     abi::{
-        ChunkKey, Context, ContextKey, Control, DOOMED_SLOTS, Live, MAX_SITES, MapSet, Name, Parts, Phase,
-        ROW_CACHE_SLOTS, SiteHits, StackKey, StackTotals, Task,
+        ChunkKey, Context, ContextKey, Control, DOOMED_SLOTS, Live, MAPSET_SLOTS, MAX_SITES, MapSet, Name,
+        Parts, Phase, ROW_CACHE_SLOTS, SiteHits, StackKey, StackTotals, Task,
     },
     counters::{COUNT, Counter},
 };
@@ -67,9 +67,9 @@ pub(crate) static ROWS: Array<u64> = Array::with_max_entries(1, 0);
 /// Index of the rows.
 #[map]
 pub(crate) static PAGES: Array<u32> = Array::with_max_entries(1, 0);
-/// Mappings of the process; a change of them takes the next slot.
+/// Mappings of the process; a change of them takes the next slot, round and round.
 #[map]
-pub(crate) static MAPSETS: Array<MapSet> = Array::with_max_entries(16, 0);
+pub(crate) static MAPSETS: Array<MapSet> = Array::with_max_entries(MAPSET_SLOTS, 0);
 /// Direct-mapped cache from code address to row.
 #[map]
 pub(crate) static ROW_CACHE: Array<u64> = Array::with_max_entries(ROW_CACHE_SLOTS, 0);

@@ -2,21 +2,19 @@
 
 use aya_ebpf::{bindings::pt_regs, helpers::generated};
 use tracer_ebpf::{
-    abi::NAME_BYTES,
+    abi::{NAME_BYTES, WINDOW_WORDS, Window},
     counters::Counter,
+    lookup::opaque,
     site::{ArgField, Site},
     unwind::StackReader,
 };
 
 use crate::bpf::maps::count;
 
-/// Reads that fault a page in when it is not there: only for sleepable programs (Linux 6.0).
-pub(crate) struct Faulting;
-
 #[inline(always)]
 fn read(into: *mut u64, bytes: u32, address: u64) -> bool {
-    // SAFETY: `into` has room for `bytes`, which is a constant at every call; the helper checks
-    // the address.
+    // SAFETY: `into` has room for `bytes`, which the verifier sees the bounds of; the helper
+    // checks the address.
     if unsafe { generated::bpf_probe_read_user(into.cast(), bytes, address as *const _) } == 0 {
         return true;
     }
@@ -27,15 +25,88 @@ fn read(into: *mut u64, bytes: u32, address: u64) -> bool {
     unsafe { generated::bpf_copy_from_user(into.cast(), bytes, address as *const _) == 0 }
 }
 
-impl StackReader for Faulting {
-    #[inline(always)]
-    fn read_words(&mut self, address: u64, into: &mut [u64; 8]) -> bool {
-        read(into.as_mut_ptr(), 64, address)
-    }
+/// The stack of the task, read in large pieces: one read of 4 KiB takes as long as three of a
+/// word. Faults pages in: only for sleepable programs (Linux 6.0).
+pub(crate) struct Stack(pub(crate) *mut Window);
 
+const WINDOW_BYTES: u64 = WINDOW_WORDS as u64 * 8;
+/// What is read when nothing is known about how much will be of use.
+const FIRST_BYTES: u64 = WINDOW_BYTES / 2;
+const PAGE_BYTES: u64 = 4096;
+
+impl StackReader for Stack {
     #[inline(always)]
     fn read_word(&mut self, address: u64) -> Option<u64> {
-        word(address)
+        match self.at_hand(address) {
+            Some(word) => Some(word),
+            None if refill(self.0, address) != 0 => self.at_hand(address),
+            None => None,
+        }
+    }
+}
+
+impl Stack {
+    #[inline(always)]
+    fn at_hand(&self, address: u64) -> Option<u64> {
+        // SAFETY: a map value that only this task uses.
+        let window = unsafe { &*self.0 };
+        let offset = address.wrapping_sub(window.base);
+        if offset < window.bytes && offset & 7 == 0 {
+            return Some(window.words[(opaque(offset >> 3) & (WINDOW_WORDS as u64 - 1)) as usize]);
+        }
+        None
+    }
+
+    /// Reads what lies between two addresses, or the upper end of it if that is too much.
+    #[inline(always)]
+    pub(crate) fn open(&mut self, from: u64, to: u64) {
+        let bytes = to.wrapping_sub(from);
+        let base = if bytes > WINDOW_BYTES { to.wrapping_sub(WINDOW_BYTES) } else { from };
+        // SAFETY: a map value that only this task uses.
+        unsafe { (*self.0).floor = from };
+        fill(self.0, base, to.wrapping_sub(base));
+    }
+}
+
+/// Reads a piece of the stack of which `address` is part. A function of its own: it is called
+/// wherever a word of the stack is read, and nearly never. Returns 0 if it cannot be read.
+#[inline(never)]
+fn refill(window: *mut Window, address: u64) -> u64 {
+    // SAFETY: a map value that only this task uses.
+    let floor = unsafe { (*window).floor };
+    let end = address.wrapping_add(8);
+    let base = if floor == 0 { address } else { floor.max(end.wrapping_sub(WINDOW_BYTES)) };
+    let bytes = if floor == 0 { FIRST_BYTES } else { end.wrapping_sub(base) };
+    if base <= address && fill(window, base, bytes) {
+        return 1;
+    }
+    // That was past an end of the stack, or a page of it is not there: what is on this page.
+    let left = (PAGE_BYTES - (address & (PAGE_BYTES - 1))).max(8);
+    // SAFETY: as above; there is room for a page.
+    unsafe {
+        let bytes = opaque(left) & (PAGE_BYTES * 2 - 1);
+        (*window).base = address;
+        (*window).bytes = 0;
+        if !read((&raw mut (*window).words).cast(), bytes as u32, address) {
+            return 0;
+        }
+        (*window).bytes = bytes;
+    }
+    1
+}
+
+/// Reads `bytes`, at most a window, without faulting.
+#[inline(always)]
+fn fill(window: *mut Window, base: u64, bytes: u64) -> bool {
+    // 1 ..= WINDOW_BYTES, for the verifier to see.
+    let bytes = (opaque(bytes.wrapping_sub(1)) & (WINDOW_BYTES - 1)) + 1;
+    // SAFETY: a map value that only this task uses, with room for a window.
+    unsafe {
+        (*window).base = base;
+        let failed =
+            generated::bpf_probe_read_user((&raw mut (*window).words).cast(), bytes as u32, base as *const _);
+        (*window).bytes = if failed == 0 { bytes } else { 0 };
+        failed == 0
     }
 }
 

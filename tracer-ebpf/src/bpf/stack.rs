@@ -5,24 +5,22 @@ use core::ffi::c_void;
 use aya_ebpf::{bindings::pt_regs, helpers::generated};
 use tracer_ebpf::{
     abi::{
-        Control, FRAME_SLOTS, MAX_FRAMES, MAX_PENDING, NO_STACK, ROW_CACHE_SLOTS, StackHeader, StackKey,
-        Task, Walk,
+        Control, FRAME_SLOTS, MAPSET_SLOTS, MAX_FRAMES, MAX_PENDING, NO_STACK, ROW_CACHE_SLOTS, StackHeader,
+        StackKey, Task, Walk,
     },
     counters::Counter,
     lookup::{PAGE_BITS, find_range, find_row, opaque},
+    trail::{Fresh, mixed},
     unwind::{Registers, Row, RowInfo, WalkEnd, step},
 };
 
 use crate::bpf::{
     maps::{MAPSETS, NEW_STACKS, PAGES, ROW_CACHE, ROWS, STACK_TOTALS, STACKS, count, count_many},
-    read::Faulting,
+    read::Stack,
     task,
 };
 
 const FRAME_MASK: u64 = FRAME_SLOTS as u64 - 1;
-/// Two odd constants far apart: the fractional parts of the golden ratio and of √3.
-const MIX_A: u64 = 0x9e37_79b9_7f4a_7c15;
-const MIX_B: u64 = 0xbb67_ae85_84ca_a73b;
 
 /// The id of the stack that called `function`, as it stands when the call returns.
 #[inline(always)]
@@ -31,7 +29,8 @@ pub(crate) fn id(control: *mut Control, task: *mut Task, function: u64, regs: &p
     // SAFETY: a map value that only this task uses.
     let walk = unsafe { &(*task).walk };
     count(Counter::StacksWalked);
-    count_many(Counter::FramesWalked, u64::from(walk.count));
+    count_many(Counter::FramesWalked, u64::from(walk.fresh));
+    count_many(Counter::FramesReused, u64::from(walk.met));
     count_end(walk.end);
     if let Some(id) = STACKS.get_ptr(&walk.key) {
         // SAFETY: a map value; ids are never changed.
@@ -49,10 +48,12 @@ fn publish(control: *mut Control, task: *mut Task) -> u32 {
         count(Counter::StacksFull);
         return NO_STACK;
     }
+    let mut local = task;
     let frames = opaque(u64::from(walk.count)) & FRAME_MASK;
     // SAFETY: a map value that only this task uses. Header and frames are neighbours in `Task`,
     // and at most FRAME_SLOTS − 1 frames are sent, so the record ends inside of it.
     let sent = unsafe {
+        generated::bpf_loop(walk.count, copy_frame as *mut c_void, (&raw mut local).cast(), 0);
         (*task).header = StackHeader { id, count: walk.count, end: walk.end, mapset: walk.mapset };
         generated::bpf_ringbuf_output(
             (&raw const NEW_STACKS).cast_mut().cast(),
@@ -73,42 +74,89 @@ fn publish(control: *mut Control, task: *mut Task) -> u32 {
     id
 }
 
+/// Puts a frame where it is sent from: innermost first, while the trail has the root first.
+unsafe extern "C" fn copy_frame(index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `context` is the address of a task pointer on the stack of `publish`.
+    let task = unsafe { &mut **context.cast::<*mut Task>() };
+    let pc = if index == 0 {
+        task.walk.function
+    } else {
+        task.trail.at((task.walk.count - 1).wrapping_sub(index)).pc
+    };
+    task.frames[(opaque(u64::from(index)) & FRAME_MASK) as usize] = pc;
+    0
+}
+
+/// Walks the stack: first it is seen how much of the last one still stands, then frame by frame
+/// from the innermost until one of those is met, then both are put together.
 #[inline(always)]
-fn walk(control: *mut Control, task: *mut Task, function: u64, regs: &pt_regs) {
-    // SAFETY: map values; `mapset` is an aligned word that user space switches at any time.
+pub(crate) fn walk(control: *mut Control, task: *mut Task, function: u64, regs: &pt_regs) {
+    // SAFETY: map values; the control record's words are aligned, and user space switches
+    // `mapset` at any time.
     unsafe {
         let mapset = core::ptr::read_volatile(&raw const (*control).mapset);
-        let walk = &mut (*task).walk;
-        *walk = Walk {
+        let anew = core::ptr::read_volatile(&raw const (*control).walk_anew);
+        (*task).walk = Walk {
             regs: Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp, is_return: 1 },
             lo: 1,
             hi: 0,
             bias: 0,
             first_page: 0,
             page_count: 0,
-            key: StackKey { a: u64::from(mapset), b: 0 },
+            key: StackKey { a: 0, b: 0 },
+            function,
             count: 0,
             end: 0,
             mapset,
             depth: (*task).depth,
+            fresh: 0,
+            met: 0,
+            valid: 0,
+            pad: 0,
             trampoline_start: (*control).trampoline_start,
             trampoline_end: (*control).trampoline_end,
         };
-        record(&mut *task, 0, function);
         let mut local = task;
-        generated::bpf_loop(MAX_FRAMES as u32, next_frame as *mut c_void, (&raw mut local).cast(), 0);
-        let walk = &mut (*task).walk;
-        if walk.end == 0 {
-            walk.end = WalkEnd::Truncated as u32;
+        let context: *mut c_void = (&raw mut local).cast();
+        let known = if anew == 0 && (*task).trail.mapset == mapset { (*task).trail.len } else { 0 };
+        (*task).window.bytes = 0;
+        if known != 0 {
+            Stack(&raw mut (*task).window).open(regs.rsp, (*task).trail.at(0).sp);
+            generated::bpf_loop(known, check_frame as *mut c_void, context, 0);
         }
+        (*task).window.floor = 0;
+        (*task).trail.mapset = mapset;
+        generated::bpf_loop(MAX_FRAMES as u32, next_frame as *mut c_void, context, 0);
+        if (*task).walk.end == 0 {
+            (*task).walk.end = WalkEnd::Truncated as u32;
+        }
+        generated::bpf_loop((*task).walk.fresh, append_frame as *mut c_void, context, 0);
+        let walk = &mut (*task).walk;
+        let frames = walk.met + walk.fresh;
+        walk.count = frames + 1;
+        walk.key = mixed((*task).trail.at(frames.wrapping_sub(1)).key, function);
+        // Only a whole stack is a trail: what is missing of another one is not known.
+        (*task).trail.len = if walk.end == WalkEnd::Bottom as u32 { frames } else { 0 };
     }
 }
 
-/// One frame, for `bpf_loop` (Linux 5.17): 1 ends the walk.
-unsafe extern "C" fn next_frame(index: u32, context: *mut c_void) -> i64 {
+/// Whether one more frame of the last walk is as it was; 1 ends the look.
+unsafe extern "C" fn check_frame(index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `context` is the address of a task pointer on the stack of `walk`.
     let task = unsafe { &mut **context.cast::<*mut Task>() };
-    match frame(index, task) {
+    let has_returned = task.trail.at(index).sp < task.walk.regs.sp;
+    if has_returned || !task.trail.still_leads_on(index, &mut Stack(&raw mut task.window)) {
+        return 1;
+    }
+    task.walk.valid = index + 1;
+    0
+}
+
+/// One frame, for `bpf_loop` (Linux 5.17): 1 ends the walk.
+unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: as above.
+    let task = unsafe { &mut **context.cast::<*mut Task>() };
+    match frame(task) {
         Ok(()) => 0,
         Err(end) => {
             task.walk.end = end as u32;
@@ -117,12 +165,28 @@ unsafe extern "C" fn next_frame(index: u32, context: *mut c_void) -> i64 {
     }
 }
 
+/// Puts a new frame behind the frames that were met, outermost first.
+unsafe extern "C" fn append_frame(index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: as above.
+    let task = unsafe { &mut **context.cast::<*mut Task>() };
+    let from = task.walk.fresh.wrapping_sub(index + 1);
+    let fresh = task.new_frames[(opaque(u64::from(from)) & FRAME_MASK) as usize];
+    task.trail.append(task.walk.met + index, &fresh);
+    0
+}
+
 #[inline(always)]
-fn frame(index: u32, task: &mut Task) -> Result<(), WalkEnd> {
-    // Frame 0 is the allocator itself.
-    let slot = index + 1;
-    if slot as usize >= MAX_FRAMES {
+fn frame(task: &mut Task) -> Result<(), WalkEnd> {
+    // The frame of the allocator itself is not walked, and counts.
+    if task.walk.fresh as usize + 1 >= MAX_FRAMES {
         return Err(WalkEnd::Truncated);
+    }
+    if let Some(index) = task.trail.meets(task.walk.valid, &task.walk.regs)
+        // A stack that is cut is cut where a full walk would cut it.
+        && ((task.walk.fresh + index) as usize + 1) < MAX_FRAMES
+    {
+        task.walk.met = index + 1;
+        return Err(WalkEnd::Bottom);
     }
     let mut pc = task.walk.regs.pc.wrapping_sub(task.walk.regs.is_return);
     if pc < task.walk.lo || pc >= task.walk.hi {
@@ -132,34 +196,26 @@ fn frame(index: u32, task: &mut Task) -> Result<(), WalkEnd> {
             if !enter_mapping(task, pc) {
                 let hidden = task.walk.regs.pc >= task.walk.trampoline_start
                     && task.walk.regs.pc < task.walk.trampoline_end;
-                record(task, slot, task.walk.regs.pc);
+                keep(task, RowInfo::NONE);
                 return Err(if hidden { WalkEnd::LostReturn } else { WalkEnd::UnknownMapping });
             }
         }
     }
-    record(task, slot, task.walk.regs.pc);
     let info = row_at(&task.walk, pc);
-    step(info, &mut task.walk.regs, &mut task.buffer, &mut Faulting)
+    keep(task, info);
+    step(info, &mut task.walk.regs, &mut Stack(&raw mut task.window))
 }
 
 #[inline(always)]
-fn record(task: &mut Task, slot: u32, pc: u64) {
-    task.frames[(opaque(u64::from(slot)) & FRAME_MASK) as usize] = pc;
-    let walk = &mut task.walk;
-    walk.count = slot + 1;
-    walk.key.a = mix(walk.key.a, pc, MIX_A);
-    walk.key.b = mix(walk.key.b, pc, MIX_B);
-}
-
-#[inline(always)]
-fn mix(hash: u64, value: u64, by: u64) -> u64 {
-    let hash = (hash ^ value).wrapping_mul(by);
-    hash ^ (hash >> 29)
+fn keep(task: &mut Task, info: RowInfo) {
+    let index = (opaque(u64::from(task.walk.fresh)) & FRAME_MASK) as usize;
+    task.new_frames[index] = Fresh::new(&task.walk.regs, info);
+    task.walk.fresh += 1;
 }
 
 #[inline(always)]
 fn enter_mapping(task: &mut Task, pc: u64) -> bool {
-    let Some(set) = MAPSETS.get(task.walk.mapset) else { return false };
+    let Some(set) = MAPSETS.get(task.walk.mapset & (MAPSET_SLOTS - 1)) else { return false };
     let range = &set.ranges[find_range(set, pc)];
     if pc < range.start || pc >= range.end {
         return false;

@@ -74,9 +74,15 @@ impl ControlPage {
         self.word64(|record| unsafe { &raw mut (*record).deadline_ns }).store(deadline_ns, Ordering::Release);
     }
 
-    pub(super) fn use_mapset(&self, slot: u32) {
+    pub(super) fn use_mapset(&self, number: u32) {
         // SAFETY: an address computation.
-        self.word32(|record| unsafe { &raw mut (*record).mapset }).store(slot, Ordering::Release);
+        self.word32(|record| unsafe { &raw mut (*record).mapset }).store(number, Ordering::Release);
+    }
+
+    /// Whether every walk starts anew, without what is remembered of the last one.
+    pub fn walk_anew(&self, anew: bool) {
+        // SAFETY: an address computation.
+        self.word32(|record| unsafe { &raw mut (*record).walk_anew }).store(anew.into(), Ordering::Release);
     }
 
     /// Where return probes return to, once that is known.

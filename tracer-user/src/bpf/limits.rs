@@ -3,7 +3,8 @@
 use std::mem::size_of;
 
 use tracer_ebpf::abi::{
-    Context, DOOMED_SLOTS, Live, MapSet, Name, Parts, ROW_CACHE_SLOTS, StackKey, StackTotals, Task,
+    Context, DOOMED_SLOTS, Live, MAPSET_SLOTS, MapSet, Name, Parts, ROW_CACHE_SLOTS, StackKey, StackTotals,
+    Task,
 };
 
 /// Entries of each map.
@@ -100,7 +101,7 @@ impl Limits {
             + u64::from(self.stacks) * size_of::<StackTotals>() as u64
             + u64::from(ROW_CACHE_SLOTS) * 8
             + u64::from(DOOMED_SLOTS) * 8
-            + 16 * size_of::<MapSet>() as u64;
+            + u64::from(MAPSET_SLOTS) * size_of::<MapSet>() as u64;
         arrays
             + hash_bytes(self.live, 8, size_of::<Live>())
             + hash_bytes(self.parts, 8, size_of::<Parts>())

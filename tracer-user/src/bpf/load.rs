@@ -13,7 +13,7 @@ use aya::{
     sys::is_helper_supported,
 };
 use tracer_ebpf::{
-    abi::{Context, DOOMED_SLOTS, Live, MapSet, Name, Parts, SiteHits, StackTotals},
+    abi::{Context, DOOMED_SLOTS, Live, MAPSET_SLOTS, MapSet, Name, Parts, SiteHits, StackTotals},
     counters::{COUNTERS, Counter, CounterInfo},
     unwind::Row,
 };
@@ -251,14 +251,15 @@ impl Tracer {
         self.pages.fill(first_page, pages)
     }
 
-    /// Writes a set of mappings and makes it the one that walks use. A slot that walks may be
-    /// using is never written.
+    /// Writes a set of mappings and makes it the one that walks use. `number` grows with each: a
+    /// walk uses one for microseconds, so the slot of the one before the last
+    /// [`MAPSET_SLOTS`] is free.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn use_mapset(&self, slot: u32, mapset: &MapSet) -> Result<(), MapError> {
-        self.mapsets.set(&slot, mapset)?;
-        self.control.use_mapset(slot);
+    pub fn use_mapset(&self, number: u32, mapset: &MapSet) -> Result<(), MapError> {
+        self.mapsets.set(&(number % MAPSET_SLOTS), mapset)?;
+        self.control.use_mapset(number);
         Ok(())
     }
 

@@ -17,7 +17,7 @@ pub struct RawStack {
     pub id: u32,
     /// How the walk ended; `None` for a code that is none.
     pub end: Option<WalkEnd>,
-    /// Slot of the mappings that the walk used.
+    /// Number of the set of mappings that the walk used.
     pub mapset: u32,
     /// Innermost first: the allocator's first instruction, then return addresses.
     pub frames: Vec<AbsAddr>,

@@ -15,9 +15,6 @@ use crate::{
     unwind::{Atlas, MapSetError, MappedObject, Placement, build_mapset, build_tables},
 };
 
-/// Slots of the kernel's `MAPSETS`; a walk uses one for microseconds, so the oldest is free.
-const SLOTS: u32 = 16;
-
 /// Code outside of every known mapping is looked at this often at the most: code that was made
 /// at run time never gets a mapping with a table.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -29,7 +26,8 @@ pub struct Mappings {
     atlas: Atlas,
     placements: HashMap<usize, Option<Placement>>,
     notes: Vec<String>,
-    slot: u32,
+    /// Number of the set of mappings that the kernel uses.
+    mapset: u32,
     uploaded: (usize, usize),
     looked_at: Option<Instant>,
 }
@@ -45,7 +43,7 @@ impl Mappings {
             atlas: Atlas::new(),
             placements: HashMap::new(),
             notes: Vec::new(),
-            slot: 0,
+            mapset: 0,
             uploaded: (0, 0),
             looked_at: None,
         };
@@ -124,8 +122,8 @@ impl Mappings {
         tracer.put_tables(row as u32, &rows[row..], page as u32, &pages[page..])?;
         self.uploaded = (rows.len(), pages.len());
         let mapset = self.mapset()?;
-        self.slot = (self.slot + 1) % SLOTS;
-        tracer.use_mapset(self.slot, &mapset)?;
+        self.mapset += 1;
+        tracer.use_mapset(self.mapset, &mapset)?;
         let maps = self.modules.maps();
         if let Some(area) = maps.mappings.iter().find(|mapping| matches!(mapping.path, MappingPath::Uprobes))
         {

@@ -110,13 +110,6 @@ impl Pattern {
 }
 
 impl StackReader for Pattern {
-    fn read_words(&mut self, address: u64, into: &mut [u64; 8]) -> bool {
-        for (word, at) in into.iter_mut().zip((address..).step_by(8)) {
-            *word = Self::word(at);
-        }
-        true
-    }
-
     fn read_word(&mut self, address: u64) -> Option<u64> {
         Some(Self::word(address))
     }
@@ -126,7 +119,7 @@ impl StackReader for Pattern {
 fn steps_like(info: RowInfo, row: &UnwindTableRow<usize>, frame: &EhFrame<Slice<'_>>, address: u64) -> bool {
     let before = Registers { pc: address, sp: SP, bp: SP + 0x800, is_return: 0 };
     let mut after = before;
-    let end = step(info, &mut after, &mut [0; 8], &mut Pattern).err();
+    let end = step(info, &mut after, &mut Pattern).err();
     if row.register(X86_64::RA) == Some(RegisterRule::Undefined) {
         return end == Some(WalkEnd::Bottom);
     }

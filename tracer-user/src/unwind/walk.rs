@@ -69,7 +69,6 @@ pub fn walk_above(
     mut regs: Registers,
     reader: &mut impl StackReader,
 ) -> Walked {
-    let mut buffer = [0; 8];
     let end = loop {
         if frames.len() >= MAX_FRAMES {
             break WalkEnd::Truncated;
@@ -84,7 +83,7 @@ pub fn walk_above(
             let hidden = regs.pc >= probes.trampoline.0 && regs.pc < probes.trampoline.1;
             break if hidden { WalkEnd::LostReturn } else { WalkEnd::UnknownMapping };
         };
-        if let Err(end) = step(info, &mut regs, &mut buffer, reader) {
+        if let Err(end) = step(info, &mut regs, reader) {
             break end;
         }
     };
@@ -107,17 +106,6 @@ fn row_at(atlas: &Atlas, set: &MapSet, pc: u64) -> Option<RowInfo> {
 pub struct StackMemory<'a, M>(pub &'a M);
 
 impl<M: ReadMemory> StackReader for StackMemory<'_, M> {
-    fn read_words(&mut self, address: u64, into: &mut [u64; 8]) -> bool {
-        let mut bytes = [0; 64];
-        if self.0.read(AbsAddr(address), &mut bytes).is_err() {
-            return false;
-        }
-        for (word, bytes) in into.iter_mut().zip(bytes.chunks_exact(8)) {
-            *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
-        }
-        true
-    }
-
     fn read_word(&mut self, address: u64) -> Option<u64> {
         self.0.word(AbsAddr(address)).ok()
     }
