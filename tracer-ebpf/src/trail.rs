@@ -198,3 +198,246 @@ fn mix(hash: u64, value: u64, by: u64) -> u64 {
     let hash = (hash ^ value).wrapping_mul(by);
     hash ^ (hash >> 29)
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::{boxed::Box, vec, vec::Vec};
+
+    use super::*;
+    use crate::unwind::{WalkEnd, step};
+
+    const TOP: u64 = 0x7ffd_0000_0000;
+    const WORDS: usize = 2048;
+    const BOTTOM: RowInfo = RowInfo::new(RowKind::Bottom, 0, RbpRule::Same, 0);
+
+    /// A stack of 16 KiB below [`TOP`].
+    struct Memory(Vec<u64>);
+
+    impl Memory {
+        fn slot(&mut self, address: u64) -> &mut u64 {
+            &mut self.0[WORDS - ((TOP - address) / 8) as usize]
+        }
+    }
+
+    impl StackReader for &Memory {
+        fn read_word(&mut self, address: u64) -> Option<u64> {
+            let below = TOP.checked_sub(address).filter(|below| below % 8 == 0)? / 8;
+            WORDS.checked_sub(below as usize).and_then(|index| self.0.get(index).copied())
+        }
+    }
+
+    /// What holds at a pc: the low byte names a function, whose frames are all of one shape.
+    fn row_of(pc: u64) -> RowInfo {
+        match pc & 7 {
+            0 => BOTTOM,
+            1 => RowInfo::new(RowKind::RspOffset, 16, RbpRule::Same, 0),
+            2 => RowInfo::new(RowKind::RspOffset, 64, RbpRule::Same, 0),
+            3 => RowInfo::new(RowKind::RspOffset, 48, RbpRule::AtCfa, -16),
+            4 => RowInfo::new(RowKind::RspOffset, 96, RbpRule::AtCfa, -56),
+            5 | 6 => RowInfo::new(RowKind::RbpOffset, 16, RbpRule::AtCfa, -16),
+            // gcc's re-aligned frames, which no trail may be taken across.
+            _ => RowInfo::new(RowKind::RspOffset, 32, RbpRule::AtRbp, 0),
+        }
+    }
+
+    /// Walks as the kernel does, with what is known of the last walk or without; gives the pcs,
+    /// root first, and how many were walked.
+    fn walk(
+        trail: &mut Trail,
+        anew: bool,
+        mut regs: Registers,
+        memory: &Memory,
+    ) -> (Vec<u64>, StackKey, usize) {
+        let known = if anew { 0 } else { trail.len };
+        let valid = (0..known)
+            .take_while(|index| trail.at(*index).sp >= regs.sp && trail.still_leads_on(*index, &mut &*memory))
+            .count() as u32;
+        let mut fresh = Vec::new();
+        let mut met = 0;
+        let end = loop {
+            if let Some(index) = trail.meets(valid, &regs) {
+                met = index + 1;
+                break WalkEnd::Bottom;
+            }
+            let info = row_of(regs.pc);
+            fresh.push(Fresh::new(&regs, info));
+            if let Err(end) = step(info, &mut regs, &mut &*memory) {
+                break end;
+            }
+        };
+        assert_eq!(end, WalkEnd::Bottom);
+        for (index, frame) in fresh.iter().rev().enumerate() {
+            trail.append(met + index as u32, frame);
+        }
+        trail.len = met + fresh.len() as u32;
+        let pcs = (0..trail.len).map(|index| trail.at(index).pc).collect();
+        (pcs, trail.at(trail.len - 1).key, fresh.len())
+    }
+
+    fn empty() -> Box<Trail> {
+        const NOTHING: Frame = Frame { pc: 0, sp: 0, bp: 0, key: StackKey { a: 0, b: 0 }, info: 0, flags: 0 };
+        Box::new(Trail { frames: [NOTHING; FRAME_SLOTS], by_sp: [0; SP_SLOTS], len: 0, mapset: 1 })
+    }
+
+    /// A program that calls, returns, and writes to its locals and to `rbp`.
+    struct Program {
+        memory: Memory,
+        regs: Registers,
+        /// Registers of the callers: what a return restores.
+        callers: Vec<Registers>,
+        seed: u64,
+    }
+
+    impl Program {
+        fn new(seed: u64) -> Self {
+            let regs = Registers { pc: 0x5000, sp: TOP - 64, bp: 0, is_return: 1 };
+            Self { memory: Memory(vec![0xdead; WORDS]), regs, callers: Vec::new(), seed }
+        }
+
+        /// xorshift64*.
+        fn random(&mut self, below: u64) -> u64 {
+            self.seed ^= self.seed >> 12;
+            self.seed ^= self.seed << 25;
+            self.seed ^= self.seed >> 27;
+            (self.seed.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % below
+        }
+
+        fn call(&mut self) {
+            if self.callers.len() > 40 {
+                return;
+            }
+            let pc = 0x5000 + self.random(3) * 8 + 1 + self.random(7);
+            let info = row_of(pc);
+            let caller = self.regs;
+            let size = if info.kind() == RowKind::RbpOffset as u32 {
+                16 + 16 * self.random(6)
+            } else {
+                info.cfa_offset()
+            };
+            *self.memory.slot(caller.sp - 8) = caller.pc;
+            let mut bp = caller.bp;
+            match info.rbp_rule() {
+                1 => {
+                    *self.memory.slot(caller.sp.wrapping_add(info.rbp_offset() as u64)) = bp;
+                    // A frame pointer, or a register like any other.
+                    bp = if info.kind() == RowKind::RbpOffset as u32 {
+                        caller.sp - 16
+                    } else {
+                        self.random(3)
+                    };
+                }
+                2 => {
+                    bp = caller.sp - 24;
+                    *self.memory.slot(bp) = caller.bp;
+                }
+                _ => {}
+            }
+            self.callers.push(caller);
+            self.regs = Registers { pc, sp: caller.sp - size, bp, is_return: 1 };
+        }
+
+        fn act(&mut self) {
+            match self.random(5) {
+                0 | 1 => self.call(),
+                2 => {
+                    if let Some(caller) = self.callers.pop() {
+                        self.regs = caller;
+                    }
+                }
+                // Calls from another place of the same function.
+                3 if !self.callers.is_empty() => {
+                    self.regs.pc = (self.regs.pc & 7) + 0x5000 + self.random(3) * 8;
+                }
+                _ => {
+                    for _ in 0..self.random(4) {
+                        if let Some(caller) = self.callers.pop() {
+                            self.regs = caller;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_walk_by_way_of_the_trail_finds_what_a_full_walk_finds() {
+        let (mut walked, mut all) = (0, 0);
+        for seed in 1..=60 {
+            let mut program = Program::new(seed * 0x9e37_79b9);
+            let mut trail = empty();
+            for _ in 0..400 {
+                for _ in 0..=program.random(4) {
+                    program.act();
+                }
+                let mut once = empty();
+                let (wanted, key, frames) = walk(&mut once, true, program.regs, &program.memory);
+                let (found, found_key, fresh) = walk(&mut trail, false, program.regs, &program.memory);
+                assert_eq!(found, wanted, "seed {seed}");
+                assert_eq!(found_key, key);
+                walked += fresh;
+                all += frames;
+            }
+        }
+        // One frame in eight is one that no trail crosses.
+        assert!(walked * 3 < all * 2, "the trail is of use: {walked} of {all} frames walked");
+    }
+
+    /// The frames of `sp` downwards of a stack: start, then the given functions.
+    fn stack_of(functions: &[u64]) -> (Memory, Registers) {
+        let mut memory = Memory(vec![0; WORDS]);
+        let mut regs = Registers { pc: 0x5000, sp: TOP - 64, bp: 0, is_return: 1 };
+        for pc in functions {
+            let info = row_of(*pc);
+            *memory.slot(regs.sp - 8) = regs.pc;
+            if info.rbp_rule() == RbpRule::AtCfa as u32 {
+                *memory.slot(regs.sp.wrapping_add(info.rbp_offset() as u64)) = regs.bp;
+            }
+            let (bp, size) = if info.kind() == RowKind::RbpOffset as u32 {
+                (regs.sp - 16, 48)
+            } else {
+                (regs.bp, info.cfa_offset())
+            };
+            regs = Registers { pc: *pc, sp: regs.sp - size, bp, is_return: 1 };
+        }
+        (memory, regs)
+    }
+
+    #[test]
+    fn every_slot_that_is_read_counts() {
+        // With frame pointers: each frame's return address and saved rbp.
+        let functions = [0x5005, 0x500d, 0x5006, 0x5001, 0x5002];
+        let (memory, regs) = stack_of(&functions);
+        let mut trail = empty();
+        let (_, _, fresh) = walk(&mut trail, false, regs, &memory);
+        assert_eq!(fresh, 6);
+        assert_eq!(walk(&mut trail, false, regs, &memory).2, 0, "nothing has changed");
+        for index in 1..=functions.len() as u32 {
+            let caller = *trail.at(index - 1);
+            let mut slots = vec![caller.sp - 8];
+            if row_of(trail.at(index).pc).rbp_rule() == RbpRule::AtCfa as u32 && index > 1 {
+                slots.push(caller.sp - 16);
+            }
+            for slot in slots {
+                let mut changed = Memory(memory.0.clone());
+                *changed.slot(slot) ^= 0x10;
+                let holds = (0..=index).all(|index| trail.still_leads_on(index, &mut &changed));
+                assert!(!holds, "frame {index}, slot {slot:#x}");
+                assert!((0..index).all(|index| trail.still_leads_on(index, &mut &changed)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_general_register_is_not_taken_for_a_frame_pointer() {
+        // Nothing further out needs rbp, so neither it nor where it is saved matters.
+        let (memory, regs) = stack_of(&[0x5001, 0x5003, 0x5004, 0x5002]);
+        let mut trail = empty();
+        walk(&mut trail, false, regs, &memory);
+        let mut changed = Memory(memory.0.clone());
+        *changed.slot(trail.at(1).sp - 16) = 0x1234;
+        let other = Registers { bp: 0x7777, ..regs };
+        assert_eq!(walk(&mut trail, false, other, &changed).2, 0);
+    }
+}
