@@ -7,3 +7,4 @@ mod input;
 mod leak;
 mod lifecycle;
 mod sites;
+mod trail;

@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod findings;
+pub mod measure;
 pub mod pgleak;
 pub mod planted;
 pub mod skip;

@@ -361,6 +361,29 @@ pub struct Task {
     pub parts: Parts,
 }
 
+/// Sums over stacks that were taken in several ways for comparison. The one element of
+/// `MEASURED`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Measured {
+    /// How many stacks.
+    pub hits: u64,
+    /// Of how many the walk by way of the last one and the walk anew differ: 0.
+    pub differences: u64,
+    /// What looking at the clock takes, in nanoseconds.
+    pub nothing_ns: u64,
+    /// Walks by way of the last one.
+    pub trail_ns: u64,
+    /// Walks anew.
+    pub anew_ns: u64,
+    /// The kernel's `bpf_get_stack`.
+    pub helper_ns: u64,
+    /// Frames of the walks.
+    pub frames: u64,
+    /// Frames of `bpf_get_stack`.
+    pub helper_frames: u64,
+}
+
 /// A context's name. Key of `NAMES`: its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]

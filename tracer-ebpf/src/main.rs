@@ -13,7 +13,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RawTracePointContext, RetProbeContext},
 };
 
-use crate::bpf::{chunk, context, process, realloc};
+use crate::bpf::{chunk, context, measure, process, realloc};
 
 /// Entry of a function that returns a new chunk.
 #[uprobe(sleepable)]
@@ -76,6 +76,13 @@ fn process_exit(_ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 fn process_exec(_ctx: RawTracePointContext) -> i32 {
     process::exec();
+    0
+}
+
+/// Entry of any function whose stacks are taken in several ways.
+#[uprobe(sleepable)]
+fn measure_enter(ctx: ProbeContext) -> u32 {
+    measure::enter(&ctx);
     0
 }
 

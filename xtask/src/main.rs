@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build;
 mod demo;
 mod forward;
@@ -25,6 +26,7 @@ struct Cli {
 enum Command {
     Setup(setup::Setup),
     Build(build::Build),
+    Bench(bench::Bench),
     Demo(demo::Demo),
     Test(test::Test),
     Licences(licences::Licences),
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup(command) => command.run(),
         Command::Build(command) => command.run(),
+        Command::Bench(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Test(command) => command.run(),
         Command::Licences(command) => command.run(),

@@ -14,8 +14,8 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{
     abi::{
-        ChunkKey, Context, ContextKey, Control, DOOMED_SLOTS, Live, MAPSET_SLOTS, MAX_SITES, MapSet, Name,
-        Parts, Phase, ROW_CACHE_SLOTS, SiteHits, StackKey, StackTotals, Task,
+        ChunkKey, Context, ContextKey, Control, DOOMED_SLOTS, Live, MAPSET_SLOTS, MAX_SITES, MapSet,
+        Measured, Name, Parts, Phase, ROW_CACHE_SLOTS, SiteHits, StackKey, StackTotals, Task,
     },
     counters::{COUNT, Counter},
 };
@@ -77,6 +77,10 @@ pub(crate) static ROW_CACHE: Array<u64> = Array::with_max_entries(ROW_CACHE_SLOT
 /// remove them in the task that allocates, so that no record that was inserted meanwhile goes.
 #[map]
 pub(crate) static DOOMED: Array<u64> = Array::with_max_entries(DOOMED_SLOTS, 0);
+
+/// Stacks taken in several ways.
+#[map]
+pub(crate) static MEASURED: Array<Measured> = Array::with_max_entries(1, 0);
 
 /// Where a context's name pointer is.
 #[inline(always)]

@@ -3,6 +3,7 @@
 pub(crate) mod chunk;
 pub(crate) mod context;
 pub(crate) mod maps;
+pub(crate) mod measure;
 pub(crate) mod process;
 pub(crate) mod read;
 pub(crate) mod realloc;

@@ -25,7 +25,7 @@ const FRAME_MASK: u64 = FRAME_SLOTS as u64 - 1;
 /// The id of the stack that called `function`, as it stands when the call returns.
 #[inline(always)]
 pub(crate) fn id(control: *mut Control, task: *mut Task, function: u64, regs: &pt_regs) -> u32 {
-    walk(control, task, function, regs);
+    walk(control, task, function, regs, 1);
     // SAFETY: a map value that only this task uses.
     let walk = unsafe { &(*task).walk };
     count(Counter::StacksWalked);
@@ -89,15 +89,17 @@ unsafe extern "C" fn copy_frame(index: u32, context: *mut c_void) -> i64 {
 
 /// Walks the stack: first it is seen how much of the last one still stands, then frame by frame
 /// from the innermost until one of those is met, then both are put together.
+///
+/// `is_return` says whether the registers are those of a return; see [`Registers`].
 #[inline(always)]
-pub(crate) fn walk(control: *mut Control, task: *mut Task, function: u64, regs: &pt_regs) {
+pub(crate) fn walk(control: *mut Control, task: *mut Task, function: u64, regs: &pt_regs, is_return: u64) {
     // SAFETY: map values; the control record's words are aligned, and user space switches
     // `mapset` at any time.
     unsafe {
         let mapset = core::ptr::read_volatile(&raw const (*control).mapset);
         let anew = core::ptr::read_volatile(&raw const (*control).walk_anew);
         (*task).walk = Walk {
-            regs: Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp, is_return: 1 },
+            regs: Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp, is_return },
             lo: 1,
             hi: 0,
             bias: 0,

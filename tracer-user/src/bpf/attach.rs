@@ -12,6 +12,7 @@ use tracer_ebpf::site::Role;
 
 use super::{
     Tracer,
+    load::MEASURE,
     uprobe::{self, Place},
 };
 use crate::addr::FileOffset;
@@ -93,28 +94,57 @@ impl Attached {
         path: &Path,
         probe: Probe<'_>,
     ) -> Result<(), AttachError> {
-        let Probe { function, role, offset, cookie } = probe;
-        let (entry, exit) = programs(role);
+        let (entry, exit) = programs(probe.role);
         // The return probe first: an entry without its return would stay open.
-        for (name, is_return) in exit.map(|name| (name, true)).into_iter().chain([(entry, false)]) {
-            let number = u8::try_from(self.probes.len()).map_err(|_| AttachError::TooMany)?;
-            let program: &mut UProbe = tracer
-                .ebpf
-                .program_mut(name)
-                .and_then(|program| program.try_into().ok())
-                .ok_or(AttachError::Program(name))?;
-            let program = program.fd().map_err(|_| AttachError::Program(name))?.as_fd();
-            let fd = uprobe::attach(program, Place { pid, path, offset, is_return, cookie }).map_err(
-                |source| AttachError::Attach {
+        if let Some(exit) = exit {
+            self.set(tracer, exit, true, pid, path, probe)?;
+        }
+        self.set(tracer, entry, false, pid, path, probe)
+    }
+
+    /// Sets a probe that takes every stack in several ways; see [`Tracer::measured`].
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn add_measure(
+        &mut self,
+        tracer: &mut Tracer,
+        pid: u32,
+        path: &Path,
+        probe: Probe<'_>,
+    ) -> Result<(), AttachError> {
+        self.set(tracer, MEASURE, false, pid, path, probe)
+    }
+
+    fn set(
+        &mut self,
+        tracer: &mut Tracer,
+        program: &'static str,
+        is_return: bool,
+        pid: u32,
+        path: &Path,
+        probe: Probe<'_>,
+    ) -> Result<(), AttachError> {
+        let Probe { function, role, offset, cookie } = probe;
+        let number = u8::try_from(self.probes.len()).map_err(|_| AttachError::TooMany)?;
+        let missing = || AttachError::Program(program);
+        let uprobe: &mut UProbe = tracer
+            .ebpf
+            .program_mut(program)
+            .and_then(|program| program.try_into().ok())
+            .ok_or_else(missing)?;
+        let uprobe = uprobe.fd().map_err(|_| missing())?.as_fd();
+        let fd =
+            uprobe::attach(uprobe, Place { pid, path, offset, is_return, cookie }).map_err(|source| {
+                AttachError::Attach {
                     function: function.to_owned(),
                     pid,
                     offset,
                     path: path.to_owned(),
                     source,
-                },
-            )?;
-            self.probes.push(Set { role, number, fd });
-        }
+                }
+            })?;
+        self.probes.push(Set { role, number, fd });
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use aya::{
     sys::is_helper_supported,
 };
 use tracer_ebpf::{
-    abi::{Context, DOOMED_SLOTS, Live, MAPSET_SLOTS, MapSet, Name, Parts, SiteHits, StackTotals},
+    abi::{Context, DOOMED_SLOTS, Live, MAPSET_SLOTS, MapSet, Measured, Name, Parts, SiteHits, StackTotals},
     counters::{COUNTERS, Counter, CounterInfo},
     unwind::Row,
 };
@@ -33,6 +33,8 @@ pub(super) const PROBES: [&str; 7] = [
     "reset_enter",
     "delete_enter",
 ];
+/// Takes every stack in several ways; captures do without it.
+pub(super) const MEASURE: &str = "measure_enter";
 /// Programs attached to raw tracepoints of the same name.
 const WATCHERS: [(&str, &str); 2] =
     [("process_exit", "sched_process_exit"), ("process_exec", "sched_process_exec")];
@@ -139,6 +141,7 @@ pub struct Tracer {
     pages: RawMap<u32, u32>,
     mapsets: RawMap<u32, MapSet>,
     doomed: RawMap<u32, u64>,
+    measured: RawMap<u32, Measured>,
     pub(super) ring: RingBuf<aya::maps::MapData>,
     limits: Limits,
     /// Entries of the map of live chunks when it was last looked through for dead ones.
@@ -192,6 +195,7 @@ impl Tracer {
             rows: RawMap::new(map_fd(&ebpf, "ROWS")?, "ROWS")?,
             pages: RawMap::new(map_fd(&ebpf, "PAGES")?, "PAGES")?,
             mapsets: RawMap::new(map_fd(&ebpf, "MAPSETS")?, "MAPSETS")?,
+            measured: RawMap::new(map_fd(&ebpf, "MEASURED")?, "MEASURED")?,
             doomed: RawMap::new(map_fd(&ebpf, "DOOMED")?, "DOOMED")?,
             ring,
             ebpf,
@@ -234,6 +238,22 @@ impl Tracer {
             })?;
         }
         Ok(())
+    }
+
+    /// Loads the program of [`super::Attached::add_measure`].
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn load_measure(&mut self) -> Result<(), LoadError> {
+        load_program::<UProbe>(&mut self.ebpf, MEASURE, UProbe::load)
+    }
+
+    /// What the probes of [`super::Attached::add_measure`] have summed up.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn measured(&self) -> Result<Measured, MapError> {
+        Ok(self.measured.all()?.first().map_or_else(Measured::default, |(_, sums)| *sums))
     }
 
     /// Writes unwind rows and index entries from the given positions on.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tracer_ebpf::{
-    abi::{Context, Live, MapSet, Name, Parts, SiteHits, StackKey, StackTotals},
+    abi::{Context, Live, MapSet, Measured, Name, Parts, SiteHits, StackKey, StackTotals},
     unwind::Row,
 };
 
@@ -27,7 +27,7 @@ macro_rules! plain {
         )*
     };
 }
-plain!(u32, u64, SiteHits, Live, Parts, Context, Name, StackKey, StackTotals, Row, MapSet);
+plain!(u32, u64, SiteHits, Live, Parts, Context, Name, StackKey, StackTotals, Row, MapSet, Measured);
 
 /// A map operation that the kernel refused.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,33 @@
+//! Stacks of a real server, taken in several ways on the spot.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use pgleak::{
+    bpf::{Attached, Limits, Probe, Tracer},
+    session::prepare,
+    target::exe_link,
+};
+use tracer_ebpf::{abi::Measured, site::Role};
+
+/// Takes the stacks of the process at `AllocSetAlloc` for so long.
+pub fn stacks(pid: u32, length: Duration) -> Result<Measured> {
+    let mut prepared = prepare(pid)?;
+    let (rows, pages) = prepared.mappings.table_sizes();
+    let limits = Limits::within(64 << 20, rows, pages).context("64 MiB are enough for any server")?;
+    let mut tracer = Tracer::load(limits, prepared.plan.layout.context.name)?;
+    tracer.load_measure()?;
+    prepared.mappings.upload(&tracer)?;
+    let site = prepared.plan.sites.iter().find(|site| site.site.role == Role::Alloc).context("a site")?;
+    let probe = Probe {
+        function: site.function.name,
+        role: site.site.role,
+        offset: site.offset,
+        cookie: site.site.pack(),
+    };
+    let mut attached = Attached::default();
+    attached.add_measure(&mut tracer, pid, &exe_link(pid), probe)?;
+    std::thread::sleep(length);
+    drop(attached);
+    Ok(tracer.measured()?)
+}
