@@ -20,7 +20,7 @@ pub const MAX_PENDING: usize = 8;
 pub const MAX_PARTS: usize = 8;
 /// Words of the stack that are read at once. Most stacks fit: 20 frames of a server take 2 to 6
 /// KiB.
-pub const WINDOW_WORDS: usize = 1024;
+pub const WINDOW_WORDS: usize = 2048;
 /// Slots of `MAPSETS`.
 pub const MAPSET_SLOTS: u32 = 16;
 /// Bytes kept of a context's name.
@@ -328,8 +328,6 @@ pub struct Window {
     pub base: u64,
     /// Bytes that were read.
     pub bytes: u64,
-    /// While it is read from its end: the lowest address of interest. Otherwise 0.
-    pub floor: u64,
     /// What was read.
     pub words: [u64; WINDOW_WORDS],
 }
@@ -404,9 +402,9 @@ const _: () = {
     assert!(size_of::<Pending>() == 80);
     assert!(size_of::<Walk>() == 136);
     assert!(size_of::<StackHeader>() == 16);
-    assert!(size_of::<Window>() == 24 + 8 * WINDOW_WORDS);
+    assert!(size_of::<Window>() == 16 + 8 * WINDOW_WORDS);
     assert!(size_of::<Trail>() == 128 * 48 + 256 + 8);
-    assert!(size_of::<Task>() == 8 * 80 + 8 + 136 + 8216 + 6408 + 128 * 32 + 16 + 1024 + 264);
+    assert!(size_of::<Task>() == 8 * 80 + 8 + 136 + 16400 + 6408 + 128 * 32 + 16 + 1024 + 264);
     assert!(WINDOW_WORDS.is_power_of_two() && MAPSET_SLOTS.is_power_of_two());
     assert!(FRAME_SLOTS.is_power_of_two() && FRAME_SLOTS > MAX_FRAMES);
     assert!(MAX_RANGES.is_power_of_two() && MAX_PARTS.is_power_of_two() && MAX_PENDING.is_power_of_two());

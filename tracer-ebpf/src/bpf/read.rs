@@ -31,23 +31,26 @@ pub(crate) struct Stack(pub(crate) *mut Window);
 
 const WINDOW_BYTES: u64 = WINDOW_WORDS as u64 * 8;
 /// What is read when nothing is known about how much will be of use.
-const FIRST_BYTES: u64 = WINDOW_BYTES / 2;
+const FIRST_BYTES: u64 = 4096;
 const PAGE_BYTES: u64 = 4096;
 
 impl StackReader for Stack {
     #[inline(always)]
     fn read_word(&mut self, address: u64) -> Option<u64> {
-        match self.at_hand(address) {
+        match AtHand(self.0).read_word(address) {
             Some(word) => Some(word),
-            None if refill(self.0, address) != 0 => self.at_hand(address),
+            None if refill(self.0, address) != 0 => AtHand(self.0).read_word(address),
             None => None,
         }
     }
 }
 
-impl Stack {
+/// The part of the stack that was read already.
+pub(crate) struct AtHand(pub(crate) *mut Window);
+
+impl StackReader for AtHand {
     #[inline(always)]
-    fn at_hand(&self, address: u64) -> Option<u64> {
+    fn read_word(&mut self, address: u64) -> Option<u64> {
         // SAFETY: a map value that only this task uses.
         let window = unsafe { &*self.0 };
         let offset = address.wrapping_sub(window.base);
@@ -56,33 +59,26 @@ impl Stack {
         }
         None
     }
-
-    /// Reads what lies between two addresses, or the upper end of it if that is too much.
-    #[inline(always)]
-    pub(crate) fn open(&mut self, from: u64, to: u64) {
-        let bytes = to.wrapping_sub(from);
-        let base = if bytes > WINDOW_BYTES { to.wrapping_sub(WINDOW_BYTES) } else { from };
-        // SAFETY: a map value that only this task uses.
-        unsafe { (*self.0).floor = from };
-        fill(self.0, base, to.wrapping_sub(base));
-    }
 }
 
-/// Reads a piece of the stack of which `address` is part. A function of its own: it is called
-/// wherever a word of the stack is read, and nearly never. Returns 0 if it cannot be read.
+/// Reads what lies between two addresses, or the upper end of it if that is too much.
+#[inline(always)]
+pub(crate) fn open_window(window: *mut Window, from: u64, to: u64) {
+    let bytes = to.wrapping_sub(from);
+    let base = if bytes > WINDOW_BYTES { to.wrapping_sub(WINDOW_BYTES) } else { from };
+    fill(window, base, to.wrapping_sub(base));
+}
+
+/// Reads a piece of the stack from `address` on. A function of its own: it is called wherever a
+/// word of the stack is read, and nearly never. Returns 0 if it cannot be read.
 #[inline(never)]
 fn refill(window: *mut Window, address: u64) -> u64 {
-    // SAFETY: a map value that only this task uses.
-    let floor = unsafe { (*window).floor };
-    let end = address.wrapping_add(8);
-    let base = if floor == 0 { address } else { floor.max(end.wrapping_sub(WINDOW_BYTES)) };
-    let bytes = if floor == 0 { FIRST_BYTES } else { end.wrapping_sub(base) };
-    if base <= address && fill(window, base, bytes) {
+    if fill(window, address, FIRST_BYTES) {
         return 1;
     }
     // That was past an end of the stack, or a page of it is not there: what is on this page.
     let left = (PAGE_BYTES - (address & (PAGE_BYTES - 1))).max(8);
-    // SAFETY: as above; there is room for a page.
+    // SAFETY: a map value that only this task uses; there is room for a page.
     unsafe {
         let bytes = opaque(left) & (PAGE_BYTES * 2 - 1);
         (*window).base = address;

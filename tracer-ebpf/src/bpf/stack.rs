@@ -16,7 +16,7 @@ use tracer_ebpf::{
 
 use crate::bpf::{
     maps::{MAPSETS, NEW_STACKS, PAGES, ROW_CACHE, ROWS, STACK_TOTALS, STACKS, count, count_many},
-    read::Stack,
+    read::{AtHand, Stack, open_window},
     task,
 };
 
@@ -98,13 +98,16 @@ pub(crate) fn walk(control: *mut Control, task: *mut Task, function: u64, regs: 
     unsafe {
         let mapset = core::ptr::read_volatile(&raw const (*control).mapset);
         let anew = core::ptr::read_volatile(&raw const (*control).walk_anew);
+        let last = (*task).walk;
+        // The mapping of the last walk's last frame is mostly that of this one's first.
+        let hi = if last.mapset == mapset { last.hi } else { 0 };
         (*task).walk = Walk {
             regs: Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp, is_return },
-            lo: 1,
-            hi: 0,
-            bias: 0,
-            first_page: 0,
-            page_count: 0,
+            lo: last.lo,
+            hi,
+            bias: last.bias,
+            first_page: last.first_page,
+            page_count: last.page_count,
             key: StackKey { a: 0, b: 0 },
             function,
             count: 0,
@@ -123,16 +126,17 @@ pub(crate) fn walk(control: *mut Control, task: *mut Task, function: u64, regs: 
         let known = if anew == 0 && (*task).trail.mapset == mapset { (*task).trail.len } else { 0 };
         (*task).window.bytes = 0;
         if known != 0 {
-            Stack(&raw mut (*task).window).open(regs.rsp, (*task).trail.at(0).sp);
-            generated::bpf_loop(known, check_frame as *mut c_void, context, 0);
+            open_window(&raw mut (*task).window, regs.rsp, (*task).trail.at(0).sp);
+            let calls = known.div_ceil(CHECKED_A_CALL);
+            generated::bpf_loop(calls, check_frames as *mut c_void, context, 0);
         }
-        (*task).window.floor = 0;
         (*task).trail.mapset = mapset;
         generated::bpf_loop(MAX_FRAMES as u32, next_frame as *mut c_void, context, 0);
         if (*task).walk.end == 0 {
             (*task).walk.end = WalkEnd::Truncated as u32;
         }
-        generated::bpf_loop((*task).walk.fresh, append_frame as *mut c_void, context, 0);
+        let calls = (*task).walk.fresh.div_ceil(APPENDED_A_CALL);
+        generated::bpf_loop(calls, append_frames as *mut c_void, context, 0);
         let walk = &mut (*task).walk;
         let frames = walk.met + walk.fresh;
         walk.count = frames + 1;
@@ -142,15 +146,32 @@ pub(crate) fn walk(control: *mut Control, task: *mut Task, function: u64, regs: 
     }
 }
 
-/// Whether one more frame of the last walk is as it was; 1 ends the look.
-unsafe extern "C" fn check_frame(index: u32, context: *mut c_void) -> i64 {
+/// A callback returns by way of the kernel's return thunk, which on many processors takes as long
+/// as checking a frame; so where little is done for a frame, each call of one does several.
+const CHECKED_A_CALL: u32 = 8;
+const APPENDED_A_CALL: u32 = 4;
+
+/// Index of the `number`th frame of a call of a callback. Hidden from LLVM, which would count the
+/// index instead of the number, and the verifier sees an end of that only for the number.
+#[inline(always)]
+fn nth(call: u32, frames_a_call: u32, number: u32) -> u32 {
+    (u64::from(call * frames_a_call) + opaque(u64::from(number))) as u32
+}
+
+/// Whether some more frames of the last walk are as they were; 1 ends the look.
+unsafe extern "C" fn check_frames(call: u32, context: *mut c_void) -> i64 {
     // SAFETY: `context` is the address of a task pointer on the stack of `walk`.
     let task = unsafe { &mut **context.cast::<*mut Task>() };
-    let has_returned = task.trail.at(index).sp < task.walk.regs.sp;
-    if has_returned || !task.trail.still_leads_on(index, &mut Stack(&raw mut task.window)) {
-        return 1;
+    for number in 0..CHECKED_A_CALL {
+        let index = nth(call, CHECKED_A_CALL, number);
+        let stands = index < task.trail.len
+            && task.trail.at(index).sp >= task.walk.regs.sp
+            && task.trail.still_leads_on(index, &mut AtHand(&raw mut task.window));
+        if !stands {
+            return 1;
+        }
+        task.walk.valid = index + 1;
     }
-    task.walk.valid = index + 1;
     0
 }
 
@@ -167,13 +188,19 @@ unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
     }
 }
 
-/// Puts a new frame behind the frames that were met, outermost first.
-unsafe extern "C" fn append_frame(index: u32, context: *mut c_void) -> i64 {
+/// Puts new frames behind the frames that were met, outermost first.
+unsafe extern "C" fn append_frames(call: u32, context: *mut c_void) -> i64 {
     // SAFETY: as above.
     let task = unsafe { &mut **context.cast::<*mut Task>() };
-    let from = task.walk.fresh.wrapping_sub(index + 1);
-    let fresh = task.new_frames[(opaque(u64::from(from)) & FRAME_MASK) as usize];
-    task.trail.append(task.walk.met + index, &fresh);
+    for number in 0..APPENDED_A_CALL {
+        let index = nth(call, APPENDED_A_CALL, number);
+        if index >= task.walk.fresh {
+            return 1;
+        }
+        let from = task.walk.fresh.wrapping_sub(index + 1);
+        let fresh = task.new_frames[(opaque(u64::from(from)) & FRAME_MASK) as usize];
+        task.trail.append(task.walk.met + index, &fresh);
+    }
     0
 }
 
