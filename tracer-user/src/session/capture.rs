@@ -1,6 +1,11 @@
 //! A capture from options to a finished [`Capture`].
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use tracer_ebpf::{counters::Class, site::Role};
 
@@ -16,7 +21,7 @@ use crate::{
     },
     probe::{CostClass, ProbeSite},
     profile::{Capture, CounterValue, SCHEMA, SiteReport, Target, Tool, Window},
-    symbolize::{OsRelease, Symbolizer},
+    symbolize::{DebugFiles, Debuginfod, OsRelease, Symbolizer},
     target::{cgroup_memory, mem_available_bytes},
 };
 
@@ -51,13 +56,16 @@ pub fn ready(options: &CaptureOptions) -> Result<Ready, CaptureError> {
     Ok(Ready { prepared, _lock: CaptureLock::take(options.pid)? })
 }
 
-/// Captures the process.
+/// Captures the process. `debuginfod` is asked for debug files that this host does not have, after
+/// the probes are gone; `hurry` is set when the user does not want to wait for it.
 ///
 /// # Errors
 /// Whatever keeps it from a result that can be trusted.
 pub async fn capture(
     ready: Ready,
     options: &CaptureOptions,
+    debuginfod: Option<Debuginfod>,
+    hurry: &AtomicBool,
     progress: &mut Progress,
 ) -> Result<Capture, CaptureError> {
     let pid = options.pid;
@@ -85,12 +93,12 @@ pub async fn capture(
 
     progress.say("naming the stacks");
     let record = options.record;
-    let mut naming = tokio::task::spawn_blocking(move || finish(&prepared, &recording, &record));
+    let mut naming = tokio::task::spawn_blocking(move || finish(&prepared, &recording, &record, debuginfod));
     let captured = loop {
         tokio::select! {
             captured = &mut naming => break captured,
-            // The first request changes nothing any more, the second leaves.
-            () = interrupts.requested() => {}
+            // The first request only ends what is waited for, the second leaves.
+            () = interrupts.requested() => hurry.store(true, Ordering::Relaxed),
         }
     };
     interrupts.end();
@@ -99,7 +107,12 @@ pub async fn capture(
 }
 
 /// From what was recorded to what is written.
-fn finish(prepared: &Prepared, recording: &Recording, options: &RecordOptions) -> Capture {
+fn finish(
+    prepared: &Prepared,
+    recording: &Recording,
+    options: &RecordOptions,
+    debuginfod: Option<Debuginfod>,
+) -> Capture {
     let pid = prepared.process.pid;
     let slices = slices(recording.recorded_for.as_nanos() as u64, SLICES);
     let profile = assemble(&recording.drained, &slices);
@@ -110,7 +123,8 @@ fn finish(prepared: &Prepared, recording: &Recording, options: &RecordOptions) -
         .map(|site| (site.function.address.in_process(prepared.bias), site.function.name.to_owned()))
         .collect();
     let debug_roots = vec![PathBuf::from(format!("/proc/{pid}/root")), PathBuf::from("/")];
-    let mut symbolizer = Symbolizer::new(prepared.mappings.modules(), known, debug_roots);
+    let files = DebugFiles::below(debug_roots).with_debuginfod(debuginfod);
+    let mut symbolizer = Symbolizer::new(prepared.mappings.modules(), known, files);
     let profile = profile.map_frames(|frame| symbolizer.frame(frame.address, frame.is_return));
 
     let mut notes: Vec<String> = recording.notes.clone();

@@ -20,6 +20,8 @@ pub enum SymbolSource {
     Known,
     /// The full symbol table, of the file or of its separate debug file.
     Symtab,
+    /// What Fedora and its relatives leave of the full table in a stripped file.
+    MiniDebugInfo,
     /// The symbols for dynamic linking, which are left in a stripped file.
     Dynsym,
 }
@@ -30,6 +32,7 @@ impl SymbolSource {
         match self {
             Self::Known => "found by pgleak",
             Self::Symtab => ".symtab",
+            Self::MiniDebugInfo => ".gnu_debugdata",
             Self::Dynsym => ".dynsym",
         }
     }
@@ -63,8 +66,16 @@ struct RawSymbol {
     start: VirtAddr,
     size: u64,
     name: String,
-    global: bool,
+    binding: Binding,
     source: SymbolSource,
+}
+
+/// Who sees a symbol, most public first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Binding {
+    Global,
+    Weak,
+    Local,
 }
 
 /// The functions of one object by address.
@@ -77,23 +88,25 @@ pub struct SymbolTable {
 }
 
 impl SymbolTable {
-    /// Reads the symbols of `image` and of its separate debug file, if there is one. `known` are
-    /// names that were found out otherwise, by the first instruction of their function; they
-    /// take precedence.
+    /// Reads the symbols of an object's `files`: itself, its debug file, or both. `mini` are the
+    /// files that were packed into them. `known` are names that were found out otherwise, by the
+    /// first instruction of their function; they take precedence.
     pub fn build(
-        image: &Image,
-        debug_file: Option<&Image>,
+        files: &[&Image],
+        mini: &[Image],
         functions: &[FunctionRange],
         known: &BTreeMap<VirtAddr, String>,
     ) -> Self {
         let mut raw = Vec::new();
-        for file in debug_file.into_iter().chain([image]) {
+        let is_code = |address| files.iter().any(|file| file.is_code(address));
+        let full = files.iter().map(|file| (*file, SymbolSource::Symtab));
+        let packed = mini.iter().map(|file| (file, SymbolSource::MiniDebugInfo));
+        for (file, source) in full.chain(packed) {
             // An image was parsed before; one that does not parse again has no symbols.
             let Ok(elf) = file.elf() else { continue };
-            raw.extend(elf.symbols().filter_map(|symbol| read_symbol(&symbol, image, SymbolSource::Symtab)));
-            raw.extend(
-                elf.dynamic_symbols().filter_map(|symbol| read_symbol(&symbol, image, SymbolSource::Dynsym)),
-            );
+            raw.extend(elf.symbols().filter_map(|symbol| read_symbol(&symbol, is_code, source)));
+            let dynamic = elf.dynamic_symbols();
+            raw.extend(dynamic.filter_map(|symbol| read_symbol(&symbol, is_code, SymbolSource::Dynsym)));
         }
         Self::from_raw(raw, functions, known)
     }
@@ -163,13 +176,13 @@ impl SymbolTable {
 
 fn read_symbol<'data>(
     symbol: &impl ObjectSymbol<'data>,
-    image: &Image,
+    is_code: impl Fn(VirtAddr) -> bool,
     source: SymbolSource,
 ) -> Option<RawSymbol> {
     // Hand-written assembly often leaves the type out, which makes it `Unknown` or a label.
-    let is_code = matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Unknown | SymbolKind::Label);
+    let may_be_code = matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Unknown | SymbolKind::Label);
     let start = VirtAddr(symbol.address());
-    if !is_code || !symbol.is_definition() || !image.is_code(start) {
+    if !may_be_code || !symbol.is_definition() || !is_code(start) {
         return None;
     }
     // Linkers append the version to names in .symtab: memcpy@@GLIBC_2.14.
@@ -178,13 +191,23 @@ fn read_symbol<'data>(
     if name.is_empty() || name.starts_with(['.', '$']) {
         return None;
     }
-    Some(RawSymbol { start, size: symbol.size(), name: name.to_owned(), global: !symbol.is_local(), source })
+    let binding = match (symbol.is_local(), symbol.is_weak()) {
+        (true, _) => Binding::Local,
+        (false, true) => Binding::Weak,
+        (false, false) => Binding::Global,
+    };
+    Some(RawSymbol { start, size: symbol.size(), name: name.to_owned(), binding, source })
 }
 
-/// Global before local, without a leading underscore before with one, then the shortest, then by
-/// the alphabet, so that every run picks the same. Of one name in two tables, `.symtab` counts.
+/// Which of several names of one address is shown: one that other objects see before a local one;
+/// one without a leading underscore before one with it; global before weak; the shortest; the first
+/// by the alphabet. So every run picks the same. The underscore counts more than the binding
+/// because the C library's public names are weak (`poll`) and its private ones global (`__poll`).
+/// Of one name in two tables, the fuller table counts.
 fn preference(symbol: &RawSymbol) -> impl Ord + '_ {
-    (!symbol.global, symbol.name.starts_with('_'), symbol.name.len(), &symbol.name, symbol.source)
+    let name = symbol.name.as_str();
+    let is_local = symbol.binding == Binding::Local;
+    (is_local, name.starts_with('_'), symbol.binding, name.len(), name, symbol.source)
 }
 
 /// Names the function at `start`; the names that the tables have for that start become aliases.
@@ -215,11 +238,12 @@ mod tests {
     use super::*;
 
     fn raw(start: u64, size: u64, name: &str, global: bool) -> RawSymbol {
+        let binding = if global { Binding::Global } else { Binding::Local };
         RawSymbol {
             start: VirtAddr(start),
             size,
             name: name.to_owned(),
-            global,
+            binding,
             source: SymbolSource::Symtab,
         }
     }
@@ -281,6 +305,17 @@ mod tests {
         let symbol = forward.at(VirtAddr(0x104)).expect("there");
         let all: Vec<_> = symbol.names().collect();
         assert_eq!(all, ["calloc", "malloc", "__libc_malloc", "f", "text_catenate"]);
+    }
+
+    #[test]
+    fn public_names_count_more_than_private_ones_and_global_ones_more_than_weak_ones() {
+        let mut raws = vec![raw(0x100, 8, "__poll", true), raw(0x100, 8, "poll", true)];
+        raws[1].binding = Binding::Weak;
+        raws.extend([raw(0x200, 8, "weak", true), raw(0x200, 8, "global", true)]);
+        raws[2].binding = Binding::Weak;
+        let table = table(raws, &[], &[]);
+        let names: Vec<_> = table.symbols().iter().map(|symbol| symbol.names().collect::<Vec<_>>()).collect();
+        assert_eq!(names, [["poll", "__poll"], ["global", "weak"]]);
     }
 
     #[test]
