@@ -16,7 +16,6 @@ const NEEDED: &[SectionId] = &[
     SectionId::DebugAbbrev,
     SectionId::DebugAddr,
     SectionId::DebugAranges,
-    SectionId::DebugCuIndex,
     SectionId::DebugInfo,
     SectionId::DebugLine,
     SectionId::DebugLineStr,
@@ -24,7 +23,6 @@ const NEEDED: &[SectionId] = &[
     SectionId::DebugRngLists,
     SectionId::DebugStr,
     SectionId::DebugStrOffsets,
-    SectionId::DebugTuIndex,
 ];
 
 /// How gimli reads them.
@@ -35,9 +33,10 @@ pub(super) fn read_section(image: &Arc<Image>, id: SectionId) -> Result<Reader, 
     read_named(image, NEEDED.contains(&id).then(|| id.name()))
 }
 
-/// The same in a `.dwo` or `.dwp` file.
+/// The section of a `.dwo` or `.dwp` file, needed or not: a package says which part of every section
+/// belongs to a unit.
 pub(super) fn read_split_section(image: &Arc<Image>, id: SectionId) -> Result<Reader, DwarfError> {
-    read_named(image, id.dwo_name().filter(|_| NEEDED.contains(&id)))
+    read_named(image, id.dwo_name())
 }
 
 /// No bytes.
