@@ -6,4 +6,5 @@ mod exact;
 mod input;
 mod leak;
 mod lifecycle;
+mod names;
 mod sites;

@@ -117,6 +117,16 @@ fn the_next_server_is_asked_for_what_one_has_not_or_cannot_give() {
 }
 
 #[test]
+fn https_is_not_spoken_with_a_server_that_cannot() {
+    let (program, cache) = (Program::compile(&[]).strip(), cache());
+    let server = Server::start(Answer::File(debug_file(&program)));
+    let https = server.url.replace("http:", "https:");
+    let named = Asking::new(&program, &cache, &[&https]).named();
+    named.assert_bare();
+    named.assert_noted(&[&https, "is not asked any further"]);
+}
+
+#[test]
 fn servers_that_lie_are_told_and_leave_nothing_behind() {
     let program = Program::compile(&[]).strip();
     let other = Program::compile(&["-O1"]);

@@ -15,7 +15,10 @@ use ::pgleak::{
 use pgleak_tests::pgleak;
 use tempfile::TempDir;
 
-use super::program::{Named, Program, tool};
+use super::{
+    program::{Named, Program, tool},
+    server::{Answer, Server},
+};
 
 /// A capture of which a stack has all the frames.
 fn capture(named: Named) -> Capture {
@@ -176,15 +179,34 @@ fn the_program_names_what_was_bare_and_changes_nothing_unasked() {
     named.success().unwrap();
     assert_eq!(contents(directory.path().join("named").as_path()).len(), before.len());
     let report = fs::read_to_string(out.join("report.txt")).unwrap();
-    assert!(
-        report.starts_with("LEAK: static_function") || report.starts_with("LEAK: inlined_function"),
-        "{report}"
-    );
+    assert!(report.starts_with("LEAK: inlined_function (called by static_function)"), "{report}");
     assert!(fs::read_to_string(out.join("stacks.folded")).unwrap().contains("inlined_function"));
     // The same from the artifacts themselves, which know the names now.
     let again = out.join("capture.json");
     let printed = pgleak::run(["render", again.to_str().unwrap(), "--format", "report"]).unwrap();
     assert_eq!(printed.success().unwrap().stdout, report);
+}
+
+#[test]
+fn the_program_asks_debuginfod_if_it_is_told_to() {
+    let (program, _, directory, file) = bare();
+    let debug = fs::read(program.debug_file(Path::new("sent.debug"))).unwrap();
+    for (answer, says) in [
+        (Answer::Silent, "debuginfod was given up after 1 s"),
+        (Answer::File(debug), "LEAK: inlined_function (called by static_function)"),
+        // From the cache by now.
+        (Answer::Broken, "LEAK: inlined_function (called by static_function)"),
+    ] {
+        let server = Server::start(answer);
+        let mut command = pgleak::command(["render", "--format=report"]).unwrap();
+        command.arg(&file).env("DEBUGINFOD_URLS", &server.url).env("DEBUGINFOD_TIMEOUT", "1");
+        command.env("DEBUGINFOD_CACHE_PATH", directory.path().join("cache"));
+        let asked = |command: &mut _| pgleak::Running::spawn(command).unwrap().finish().unwrap();
+        let unasked = asked(&mut command).success().unwrap().stdout;
+        assert!(unasked.starts_with("LEAK: names+0x") && server.requests() == 0, "{unasked}");
+        let report = asked(command.arg("--debuginfod")).success().unwrap().stdout;
+        assert!(report.replace('\n', " ").contains(says), "{report}");
+    }
 }
 
 #[test]
