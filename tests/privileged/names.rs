@@ -1,21 +1,26 @@
-//! A stripped server and a stripped extension, captured, and named afterwards by what was not stripped.
+//! A stripped server and a stripped extension, captured, and named afterwards by what was not
+//! stripped; a capture that waits for debuginfod.
 
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
+    thread,
+    time::{Duration, Instant},
 };
 
 use pgleak::profile::{Capture, Frame};
 use pgleak_tests::{
-    Build, pgleak as program,
+    Build,
+    debuginfod::{Answer, Server},
+    pgleak as program,
     planted::{self, Call},
 };
 use tempfile::TempDir;
 use xtask::process::output;
 
-use crate::common::{recording, server};
+use crate::common::{PATIENCE, recording, server};
 
 /// A copy of a build whose server has no symbols, and the directory that it is in.
 fn stripped(build: &Build) -> (Build, TempDir) {
@@ -83,4 +88,36 @@ fn a_stripped_server_is_named_on_another_machine() {
     assert!(palloc.names.iter().all(|name| name.line.is_some()), "{palloc:?}");
     assert!(palloc.names[0].file.as_deref().unwrap().ends_with("planted.c"));
     assert_eq!(named.profile.groups, bare.profile.groups);
+}
+
+#[test]
+fn an_interrupt_ends_the_waiting_for_debuginfod_and_everything_is_written() {
+    let build = Build::packaged(15).unwrap();
+    let server = server(&build);
+    planted::install(&server).unwrap();
+    let mut session = planted::session(&server).unwrap();
+    let silent = Server::start(Answer::Silent);
+    let cache = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let mut command =
+        program::command(["capture", "--debuginfod", "--duration=1s", "--settle=0", "--force"]).unwrap();
+    command.arg(format!("--pid={}", session.backend_pid())).arg("--out").arg(out.path().join("capture"));
+    command.env("DEBUGINFOD_URLS", &silent.url).env("DEBUGINFOD_CACHE_PATH", cache.path());
+    // Longer than this test is patient.
+    command.env("DEBUGINFOD_TIMEOUT", (2 * PATIENCE).as_secs().to_string());
+    let started = Instant::now();
+    let running = program::Running::spawn(&mut command).unwrap();
+    running.wait_for("recording for", PATIENCE).unwrap();
+    Call::PALLOC.run(&mut session, &[100, 40]).unwrap();
+    while silent.requests() == 0 {
+        assert!(started.elapsed() < PATIENCE, "nobody asked");
+        thread::sleep(Duration::from_millis(20));
+    }
+    running.signal(libc::SIGINT).unwrap();
+    running.finish().unwrap().success().unwrap();
+    assert!(started.elapsed() < PATIENCE);
+    let report = fs::read_to_string(out.path().join("capture/report.txt")).unwrap();
+    let report = report.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(report.contains("debuginfod was not asked any further"), "{report}");
+    assert!(report.contains("planted"), "{report}");
 }

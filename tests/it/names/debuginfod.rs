@@ -12,12 +12,10 @@ use std::{
 };
 
 use pgleak::symbolize::{DebugFiles, Debuginfod, Settings};
+use pgleak_tests::debuginfod::{Answer, Server, nobody};
 use tempfile::TempDir;
 
-use super::{
-    program::{Named, Program},
-    server::{Answer, Server, nobody},
-};
+use super::program::{Named, Program};
 
 /// What one capture would get from some servers.
 struct Asking<'a> {

@@ -4,4 +4,3 @@ mod debuginfod;
 mod files;
 mod program;
 mod render;
-mod server;

@@ -12,13 +12,13 @@ use ::pgleak::{
     },
     symbolize::{DebugFiles, SymbolIndex, name_again},
 };
-use pgleak_tests::pgleak;
+use pgleak_tests::{
+    debuginfod::{Answer, Server},
+    pgleak,
+};
 use tempfile::TempDir;
 
-use super::{
-    program::{Named, Program, tool},
-    server::{Answer, Server},
-};
+use super::program::{Named, Program, tool};
 
 /// A capture of which a stack has all the frames.
 fn capture(named: Named) -> Capture {
@@ -122,6 +122,7 @@ fn another_build_names_nothing() {
     let named = named_by(&bare, &[other.machine.path()]);
     assert_eq!(named.profile, bare.profile);
     assert_eq!(named.modules, bare.modules);
+    assert_eq!(named_by(&named, &[other.machine.path()]), named, "no note is added twice");
     let id = program.build_id().to_string();
     assert!(
         named.notes.iter().any(|note| note.contains(&id) && note.contains("no debug file")),

@@ -44,7 +44,12 @@ pub fn name_again(mut capture: Capture, mut files: DebugFiles) -> Capture {
         recount(&mut capture, module_id, &object, kept);
         drop_advice(&mut capture, index, &id);
     }
-    capture.notes.extend(notes.iter().map(ToString::to_string));
+    for note in notes.iter().map(ToString::to_string) {
+        // It may have been tried before.
+        if !capture.notes.contains(&note) {
+            capture.notes.push(note);
+        }
+    }
     capture
 }
 

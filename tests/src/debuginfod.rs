@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
@@ -12,7 +12,7 @@ use std::{
 
 /// What a server does with a request.
 #[derive(Clone, Debug)]
-pub(super) enum Answer {
+pub enum Answer {
     /// Sends this, and its length before.
     File(Vec<u8>),
     /// Sends this, and says that it would be longer.
@@ -28,20 +28,22 @@ pub(super) enum Answer {
 }
 
 /// A server on this machine. Dropping it ends it.
-pub(super) struct Server {
-    pub(super) url: String,
+#[derive(Debug)]
+pub struct Server {
+    /// Its address.
+    pub url: String,
     requests: Arc<AtomicUsize>,
-    paths: Arc<std::sync::Mutex<Vec<String>>>,
+    paths: Arc<Mutex<Vec<String>>>,
     ending: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    pub(super) fn start(answer: Answer) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+    /// Starts one that answers every request alike.
+    pub fn start(answer: Answer) -> Self {
+        let (listener, url) = listen();
         let requests = Arc::new(AtomicUsize::new(0));
-        let paths = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let paths = Arc::new(Mutex::new(Vec::new()));
         let ending = Arc::new(AtomicBool::new(false));
         let (counted, seen, ended) = (Arc::clone(&requests), Arc::clone(&paths), Arc::clone(&ending));
         let thread = thread::spawn(move || {
@@ -49,10 +51,10 @@ impl Server {
                 if ended.load(Ordering::SeqCst) {
                     break;
                 }
-                let (answer, stream) = (answer.clone(), stream.unwrap());
+                let (answer, Ok(stream)) = (answer.clone(), stream) else { continue };
                 let path = request(&stream);
                 counted.fetch_add(1, Ordering::SeqCst);
-                seen.lock().unwrap().push(path);
+                seen.lock().expect("nobody panics with it").push(path);
                 // It ends when the other side hangs up, which it does.
                 thread::spawn(move || respond(stream, answer));
             }
@@ -61,13 +63,13 @@ impl Server {
     }
 
     /// How often it was asked.
-    pub(super) fn requests(&self) -> usize {
+    pub fn requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
     }
 
     /// What it was asked for.
-    pub(super) fn paths(&self) -> Vec<String> {
-        self.paths.lock().unwrap().clone()
+    pub fn paths(&self) -> Vec<String> {
+        self.paths.lock().expect("nobody panics with it").clone()
     }
 }
 
@@ -83,13 +85,23 @@ impl Drop for Server {
 }
 
 /// An address where nobody listens.
-pub(super) fn nobody() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
+pub fn nobody() -> String {
+    listen().1
 }
 
-/// Reads a request to the end of its head; the path in it.
+fn listen() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("any port of this machine");
+    let url = format!("http://{}", listener.local_addr().expect("it is bound"));
+    (listener, url)
+}
+
+/// Reads a request to the end of its head; the path in it. What is no HTTP, such as the beginning of
+/// TLS, is left unread.
 fn request(stream: &TcpStream) -> String {
+    let mut first = [0];
+    if stream.peek(&mut first).is_err() || !first[0].is_ascii_uppercase() {
+        return String::new();
+    }
     let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
     let first = lines.next().unwrap_or_default();
     lines.find(String::is_empty);
