@@ -171,6 +171,7 @@ fn servers_that_are_slow_cost_the_limit_once() {
     let named = program.named_with_libc(asking.files());
     let took = started.elapsed();
     named.assert_noted(&["given up after 1 s"]);
+    assert_eq!(named.notes.len(), 1, "told once: {:#?}", named.notes);
     assert_eq!(named.modules.len(), 2, "{:?}", named.modules);
     assert_eq!(silent.requests(), 1);
     assert!(took >= asking.time_limit && took < 10 * asking.time_limit, "{took:?}");
