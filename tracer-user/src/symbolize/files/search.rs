@@ -45,17 +45,16 @@ impl DebugFiles {
         path: &Path,
         notes: &mut Vec<FileNote>,
     ) -> Vec<Arc<Image>> {
-        let mut seen = Candidates::default();
-        let found = self.local(image, path, &mut seen, notes);
-        if !found.is_empty() {
-            return found;
+        let mut found = self.local(image, path, &mut Candidates::default(), notes);
+        // The vDSO is the kernel's, whose debug file is no small one.
+        if path.is_absolute()
+            && let Some(id) = image.build_id()
+            && !has_dwarf(image)
+            && !found.iter().any(|file| has_dwarf(file))
+        {
+            found.extend(self.fetch(id, notes));
         }
-        let has_dwarf = image.section(".debug_info").is_some() || image.section(".zdebug_info").is_some();
-        match image.build_id() {
-            // The vDSO is the kernel's, whose debug file is no small one.
-            Some(id) if !has_dwarf && path.is_absolute() => self.fetch(id, notes).into_iter().collect(),
-            _ => Vec::new(),
-        }
+        found
     }
 
     /// All files of a build, where the object itself is not at hand.
@@ -66,7 +65,7 @@ impl DebugFiles {
     ) -> Vec<Arc<Image>> {
         let mut seen = Candidates::default();
         let mut found = self.in_given(id, &mut seen, notes);
-        if found.is_empty() {
+        if !found.iter().any(|file| has_dwarf(file)) {
             found.extend(self.fetch(id, notes));
         }
         found
@@ -152,6 +151,10 @@ impl DebugFiles {
         notes.extend(failures.into_iter().map(FileNote::from));
         found.map(Arc::new)
     }
+}
+
+fn has_dwarf(image: &Image) -> bool {
+    [".debug_info", ".zdebug_info"].iter().any(|name| image.section(name).is_some())
 }
 
 /// Where single files of split DWARF (`.dwo`) may be.
