@@ -10,7 +10,7 @@ pub enum DebuginfodError {
     /// Nobody said which servers.
     #[error(
         "--debuginfod was given and DEBUGINFOD_URLS names no server; set it, for example to \
-             https://debuginfod.debian.net, or leave the option out"
+             https://debuginfod.elfutils.org, or leave the option out"
     )]
     NoServer,
     /// A server's address is none.
