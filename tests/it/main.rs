@@ -1,5 +1,6 @@
-//! Real binaries of every build: functions, probe sites and unwind tables.
+//! Real binaries of every build: functions, probe sites and unwind tables; names of all sources.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod names;
 mod sites;
 mod tables;

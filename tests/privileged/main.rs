@@ -6,5 +6,6 @@ mod exact;
 mod input;
 mod leak;
 mod lifecycle;
+mod names;
 mod sites;
 mod trail;

@@ -80,6 +80,10 @@ pub struct CaptureArgs {
     /// Title of the flame graphs.
     #[arg(long)]
     pub title: Option<String>,
+    /// Ask the servers in DEBUGINFOD_URLS for debug files that this host does not have, after the
+    /// probes are gone.
+    #[arg(long)]
+    pub debuginfod: bool,
 }
 
 /// Arguments of `render`.
@@ -112,6 +116,13 @@ pub struct RenderArgs {
     /// Colours: mem, hot, java, aqua, blue, green, orange, purple, red, yellow.
     #[arg(long)]
     pub palette: Option<String>,
+    /// Name functions by the debug files or unstripped binaries in this directory and below it, as
+    /// far as their build IDs are those of the capture (repeatable).
+    #[arg(long, value_name = "DIR")]
+    pub symbols: Vec<PathBuf>,
+    /// Ask the servers in DEBUGINFOD_URLS for debug files.
+    #[arg(long)]
+    pub debuginfod: bool,
 }
 
 /// Arguments of `doctor`.

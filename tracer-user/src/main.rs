@@ -4,6 +4,7 @@ use std::{
     io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use clap::Parser as _;
@@ -13,7 +14,10 @@ use pgleak::{
     guard::{run_sacrifice, run_watchdog},
     profile::Capture,
     render::{Format, OutputDir, ReadError, RenderOptions, WriteError, format, read_capture},
-    session::{CaptureError, CaptureOptions, Interrupts, Progress, RecordOptions, capture, ready},
+    session::{CaptureError, CaptureOptions, Interrupts, Naming, Progress, RecordOptions, capture, ready},
+    symbolize::{
+        DebugFiles, Debuginfod, DebuginfodError, Settings, SymbolIndex, SymbolIndexError, name_again,
+    },
     target::{find_servers, measure_growth, render_table, sort_by_growth},
 };
 use tracing_subscriber::EnvFilter;
@@ -64,6 +68,18 @@ impl From<WriteError> for Failure {
 impl From<ReadError> for Failure {
     fn from(error: ReadError) -> Self {
         Self { code: FAILURE, message: error.to_string() }
+    }
+}
+
+impl From<SymbolIndexError> for Failure {
+    fn from(error: SymbolIndexError) -> Self {
+        Self::misuse(error)
+    }
+}
+
+impl From<DebuginfodError> for Failure {
+    fn from(error: DebuginfodError) -> Self {
+        Self::misuse(error)
     }
 }
 
@@ -133,6 +149,8 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
         map_memory: args.map_memory,
     };
     let rendering = RenderOptions { title: args.title.clone(), ..RenderOptions::default() };
+    let hurry = Arc::new(AtomicBool::new(false));
+    let naming = Naming { debuginfod: debuginfod(args.debuginfod, &hurry)?, hurry };
     let out = args.out.clone().unwrap_or_else(|| default_directory(args.pid));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let progress = Progress::new();
@@ -142,13 +160,13 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
         let ready = ready(&options)?;
         let directory = OutputDir::create(&out)?;
         let mut interrupts = Interrupts::listen(directory.made_here())?;
-        let (captured, detaching) = capture(ready, &options, &mut interrupts, &progress).await?;
+        let (captured, detaching) = capture(ready, &options, naming, &mut interrupts, &progress).await?;
         let how = rendering.clone();
         let write = move || {
             let written = directory.write_all(&captured, &how);
             (captured, written)
         };
-        let (captured, written) = interrupts.during(write).await;
+        let (captured, written) = interrupts.during(write, || {}).await;
         interrupts.end().await;
         Ok::<_, Failure>((captured, written, detaching))
     })?;
@@ -159,6 +177,11 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
         progress.say(&format!("wrote {}", path.display()));
     }
     Ok(())
+}
+
+/// The servers to ask, if they are to be asked.
+fn debuginfod(wanted: bool, hurry: &Arc<AtomicBool>) -> Result<Option<Debuginfod>, DebuginfodError> {
+    wanted.then(|| Debuginfod::new(Settings::from_env()?, Arc::clone(hurry))).transpose()
 }
 
 fn default_directory(pid: u32) -> PathBuf {
@@ -174,7 +197,7 @@ fn print_format(format: &Format, capture: &Capture, options: &RenderOptions) -> 
 fn run_render(args: &RenderArgs) -> Result<(), Failure> {
     let colours = args.palette.as_deref().map(str::parse).transpose().map_err(Failure::misuse)?;
     let printed = args.format.as_deref().map(format).transpose().map_err(Failure::misuse)?;
-    let capture = read_capture(&args.capture)?;
+    let capture = with_symbols(read_capture(&args.capture)?, args)?;
     let options = RenderOptions {
         inverted: args.inverted,
         reverse: args.reverse,
@@ -194,4 +217,15 @@ fn run_render(args: &RenderArgs) -> Result<(), Failure> {
     let list: String =
         directory.write_all(&capture, &options)?.iter().map(|path| format!("{}\n", path.display())).collect();
     print(list.as_bytes())
+}
+
+/// The capture with the names that it can have by what the user gave; without that, as it is.
+fn with_symbols(capture: Capture, args: &RenderArgs) -> Result<Capture, Failure> {
+    if args.symbols.is_empty() && !args.debuginfod {
+        return Ok(capture);
+    }
+    // An interrupt ends this program at once: nothing is written before everything is named.
+    let debuginfod = debuginfod(args.debuginfod, &Arc::default())?;
+    let given = SymbolIndex::read(&args.symbols)?;
+    Ok(name_again(capture, DebugFiles::default().with_given(given).with_debuginfod(debuginfod)))
 }

@@ -159,6 +159,10 @@ pub struct Frame {
     /// Innermost inlined function first, the function that is really called last. Empty for a
     /// function without a name.
     pub names: Vec<FrameName>,
+    /// Other names of the function that is really called, where several have the same code: aliases,
+    /// or functions that the linker folded. The first ones, demangled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
     /// What stands in a graph when `names` is empty: `postgres+0x5c7730`, `[unknown mapping]`.
     pub fallback: String,
 }

@@ -154,6 +154,7 @@ impl Maker {
                 address: VirtAddr(start + 0x20 + frames.len() as u64),
                 function_start: Some(VirtAddr(start)),
                 names: Vec::new(),
+                aliases: Vec::new(),
                 fallback: text.into(),
             }
         } else {
@@ -168,6 +169,7 @@ impl Maker {
                     file: source.map(|(file, _)| file.into()),
                     line: source.and_then(|(_, line)| line.parse().ok()),
                 }],
+                aliases: Vec::new(),
                 fallback: String::new(),
             }
         };

@@ -1,6 +1,14 @@
 //! A capture from options to a finished [`Capture`].
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tracer_ebpf::{counters::Class, site::Role};
 
@@ -16,7 +24,7 @@ use crate::{
     },
     probe::{CostClass, ProbeSite},
     profile::{Capture, CounterValue, SCHEMA, SiteReport, Target, Tool, Window},
-    symbolize::{OsRelease, Symbolizer},
+    symbolize::{DebugFiles, Debuginfod, OsRelease, Symbolizer},
     target::{cgroup_memory, mem_available_bytes},
 };
 
@@ -33,6 +41,15 @@ pub struct CaptureOptions {
     pub record: RecordOptions,
     /// Kernel memory for the maps.
     pub map_memory: u64,
+}
+
+/// What stacks may be named with beside what the process and this host have.
+#[derive(Debug)]
+pub struct Naming {
+    /// Asked, after the probes are gone, for debug files that this host does not have.
+    pub debuginfod: Option<Debuginfod>,
+    /// Set when the user does not want to wait for it.
+    pub hurry: Arc<AtomicBool>,
 }
 
 /// A process that was looked at and that nobody else may capture now.
@@ -59,6 +76,7 @@ pub fn ready(options: &CaptureOptions) -> Result<Ready, CaptureError> {
 pub async fn capture(
     ready: Ready,
     options: &CaptureOptions,
+    naming: Naming,
     interrupts: &mut Interrupts,
     progress: &Progress,
 ) -> Result<(Capture, Detaching), CaptureError> {
@@ -87,12 +105,18 @@ pub async fn capture(
     let recording = recorder.run().await?;
 
     progress.say("naming the stacks");
-    let named = move || (finish(&prepared, &recording, &record), recording.detaching);
-    Ok(interrupts.during(named).await)
+    let Naming { debuginfod, hurry } = naming;
+    let named = move || (finish(&prepared, &recording, &record, debuginfod), recording.detaching);
+    Ok(interrupts.during(named, || hurry.store(true, Ordering::Relaxed)).await)
 }
 
 /// From what was recorded to what is written.
-fn finish(prepared: &Prepared, recording: &Recording, options: &RecordOptions) -> Capture {
+fn finish(
+    prepared: &Prepared,
+    recording: &Recording,
+    options: &RecordOptions,
+    debuginfod: Option<Debuginfod>,
+) -> Capture {
     let pid = prepared.process.pid;
     let slices = slices(recording.recorded_for.as_nanos() as u64, SLICES);
     let profile = assemble(&recording.drained, &slices);
@@ -103,7 +127,8 @@ fn finish(prepared: &Prepared, recording: &Recording, options: &RecordOptions) -
         .map(|site| (site.function.address.in_process(prepared.bias), site.function.name.to_owned()))
         .collect();
     let debug_roots = vec![PathBuf::from(format!("/proc/{pid}/root")), PathBuf::from("/")];
-    let mut symbolizer = Symbolizer::new(prepared.mappings.modules(), known, debug_roots);
+    let files = DebugFiles::below(debug_roots).with_debuginfod(debuginfod);
+    let mut symbolizer = Symbolizer::new(prepared.mappings.modules(), known, files);
     let profile = profile.map_frames(|frame| symbolizer.frame(frame.address, frame.is_return));
 
     let mut notes: Vec<String> = recording.notes.clone();

@@ -11,7 +11,7 @@ mod record;
 mod signals;
 
 pub use assemble::{Drained, RawFrame, assemble, slices};
-pub use capture::{CaptureOptions, Ready, capture, ready};
+pub use capture::{CaptureOptions, Naming, Ready, capture, ready};
 pub use error::CaptureError;
 pub use mappings::Mappings;
 pub use prepare::{Prepared, prepare};

@@ -69,8 +69,13 @@ impl Interrupts {
         }
     }
 
-    /// Does what has to be done whatever is requested meanwhile; only a second Ctrl-C leaves.
-    pub async fn during<T: Send + 'static>(&mut self, work: impl FnOnce() -> T + Send + 'static) -> T {
+    /// Does what has to be done whatever is requested meanwhile: a first request calls `hurry`, and
+    /// only a second Ctrl-C leaves.
+    pub async fn during<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce() -> T + Send + 'static,
+        hurry: impl Fn(),
+    ) -> T {
         let mut work = tokio::task::spawn_blocking(work);
         loop {
             tokio::select! {
@@ -78,7 +83,7 @@ impl Interrupts {
                 done = &mut work => {
                     return done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
                 }
-                () = self.requested() => {}
+                () = self.requested() => hurry(),
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use super::debug_file::name_below_root;
+use super::files::name_below_root;
 use crate::addr::BuildId;
 
 /// Which system a binary belongs to: `os-release(5)`, as far as it is needed.
@@ -69,6 +69,13 @@ pub fn symbol_advice(os: &OsRelease, module: &Path, build_id: Option<&BuildId>) 
         Some(package) => format!("{path}: {package}. Or: {by_id}"),
         None => format!("{path}: {by_id}"),
     }
+}
+
+/// Whether a note is the advice on a file, which a capture carries as text.
+pub(super) fn is_advice_on(note: &str, module: &str, build_id: &BuildId) -> bool {
+    note.strip_prefix(module).is_some_and(|rest| {
+        rest.starts_with(": ") && rest.contains(&format!("debuginfod-find debuginfo {build_id},"))
+    })
 }
 
 fn package_advice(os: &OsRelease, module: &Path) -> Option<String> {
@@ -167,6 +174,17 @@ mod tests {
             text.contains("dnf debuginfo-install \"$(rpm -qf --qf '%{name}' /usr/pgsql-16/bin/postgres)\""),
             "{text}"
         );
+    }
+
+    #[test]
+    fn advice_is_told_from_other_notes() {
+        let id = BuildId(vec![0xab, 0xcd, 0xef]);
+        for module in ["/usr/lib/postgresql/15/bin/postgres", "/opt/pg/bin/postgres"] {
+            assert!(is_advice_on(&advice(BOOKWORM, module), module, &id));
+            assert!(!is_advice_on(&advice(BOOKWORM, module), module, &BuildId(vec![1, 2, 3])));
+            assert!(!is_advice_on(&advice(BOOKWORM, module), "/opt/pg", &id));
+            assert!(!is_advice_on(&format!("{module}: the tables have a gap"), module, &id));
+        }
     }
 
     #[test]

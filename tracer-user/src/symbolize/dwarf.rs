@@ -1,29 +1,15 @@
 //! Functions, inlined functions and lines from DWARF.
 
-use std::{fmt, ops::Deref, sync::Arc};
+use std::{fmt, path::Path, sync::Arc};
 
-use addr2line::Context;
-use gimli::{EndianReader, LittleEndian, SectionId};
-use object::{CompressionFormat, Object as _, ObjectSection as _};
+use addr2line::{Context, LookupContinuation as _, LookupResult};
 
+use super::{
+    files::{DebugFiles, FileNote},
+    section::{Reader, load_section, read_section},
+    split::SplitFiles,
+};
 use crate::{addr::VirtAddr, elf::Image};
-
-/// A section that claims to be larger than this when decompressed is damaged or crafted.
-const MOST_DECOMPRESSED_BYTES: u64 = 1 << 30;
-
-/// Sections that functions and lines are in. Variables and macros take more room than all of these.
-const NEEDED: &[SectionId] = &[
-    SectionId::DebugAbbrev,
-    SectionId::DebugAddr,
-    SectionId::DebugAranges,
-    SectionId::DebugInfo,
-    SectionId::DebugLine,
-    SectionId::DebugLineStr,
-    SectionId::DebugRanges,
-    SectionId::DebugRngLists,
-    SectionId::DebugStr,
-    SectionId::DebugStrOffsets,
-];
 
 /// Why debug information cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -63,11 +49,10 @@ pub struct DwarfFrame {
     pub line: Option<u32>,
 }
 
-type Reader = EndianReader<LittleEndian, Section>;
-
 /// The DWARF of one file.
 pub struct DebugInfo {
     context: Context<Reader>,
+    split: SplitFiles,
 }
 
 impl fmt::Debug for DebugInfo {
@@ -77,33 +62,47 @@ impl fmt::Debug for DebugInfo {
 }
 
 impl DebugInfo {
-    /// Reads the headers of the units; `None` if the file has no `.debug_info`.
+    /// Reads the headers of the units; `None` if the file has no `.debug_info`. `object` is the path
+    /// of the object that it is of, as its process sees it. What dwz moved to another file is looked
+    /// for in `files`.
     ///
     /// # Errors
     /// If the sections are damaged.
-    pub fn read(image: &Arc<Image>) -> Result<Option<Self>, DwarfError> {
-        if load_section(image, SectionId::DebugInfo)?.is_empty() {
+    pub fn read(
+        image: &Arc<Image>,
+        object: &Path,
+        files: &mut DebugFiles,
+        notes: &mut Vec<FileNote>,
+    ) -> Result<Option<Self>, DwarfError> {
+        if load_section(image, ".debug_info")?.is_empty() {
             return Ok(None);
         }
-        let dwarf = gimli::Dwarf::load(|id| {
-            let section = if NEEDED.contains(&id) { load_section(image, id)? } else { Section::none() };
-            Ok::<_, DwarfError>(EndianReader::new(section, LittleEndian))
-        })?;
-        Ok(Some(Self { context: Context::from_dwarf(dwarf)? }))
+        let mut dwarf = gimli::Dwarf::load(|id| read_section(image, id))?;
+        if let Some(shared) = files.supplementary(image, notes) {
+            dwarf.load_sup(|id| read_section(&shared, id))?;
+        }
+        let split = SplitFiles::of(image.path(), object, files);
+        Ok(Some(Self { context: Context::from_dwarf(dwarf)?, split }))
     }
 
     /// The functions at an address, innermost inlined one first, the one that is really called
-    /// last; empty where DWARF says nothing. Units that are split off into `.dwo` files are not
-    /// looked into.
+    /// last; empty where DWARF says nothing. Units that are split off are looked for when they are
+    /// needed first.
     ///
     /// # Errors
     /// If the unit of that address is damaged, or refers to a file that is not there.
-    pub fn frames(&self, address: VirtAddr) -> Result<Vec<DwarfFrame>, DwarfError> {
+    pub fn frames(&mut self, address: VirtAddr) -> Result<Vec<DwarfFrame>, DwarfError> {
         // addr2line computes the address behind this one.
         if address.0 == u64::MAX {
             return Ok(Vec::new());
         }
-        let mut found = self.context.find_frames(address.0).skip_all_loads()?;
+        let mut looked_up = self.context.find_frames(address.0);
+        let mut found = loop {
+            looked_up = match looked_up {
+                LookupResult::Output(found) => break found?,
+                LookupResult::Load { load, continuation } => continuation.resume(self.split.unit(&load)?),
+            };
+        };
         let mut frames = Vec::new();
         while let Some(frame) = found.next()? {
             let function = match &frame.function {
@@ -120,61 +119,11 @@ impl DebugInfo {
         }
         Ok(frames)
     }
-}
 
-/// A section's bytes that readers can share: where they are in the file, or decompressed.
-#[derive(Clone)]
-enum Section {
-    Mapped { image: Arc<Image>, start: usize, end: usize },
-    Owned(Arc<[u8]>),
-}
-
-impl Section {
-    fn none() -> Self {
-        Self::Owned(Arc::from([]))
+    /// A unit that was split off, was needed, and is not there.
+    pub(super) fn missing_unit(&self) -> Option<&Path> {
+        self.split.missing()
     }
-}
-
-impl Deref for Section {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Mapped { image, start, end } => image.bytes().get(*start..*end).unwrap_or_default(),
-            Self::Owned(bytes) => bytes,
-        }
-    }
-}
-
-impl fmt::Debug for Section {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Section({} bytes)", self.len())
-    }
-}
-
-// SAFETY: the bytes belong to an `Arc` in both cases and are never moved or changed: an `Image`
-// has no way to replace its bytes, and a mapping or a `Vec` that nobody changes stays in place.
-unsafe impl gimli::StableDeref for Section {}
-// SAFETY: a clone shares the `Arc`, so it refers to the same bytes.
-unsafe impl gimli::CloneStableDeref for Section {}
-
-fn load_section(image: &Arc<Image>, id: SectionId) -> Result<Section, DwarfError> {
-    let name = id.name();
-    let failed = |source| DwarfError::Section { section: name, source };
-    let elf = image.elf()?;
-    let Some(section) = elf.section_by_name(name) else { return Ok(Section::none()) };
-    let range = section.compressed_file_range().map_err(failed)?;
-    if range.format == CompressionFormat::None {
-        let start = usize::try_from(range.offset).ok();
-        let end = start.and_then(|start| start.checked_add(usize::try_from(range.uncompressed_size).ok()?));
-        let (Some(start), Some(end)) = (start, end) else { return Ok(Section::none()) };
-        return Ok(Section::Mapped { image: Arc::clone(image), start, end });
-    }
-    if range.uncompressed_size > MOST_DECOMPRESSED_BYTES {
-        return Err(DwarfError::TooLarge { section: name, bytes: range.uncompressed_size });
-    }
-    let bytes = section.uncompressed_data().map_err(failed)?;
-    Ok(Section::Owned(Arc::from(&*bytes)))
 }
 
 #[cfg(test)]
@@ -200,7 +149,9 @@ mod tests {
         let modules = LoadedModules::read(std::process::id())?;
         let start = AbsAddr(calls_inlined as fn(u64) -> u64 as usize as u64);
         let module = modules.at(start).ok_or("this code is mapped")?;
-        let info = DebugInfo::read(&module.image)?.ok_or("tests are built with DWARF")?;
+        let mut files = DebugFiles::default();
+        let info = DebugInfo::read(&module.image, &module.path, &mut files, &mut Vec::new())?;
+        let mut info = info.ok_or("tests are built with DWARF")?;
         let start = start.in_object(module.bias);
         let function = crate::elf::range_at(module.functions(), start).ok_or("it has an FDE")?;
         let mut seen = false;
@@ -228,7 +179,9 @@ mod tests {
     fn a_file_without_dwarf_has_none() -> Result<(), Box<dyn std::error::Error>> {
         let modules = LoadedModules::read(std::process::id())?;
         let vdso = modules.modules().iter().find(|module| module.path == Path::new(crate::target::VDSO));
-        assert!(DebugInfo::read(&vdso.ok_or("no vDSO")?.image)?.is_none());
+        let vdso = vdso.ok_or("no vDSO")?;
+        let mut files = DebugFiles::default();
+        assert!(DebugInfo::read(&vdso.image, &vdso.path, &mut files, &mut Vec::new())?.is_none());
         Ok(())
     }
 }

@@ -2,52 +2,29 @@
 //! and what has no name shows where it is.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    path::{Path, PathBuf},
+    collections::{BTreeMap, HashMap},
+    path::Path,
     sync::Arc,
 };
 
 use super::{
     advice::{OsRelease, symbol_advice},
-    debug_file::{DebugFileError, find_debug_file},
-    dwarf::{DebugInfo, DwarfError},
-    naming::names,
-    symbols::{SymbolSource, SymbolTable},
+    files::DebugFiles,
+    object::{ObjectNames, SymbolNote, about},
 };
 use crate::{
     addr::{AbsAddr, VirtAddr},
-    elf::{Image, range_at},
+    elf::range_at,
     profile::{Frame, Module, ModuleId},
     target::{LoadedModule, LoadedModules, MappingPath, VDSO},
 };
-
-/// What a reader of the names has to know about one object.
-#[derive(Debug, thiserror::Error)]
-pub enum SymbolNote {
-    /// Its debug information is left aside.
-    #[error("{} is shown without inlined functions and lines: {source}", path.display())]
-    Dwarf {
-        /// Which object.
-        path: PathBuf,
-        /// Why.
-        source: DwarfError,
-    },
-    /// Its separate debug file is left aside.
-    #[error("the debug file of {} is not used: {source}", path.display())]
-    DebugFile {
-        /// Which object.
-        path: PathBuf,
-        /// Why.
-        source: DebugFileError,
-    },
-}
 
 /// Names the addresses of one process.
 #[derive(Debug)]
 pub struct Symbolizer<'a> {
     modules: &'a LoadedModules,
     known: BTreeMap<AbsAddr, String>,
-    debug_roots: Vec<PathBuf>,
+    files: DebugFiles,
     /// The objects that frames lie in, in the order of [`ModuleId`].
     used: Vec<UsedModule>,
     /// By the index in `modules`.
@@ -56,36 +33,20 @@ pub struct Symbolizer<'a> {
     notes: Vec<SymbolNote>,
 }
 
-/// What is known about an object that frames lie in.
+/// An object that frames lie in.
 #[derive(Debug)]
 struct UsedModule {
     /// Its index in the loaded modules.
     index: usize,
-    table: SymbolTable,
-    debug: Option<DebugInfo>,
-    named: u64,
-    nameless: u64,
-    sources: BTreeSet<&'static str>,
-}
-
-impl UsedModule {
-    /// Whether it has all symbols that it was built with.
-    fn is_complete(&self) -> bool {
-        self.table.symbols().iter().any(|symbol| symbol.source == SymbolSource::Symtab)
-    }
+    names: ObjectNames,
 }
 
 impl<'a> Symbolizer<'a> {
-    /// Names by the symbols of `modules`. `known` are functions that pgleak found out itself, by
-    /// the address of their first instruction in the process. Debug files are looked for below
-    /// each of `debug_roots`: `/proc/PID/root` and `/`, say.
-    pub fn new(
-        modules: &'a LoadedModules,
-        known: BTreeMap<AbsAddr, String>,
-        debug_roots: Vec<PathBuf>,
-    ) -> Self {
+    /// Names by the symbols of `modules` and their debug files. `known` are functions that pgleak
+    /// found out itself, by the address of their first instruction in the process.
+    pub fn new(modules: &'a LoadedModules, known: BTreeMap<AbsAddr, String>, files: DebugFiles) -> Self {
         let (used, ids, frames, notes) = (Vec::new(), HashMap::new(), HashMap::new(), Vec::new());
-        Self { modules, known, debug_roots, used, ids, frames, notes }
+        Self { modules, known, files, used, ids, frames, notes }
     }
 
     /// Names one address. A return address is looked up at the byte before it, which belongs to
@@ -112,9 +73,9 @@ impl<'a> Symbolizer<'a> {
                 Module {
                     path: module.path.display().to_string(),
                     build_id: module.image.build_id().cloned(),
-                    named: used.named,
-                    nameless: used.nameless,
-                    symbols: used.sources.iter().map(|source| (*source).to_owned()).collect(),
+                    named: used.names.named,
+                    nameless: used.names.nameless,
+                    symbols: used.names.sources.iter().map(|source| (*source).to_owned()).collect(),
                 }
             })
             .collect()
@@ -123,7 +84,7 @@ impl<'a> Symbolizer<'a> {
     /// How to get the names of each object that has frames without one. What is nameless in spite
     /// of a full symbol table (hand-written assembly, say) has no name anywhere.
     pub fn advice(&self, os: &OsRelease) -> Vec<String> {
-        let nameless = self.used.iter().filter(|used| used.nameless > 0 && !used.is_complete());
+        let nameless = self.used.iter().filter(|used| used.names.nameless > 0 && !used.names.is_complete());
         nameless
             .map(|used| {
                 let module = &self.modules.modules()[used.index];
@@ -143,34 +104,11 @@ impl<'a> Symbolizer<'a> {
         let used = &mut self.used[id.0 as usize];
         let address = address.in_object(module.bias);
         let function = range_at(module.functions(), address);
-        let symbol = used.table.at(address);
-        let dwarf = match used.debug.as_ref().map(|debug| debug.frames(address)) {
-            Some(Ok(frames)) => frames,
-            Some(Err(error)) => {
-                // One note for an object; its other units may be sound.
-                let noted = |note: &SymbolNote| matches!(note, SymbolNote::Dwarf { path, .. } if *path == module.path);
-                if !self.notes.iter().any(noted) {
-                    self.notes.push(SymbolNote::Dwarf { path: module.path.clone(), source: error });
-                }
-                Vec::new()
-            }
-            None => Vec::new(),
-        };
-        let start = symbol.map(|symbol| symbol.start).or(function.map(|function| function.start));
-        let names = names(symbol, dwarf);
-        if names.is_empty() {
-            used.nameless += 1;
-        } else {
-            used.named += 1;
-        }
-        if names.iter().any(|name| name.file.is_some()) || (symbol.is_none() && !names.is_empty()) {
-            used.sources.insert("DWARF");
-        }
-        if let Some(symbol) = symbol {
-            used.sources.insert(symbol.source.label());
-        }
+        let naming = used.names.name(address, &mut self.notes);
+        let start = naming.start.or(function.map(|function| function.start));
         let fallback = format!("{}+{:#x}", base_name(&module.path), start.unwrap_or(address).0);
-        Frame { module: Some(id), address, function_start: start, names, fallback }
+        let (names, aliases) = (naming.names, naming.aliases);
+        Frame { module: Some(id), address, function_start: start, names, aliases, fallback }
     }
 
     /// The id of an object; its symbols are read when its first frame is.
@@ -178,34 +116,23 @@ impl<'a> Symbolizer<'a> {
         if let Some(id) = self.ids.get(&index) {
             return *id;
         }
-        let found = module.image.build_id().map(|id| find_debug_file(&self.debug_roots, id));
-        let debug_file = match found {
-            Some(Ok(file)) => file.map(Arc::new),
-            Some(Err(source)) => {
-                self.notes.push(SymbolNote::DebugFile { path: module.path.clone(), source });
-                None
-            }
-            None => None,
-        };
+        let mut file_notes = Vec::new();
+        let mut images = vec![Arc::clone(&module.image)];
+        images.extend(self.files.of_object(&module.image, &module.path, &mut file_notes));
+        self.notes.extend(about(&module.path, file_notes));
         let known = self.known_in(module);
-        let table = SymbolTable::build(&module.image, debug_file.as_deref(), module.functions(), &known);
-        let debug = self.debug_info(module, debug_file.as_ref());
+        let names = ObjectNames::read(
+            &module.path,
+            &images,
+            module.functions(),
+            &known,
+            &mut self.files,
+            &mut self.notes,
+        );
         let id = ModuleId(u32::try_from(self.used.len()).expect("a process maps fewer than 2^32 objects"));
-        self.used.push(UsedModule { index, table, debug, named: 0, nameless: 0, sources: BTreeSet::new() });
+        self.used.push(UsedModule { index, names });
         self.ids.insert(index, id);
         id
-    }
-
-    /// The DWARF of the object itself, else that of its debug file.
-    fn debug_info(&mut self, module: &LoadedModule, debug_file: Option<&Arc<Image>>) -> Option<DebugInfo> {
-        for image in [Some(&module.image), debug_file].into_iter().flatten() {
-            match DebugInfo::read(image) {
-                Ok(Some(debug)) => return Some(debug),
-                Ok(None) => {}
-                Err(source) => self.notes.push(SymbolNote::Dwarf { path: module.path.clone(), source }),
-            }
-        }
-        None
     }
 
     fn known_in(&self, module: &LoadedModule) -> BTreeMap<VirtAddr, String> {
@@ -230,7 +157,8 @@ fn frame_outside(path: Option<&MappingPath>, address: AbsAddr) -> Frame {
             name => format!("[{name}]"),
         },
     };
-    Frame { module: None, address: VirtAddr(address.0), function_start: None, names: Vec::new(), fallback }
+    let (names, aliases) = (Vec::new(), Vec::new());
+    Frame { module: None, address: VirtAddr(address.0), function_start: None, names, aliases, fallback }
 }
 
 fn base_name(path: &Path) -> String {
@@ -240,6 +168,7 @@ fn base_name(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::symbolize::SymbolTable;
 
     #[test]
     fn code_outside_of_files_says_what_it_is() {
@@ -263,7 +192,7 @@ mod tests {
     fn a_return_address_belongs_to_the_call_before_it() -> Result<(), Box<dyn std::error::Error>> {
         assert_eq!(a_function_of_this_test(1), 2);
         let modules = LoadedModules::read(std::process::id())?;
-        let mut symbolizer = Symbolizer::new(&modules, BTreeMap::new(), Vec::new());
+        let mut symbolizer = Symbolizer::new(&modules, BTreeMap::new(), DebugFiles::default());
         let start = AbsAddr(a_function_of_this_test as fn(u32) -> u32 as usize as u64);
         let frame = symbolizer.frame(start, false);
         assert!(frame.label().ends_with("a_function_of_this_test"), "{frame:?}");
@@ -289,12 +218,12 @@ mod tests {
         // A function of a library that has no name: the first one outside of every symbol.
         let libc = modules.modules().iter().find(|module| base_name(&module.path).starts_with("libc.so"));
         let libc = libc.ok_or("the C library is mapped")?;
-        let table = SymbolTable::build(&libc.image, None, libc.functions(), &BTreeMap::new());
+        let table = SymbolTable::build(&[&libc.image], &[], libc.functions(), &BTreeMap::new());
         let nameless = libc.functions().iter().find(|function| table.at(function.start).is_none());
         let nameless = nameless.ok_or("a static function")?.start;
         let address = nameless.in_process(libc.bias);
 
-        let mut symbolizer = Symbolizer::new(&modules, BTreeMap::new(), Vec::new());
+        let mut symbolizer = Symbolizer::new(&modules, BTreeMap::new(), DebugFiles::default());
         let frame = symbolizer.frame(address.offset(1), false);
         assert!(frame.is_nameless());
         assert_eq!(frame.label(), format!("{}+{:#x}", base_name(&libc.path), nameless.0));
@@ -302,7 +231,7 @@ mod tests {
         assert!(advice.len() == 1 && advice[0].contains("debuginfod-find"), "{advice:?}");
 
         let known = BTreeMap::from([(address, "AllocSetAlloc".to_owned())]);
-        let mut symbolizer = Symbolizer::new(&modules, known, Vec::new());
+        let mut symbolizer = Symbolizer::new(&modules, known, DebugFiles::default());
         assert_eq!(symbolizer.frame(address.offset(1), false).label(), "AllocSetAlloc");
         assert_eq!(symbolizer.modules()[0].symbols, ["found by pgleak"]);
         assert!(symbolizer.advice(&OsRelease::default()).is_empty());

