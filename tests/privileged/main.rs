@@ -7,6 +7,7 @@ mod exact;
 mod input;
 mod leak;
 mod lifecycle;
+mod mappings;
 mod names;
 mod sites;
 mod trail;

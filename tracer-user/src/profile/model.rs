@@ -53,6 +53,8 @@ pub enum StackEnd {
     Bottom,
     /// Cut at code outside of every known mapping.
     UnknownMapping,
+    /// Cut at code that was made at run time, which has no unwind information.
+    Jit,
     /// Cut at code without unwind information.
     NoRow,
     /// Cut at an unwind rule that is not supported.

@@ -45,8 +45,13 @@ pub(super) fn stacks(capture: &Capture, options: &RenderOptions) -> BTreeMap<Vec
 fn path(capture: &Capture, stack: &Stack, reverse: bool) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     // A stack that was cut says so where its callers would be.
-    names.extend(cut(stack.end).map(str::to_owned));
+    let cut_at = cut(stack.end);
+    names.extend(cut_at.map(str::to_owned));
     for frame in stack.frames.iter().rev().filter_map(|id| capture.profile.frames.get(id.0 as usize)) {
+        // The code that it was cut at may be all that is known of it.
+        if frame.names.is_empty() && cut_at == Some(&frame.fallback) && names.len() == 1 {
+            continue;
+        }
         push_names(frame, &mut names);
     }
     if names.is_empty() {
@@ -94,6 +99,7 @@ pub(super) fn cut(end: StackEnd) -> Option<&'static str> {
     match end {
         StackEnd::Bottom => None,
         StackEnd::UnknownMapping => Some("[unknown mapping]"),
+        StackEnd::Jit => Some("[jit]"),
         StackEnd::NoRow => Some("[stack cut: no unwind information]"),
         StackEnd::Unsupported => Some("[stack cut: unsupported unwind rule]"),
         StackEnd::Read => Some("[stack cut: unreadable memory]"),

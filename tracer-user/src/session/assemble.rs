@@ -35,6 +35,8 @@ pub struct Drained {
     pub record_start_ns: u64,
     /// Whether the process ended, which ends what survives.
     pub exited: bool,
+    /// Code outside of every object that was made at run time.
+    pub run_time_code: HashSet<AbsAddr>,
 }
 
 /// Cuts the record window into `count` equal parts.
@@ -127,7 +129,7 @@ fn intern_stacks(drained: &Drained, profile: &mut Profile<RawFrame>) -> HashMap<
                 })
             })
             .collect();
-        let end = stack_end(raw.end);
+        let end = stack_end(raw, &drained.run_time_code);
         let id = *stack_ids.entry((frames, end)).or_insert_with_key(|(frames, end)| {
             profile.stacks.push(Stack {
                 frames: frames.clone(),
@@ -177,9 +179,14 @@ fn slice_of(born_ns: u64, start_ns: u64, slices: &[Slice]) -> Option<usize> {
     Some(index.min(slices.len() - 1))
 }
 
-fn stack_end(end: Option<WalkEnd>) -> StackEnd {
-    match end {
+fn stack_end(raw: &RawStack, run_time_code: &HashSet<AbsAddr>) -> StackEnd {
+    match raw.end {
         Some(WalkEnd::Bottom) => StackEnd::Bottom,
+        Some(WalkEnd::UnknownMapping)
+            if raw.frames.last().is_some_and(|last| run_time_code.contains(last)) =>
+        {
+            StackEnd::Jit
+        }
         Some(WalkEnd::UnknownMapping) => StackEnd::UnknownMapping,
         Some(WalkEnd::NoRow) => StackEnd::NoRow,
         Some(WalkEnd::Unsupported) => StackEnd::Unsupported,

@@ -24,7 +24,7 @@ use crate::{
     },
     probe::{CostClass, ProbeSite},
     profile::{Capture, CounterValue, SCHEMA, SiteReport, Target, Tool, Window},
-    symbolize::{DebugFiles, Debuginfod, OsRelease, Symbolizer},
+    symbolize::{DebugFiles, Debuginfod, OsRelease, Symbolizer, run_time_frame},
     target::{cgroup_memory, mem_available_bytes},
 };
 
@@ -129,7 +129,14 @@ fn finish(
     let debug_roots = vec![PathBuf::from(format!("/proc/{pid}/root")), PathBuf::from("/")];
     let files = DebugFiles::below(debug_roots).with_debuginfod(debuginfod);
     let mut symbolizer = Symbolizer::new(prepared.mappings.modules(), known, files);
-    let profile = profile.map_frames(|frame| symbolizer.frame(frame.address, frame.is_return));
+    let run_time_code = &recording.drained.run_time_code;
+    let profile = profile.map_frames(|frame| {
+        if run_time_code.contains(&frame.address) {
+            run_time_frame(frame.address)
+        } else {
+            symbolizer.frame(frame.address, frame.is_return)
+        }
+    });
 
     let mut notes: Vec<String> = recording.notes.clone();
     notes.extend(

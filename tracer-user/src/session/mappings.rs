@@ -9,6 +9,7 @@ use tracer_ebpf::{abi::MapSet, unwind::Row};
 
 use super::CaptureError;
 use crate::{
+    addr::AbsAddr,
     bpf::{MapError, Tracer},
     elf::Image,
     target::{LoadedModules, MappingPath, ProcessError},
@@ -134,19 +135,20 @@ impl Mappings {
 
     /// Looks for objects that were loaded since, because a stack led to unknown code. What goes
     /// wrong is a note and not the end of the capture: stacks are cut there, which is counted.
-    pub fn look_again(&mut self, tracer: &Tracer) {
+    /// Returns whether it looked, which it does not all the time.
+    pub fn look_again(&mut self, tracer: &Tracer) -> bool {
         if self.looked_at.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
-            return;
+            return false;
         }
         self.looked_at = Some(Instant::now());
         let result = match self.modules.refresh() {
             // Its end is noticed elsewhere.
-            Err(ProcessError::NoSuchProcess { .. } | ProcessError::Ended { .. }) => return,
+            Err(ProcessError::NoSuchProcess { .. } | ProcessError::Ended { .. }) => return false,
             Err(error) => Err(CaptureError::from(error)),
             Ok(_) => self.build_tables().and_then(|()| self.upload(tracer)),
         };
         let note = match result {
-            Ok(()) => return,
+            Ok(()) => return true,
             Err(CaptureError::Map(MapError { map: "ROWS" | "PAGES", .. })) => {
                 // What did not fit now will not fit later.
                 self.uploaded = self.table_sizes();
@@ -157,5 +159,22 @@ impl Mappings {
         if !self.notes.contains(&note) {
             self.notes.push(note);
         }
+        true
+    }
+
+    /// Whether code that lies in no object was made at run time, by the mappings as last read.
+    pub fn is_run_time_code(&self, address: AbsAddr) -> bool {
+        let maps = self.modules.maps();
+        match maps.at(address) {
+            Some(mapping) => mapping.executable && mapping.path.is_written_by_process(),
+            // Code for one query is gone when the query ends, and then only who compiles has any.
+            None => self.modules.at(address).is_none() && self.has_compiler(),
+        }
+    }
+
+    /// Whether LLVM is loaded, by which PostgreSQL compiles expressions.
+    fn has_compiler(&self) -> bool {
+        let mut names = self.modules.modules().iter().filter_map(|module| module.path.file_name()?.to_str());
+        names.any(|name| name.starts_with("llvmjit") || name.starts_with("libLLVM"))
     }
 }

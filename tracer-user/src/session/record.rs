@@ -1,6 +1,7 @@
 //! Attach, count, record, settle, detach.
 
 use std::{
+    collections::HashSet,
     os::fd::{AsRawFd as _, OwnedFd},
     sync::Arc,
     thread::JoinHandle,
@@ -19,6 +20,7 @@ use super::{
     cost::{CostWatch, Sample},
 };
 use crate::{
+    addr::AbsAddr,
     bpf::{Attached, Counters, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
     guard::{Decision, Manner, ProbeCosts, Watchdog, Yardstick, decide, expected_slowdown},
     profile::EndReason,
@@ -31,6 +33,8 @@ const TICK: Duration = Duration::from_millis(50);
 const COUNT_FOR: Duration = Duration::from_millis(500);
 /// Without a sign of life for this long, the programs stop recording.
 const DEADLINE: Duration = Duration::from_secs(5);
+
+const JIT_ADVICE: &str = "stacks below queries that were compiled at run time end at [jit], since such code has no unwind table in any file: SET jit = off in the session, or ALTER SYSTEM SET jit = off and reload, and capture again to see what called them";
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +111,9 @@ pub struct Recorder<'a> {
     yardstick: Yardstick,
     options: RecordOptions,
     stacks: Vec<RawStack>,
+    /// Code outside of every known object that was not looked at yet.
+    unknown_code: Vec<AbsAddr>,
+    run_time_code: HashSet<AbsAddr>,
     notes: Vec<String>,
 }
 
@@ -183,6 +190,8 @@ impl<'a> Recorder<'a> {
             yardstick: Yardstick::new(costs, untouched),
             options,
             stacks: Vec::new(),
+            unknown_code: Vec::new(),
+            run_time_code: HashSet::new(),
             notes: Vec::new(),
         })
     }
@@ -240,10 +249,21 @@ impl<'a> Recorder<'a> {
         let survived = self.snapshot()?;
         let counters = self.tracer.counters()?;
         let hits = self.tracer.site_hits()?;
+        self.sort_unknown_code();
         let detaching = Detaching::start(self.attached, self.watchdog, Manner::Together);
         check_hits(pid, &hits, cpu_ns, &mut self.notes)?;
         let exited = matches!(end, Stop::Exited | Stop::Replaced);
-        let drained = Drained { stacks: self.stacks, recorded, survived, record_start_ns, exited };
+        if !self.run_time_code.is_empty() {
+            self.notes.push(JIT_ADVICE.to_owned());
+        }
+        let drained = Drained {
+            stacks: self.stacks,
+            recorded,
+            survived,
+            record_start_ns,
+            exited,
+            run_time_code: self.run_time_code,
+        };
         Ok(Recording {
             drained,
             started,
@@ -402,11 +422,18 @@ impl<'a> Recorder<'a> {
 
     fn drain(&mut self) {
         let new = self.tracer.new_stacks();
-        let unknown = new.iter().any(|stack| stack.end == Some(WalkEnd::UnknownMapping));
+        let cut = new.iter().filter(|stack| stack.end == Some(WalkEnd::UnknownMapping));
+        self.unknown_code.extend(cut.filter_map(|stack| stack.frames.last()));
         self.stacks.extend(new);
-        if unknown {
-            self.prepared.mappings.look_again(&self.tracer);
+        if !self.unknown_code.is_empty() && self.prepared.mappings.look_again(&self.tracer) {
+            self.sort_unknown_code();
         }
+    }
+
+    /// Tells code that was made at run time from libraries that were loaded meanwhile.
+    fn sort_unknown_code(&mut self) {
+        let made = |address: &AbsAddr| self.prepared.mappings.is_run_time_code(*address);
+        self.run_time_code.extend(self.unknown_code.drain(..).filter(made));
     }
 
     fn snapshot(&mut self) -> Result<RawSnapshot, CaptureError> {

@@ -20,5 +20,5 @@ pub use files::{
 };
 pub use object::SymbolNote;
 pub use rename::name_again;
-pub use symbolizer::Symbolizer;
+pub use symbolizer::{Symbolizer, run_time_frame};
 pub use symbols::{Symbol, SymbolSource, SymbolTable};

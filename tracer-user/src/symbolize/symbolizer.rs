@@ -141,22 +141,25 @@ impl<'a> Symbolizer<'a> {
     }
 }
 
+/// A frame of code that the process made itself: LLVM's JIT, mostly.
+pub fn run_time_frame(address: AbsAddr) -> Frame {
+    frame_without_names("[jit]".to_owned(), address)
+}
+
 /// A frame that lies in no object.
 fn frame_outside(path: Option<&MappingPath>, address: AbsAddr) -> Frame {
-    let fallback = match path {
+    let label = match path {
         None => "[unknown mapping]".to_owned(),
-        // What is executable without a file was written by the process: LLVM's JIT, mostly.
-        Some(MappingPath::Anonymous) => "[jit]".to_owned(),
-        Some(MappingPath::Uprobes) => "[uprobes]".to_owned(),
+        Some(path) if path.is_written_by_process() => return run_time_frame(address),
+        Some(MappingPath::Anonymous | MappingPath::Uprobes) => "[uprobes]".to_owned(),
         Some(MappingPath::Vdso) => VDSO.to_owned(),
-        Some(MappingPath::Other(name)) if name.starts_with("[anon") => "[jit]".to_owned(),
         Some(MappingPath::Other(name)) => name.clone(),
-        Some(MappingPath::File { path, .. }) if path.starts_with("/memfd:") => "[jit]".to_owned(),
-        Some(MappingPath::File { path, .. }) => match base_name(path) {
-            name if name.starts_with("memfd:") => "[jit]".to_owned(),
-            name => format!("[{name}]"),
-        },
+        Some(MappingPath::File { path, .. }) => format!("[{}]", base_name(path)),
     };
+    frame_without_names(label, address)
+}
+
+fn frame_without_names(fallback: String, address: AbsAddr) -> Frame {
     let (names, aliases) = (Vec::new(), Vec::new());
     Frame { module: None, address: VirtAddr(address.0), function_start: None, names, aliases, fallback }
 }

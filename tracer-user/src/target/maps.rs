@@ -37,6 +37,20 @@ pub enum MappingPath {
     Other(String),
 }
 
+impl MappingPath {
+    /// Whether the process itself wrote what is in it: memory without a file.
+    pub fn is_written_by_process(&self) -> bool {
+        match self {
+            Self::Anonymous => true,
+            Self::Other(name) => name.starts_with("[anon"),
+            Self::File { path, .. } => {
+                path.components().any(|part| part.as_os_str().as_encoded_bytes().starts_with(b"memfd:"))
+            }
+            Self::Vdso | Self::Uprobes => false,
+        }
+    }
+}
+
 /// One line of `/proc/PID/maps`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {

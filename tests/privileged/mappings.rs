@@ -1,0 +1,64 @@
+//! Code that is mapped or made while it is traced.
+
+use pgleak::profile::{Capture, StackEnd};
+use pgleak_tests::{Build, Session, findings::counter, workload::Loop};
+
+use crate::common::{recording, server};
+
+/// Stacks that end so.
+fn ending(capture: &Capture, end: StackEnd) -> u64 {
+    let stacks = capture.profile.stacks.iter().filter(|stack| stack.end == end);
+    stacks.map(|stack| stack.summary.allocated.count).sum()
+}
+
+/// With JIT on, stacks through compiled code say so, and what to do about it.
+#[test]
+fn code_that_was_compiled_at_run_time_is_called_that() {
+    let server = server(&Build::packaged(15).unwrap());
+    let query = "set jit = on; set jit_above_cost = 0; set jit_inline_above_cost = -1; set jit_optimize_above_cost = -1;
+        select sum(length(relname::text || oid::text)) from pg_class where relname::text like '%a%'";
+    let work = Loop::start(&server, query).unwrap();
+    let running = recording(work.backend_pid(), &["--duration", "3s", "--settle", "1s"]);
+    let finished = running.finish().unwrap().success().unwrap();
+    work.stop().unwrap();
+    let capture = finished.capture().unwrap();
+    let (jit, unknown) = (ending(&capture, StackEnd::Jit), ending(&capture, StackEnd::UnknownMapping));
+    let all = counter(&capture, "stacks_walked");
+    println!("{jit} of {all} allocations below compiled code, {unknown} below code that is not known");
+    assert!(jit > 100, "{jit} of {all}");
+    assert_eq!(unknown, 0);
+    assert_eq!(counter(&capture, "walk_unknown_mapping") + counter(&capture, "walk_bottom"), all);
+    assert!(capture.notes.iter().any(|note| note.contains("jit = off")), "{:?}", capture.notes);
+    assert!(finished.stdout.contains("LOSSES") && finished.stdout.contains("walk_unknown_mapping"));
+    // Whether any of it survives is the query's business; if so, the flame graph says it.
+    let survives = capture.profile.groups.iter().any(|group| {
+        group.survived.held > 0 && capture.profile.stacks[group.stack.0 as usize].end == StackEnd::Jit
+    });
+    assert_eq!(finished.artifact("stacks.folded").unwrap().contains("[jit]"), survives);
+}
+
+/// A library that is opened meanwhile: stacks are cut at it for a moment, which is counted, and
+/// whole from then on.
+#[test]
+fn a_library_that_is_opened_meanwhile_is_noticed() {
+    let server = server(&Build::npm(17).unwrap());
+    let mut session = Session::open(&server).unwrap();
+    session.run("create extension hstore; create extension pg_trgm").unwrap();
+    drop(session);
+    let mut session = Session::open(&server).unwrap();
+    let running = recording(session.backend_pid(), &["--duration", "60s", "--settle", "0"]);
+    for _ in 0..200 {
+        session
+            .text("select count(*) from generate_series(1, 200) g where similarity(g::text, '17') > 0")
+            .unwrap();
+        session.text("select (hstore('a', 'b') || hstore('c', 'd'))::text").unwrap();
+    }
+    running.signal(libc::SIGINT).unwrap();
+    let capture = running.finish().unwrap().success().unwrap().capture().unwrap();
+    let (cut, whole) = (counter(&capture, "walk_unknown_mapping"), counter(&capture, "walk_bottom"));
+    println!("{cut} stacks cut, {whole} whole");
+    assert_eq!(cut + whole, counter(&capture, "stacks_walked"));
+    assert!(cut * 20 < whole, "{cut} of {whole}");
+    let loaded = |name: &str| capture.modules.iter().any(|module| module.path.contains(name));
+    assert!(loaded("hstore") && loaded("pg_trgm"), "{:?}", capture.modules);
+}
