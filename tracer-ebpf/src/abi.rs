@@ -83,6 +83,11 @@ pub struct Control {
     pub trampoline_end: u64,
     /// 1: walks do not use what is remembered of the last one. For tests and measurements.
     pub walk_anew: u32,
+    /// How often the dynamic loader has said that it has loaded something, ever; written by the
+    /// programs.
+    pub loads: u32,
+    /// Up to which of these the mappings are known; written by user space.
+    pub loads_known: u32,
     /// Padding.
     pub pad: u32,
 }
@@ -306,7 +311,7 @@ pub struct Walk {
 }
 
 /// Header of a record in the `NEW_STACKS` ring; `count` frames of 8 bytes follow, innermost
-/// first.
+/// first. One with the id [`NO_STACK`] and no frames says that the dynamic loader was at work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct StackHeader {
@@ -423,7 +428,7 @@ pub struct Name {
 }
 
 const _: () = {
-    assert!(size_of::<Control>() == 72);
+    assert!(size_of::<Control>() == 80);
     assert!(size_of::<Range>() == 32);
     assert!(size_of::<MapSet>() == 8192);
     assert!(size_of::<Live>() == 64);

@@ -59,8 +59,10 @@ counters! {
     RowCacheMiss = "row_cache_miss", Work, "unwind rows searched because the cache did not have them";
     RecordTimed = "record_timed", Work, "allocations of which recording was timed";
     RecordNs = "record_ns", Work, "nanoseconds that recording these took, without the traps";
+    LoadsAwaited = "loads_awaited", Work, "times that the process waited some milliseconds until a library that it loaded was known";
     ReadFaulted = "read_faulted", Work, "stack reads that had to fault a page in";
 
+    LoadsLate = "loads_late", Normal, "libraries that were not known within 5 ms of their loading: stacks through them may be cut at first";
     FreeUnknown = "free_unknown", Normal, "frees of chunks that are older than the capture or were not recorded";
     FreeDead = "free_dead", Normal, "frees of chunks whose context was reset or deleted before";
     OverwroteDead = "overwrote_dead", Normal, "addresses reused after a reset or delete of their context";

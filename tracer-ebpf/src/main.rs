@@ -13,7 +13,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RawTracePointContext, RetProbeContext},
 };
 
-use crate::bpf::{chunk, context, measure, process, realloc, sample};
+use crate::bpf::{chunk, context, loader, measure, process, realloc, sample};
 
 /// Entry of a function that returns a new chunk.
 #[uprobe(sleepable)]
@@ -61,6 +61,13 @@ fn reset_enter(ctx: ProbeContext) -> u32 {
 #[uprobe]
 fn delete_enter(ctx: ProbeContext) -> u32 {
     context::delete_enter(&ctx);
+    0
+}
+
+/// The dynamic loader tells debuggers that it has loaded something.
+#[uprobe(sleepable)]
+fn loader_enter(ctx: ProbeContext) -> u32 {
+    loader::enter(&ctx);
     0
 }
 

@@ -12,7 +12,7 @@ use tracer_ebpf::site::Role;
 
 use super::{
     Tracer,
-    load::MEASURE,
+    load::{LOADER, MEASURE},
     sample::{SAMPLE_ENTER, SAMPLE_EXIT},
     uprobe::{self, Place},
 };
@@ -66,7 +66,8 @@ pub struct Attached {
 /// A probe that is set.
 #[derive(Debug)]
 struct Set {
-    role: Role,
+    /// `None` for a probe on anything but an allocator.
+    role: Option<Role>,
     number: u8,
     fd: OwnedFd,
 }
@@ -101,6 +102,25 @@ impl Attached {
             self.set(tracer, exit, true, pid, path, probe)?;
         }
         self.set(tracer, entry, false, pid, path, probe)
+    }
+
+    /// Sets the probe where the dynamic loader tells that it has loaded something.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn add_loader(
+        &mut self,
+        tracer: &mut Tracer,
+        pid: u32,
+        path: &Path,
+        offset: FileOffset,
+    ) -> Result<(), AttachError> {
+        let probe = Probe { function: "_dl_debug_state", role: Role::Free, offset, cookie: 0 };
+        self.set(tracer, LOADER, false, pid, path, probe)?;
+        if let Some(set) = self.probes.last_mut() {
+            set.role = None;
+        }
+        Ok(())
     }
 
     /// Sets a probe that takes every stack in several ways; see [`Tracer::measured`].
@@ -161,7 +181,7 @@ impl Attached {
                     source,
                 }
             })?;
-        self.probes.push(Set { role, number, fd });
+        self.probes.push(Set { role: Some(role), number, fd });
         Ok(())
     }
 
@@ -182,7 +202,8 @@ impl Attached {
 
     /// The probes of one role, to be taken away on their own.
     pub fn take_role(&mut self, role: Role) -> Self {
-        let (gone, kept) = std::mem::take(&mut self.probes).into_iter().partition(|set| set.role == role);
+        let (gone, kept) =
+            std::mem::take(&mut self.probes).into_iter().partition(|set| set.role == Some(role));
         self.probes = kept;
         Self { probes: gone }
     }

@@ -79,6 +79,18 @@ impl ControlPage {
         self.word32(|record| unsafe { &raw mut (*record).mapset }).store(number, Ordering::Release);
     }
 
+    /// How often the dynamic loader has said that it has loaded something.
+    pub fn loads(&self) -> u32 {
+        // SAFETY: an address computation.
+        self.word32(|record| unsafe { &raw mut (*record).loads }).load(Ordering::Acquire)
+    }
+
+    /// What was loaded until then is known: the process waits for it.
+    pub fn loads_are_known(&self, loads: u32) {
+        // SAFETY: an address computation.
+        self.word32(|record| unsafe { &raw mut (*record).loads_known }).store(loads, Ordering::Release);
+    }
+
     /// Whether every walk starts anew, without what is remembered of the last one.
     pub fn walk_anew(&self, anew: bool) {
         // SAFETY: an address computation.

@@ -24,7 +24,7 @@ use super::{Limits, MapError, control::ControlPage, rawmap::RawMap};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer.o"));
 
 /// Programs attached to allocator functions.
-pub(super) const PROBES: [&str; 7] = [
+pub(super) const PROBES: [&str; 8] = [
     "alloc_enter",
     "alloc_exit",
     "free_enter",
@@ -32,7 +32,10 @@ pub(super) const PROBES: [&str; 7] = [
     "realloc_exit",
     "reset_enter",
     "delete_enter",
+    LOADER,
 ];
+/// Attached where the dynamic loader tells of what it has loaded.
+pub(super) const LOADER: &str = "loader_enter";
 /// Takes every stack in several ways; captures do without it.
 pub(super) const MEASURE: &str = "measure_enter";
 /// Programs attached to raw tracepoints of the same name.

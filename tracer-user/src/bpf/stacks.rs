@@ -1,9 +1,12 @@
 //! New stacks as they come out of the ring.
 
-use std::os::fd::{AsRawFd as _, RawFd};
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+};
 
 use tracer_ebpf::{
-    abi::{MAX_FRAMES, StackHeader},
+    abi::{MAX_FRAMES, NO_STACK, StackHeader},
     unwind::WalkEnd,
 };
 
@@ -44,6 +47,8 @@ impl Tracer {
         let mut stacks = Vec::new();
         while let Some(record) = self.ring.next() {
             match RawStack::parse(&record) {
+                // The dynamic loader was at work; the control record says so, too.
+                Some(stack) if stack.id == NO_STACK => {}
                 Some(stack) => stacks.push(stack),
                 None => tracing::warn!(bytes = record.len(), "a record in the ring of stacks is no stack"),
             }
@@ -51,9 +56,13 @@ impl Tracer {
         stacks
     }
 
-    /// Readable when stacks have arrived.
-    pub fn ring_fd(&self) -> RawFd {
-        self.ring.as_raw_fd()
+    /// Readable when stacks have arrived, or the dynamic loader was at work.
+    ///
+    /// # Errors
+    /// If the descriptor cannot be duplicated.
+    pub fn ring_fd(&self) -> io::Result<OwnedFd> {
+        // SAFETY: the ring is open for as long as `self` is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }.try_clone_to_owned()
     }
 }
 

@@ -90,6 +90,9 @@ pub enum CaptureError {
     /// The watchdog cannot be started.
     #[error("cannot start the watchdog that takes the probes away if pgleak hangs: {0}")]
     Watchdog(io::Error),
+    /// The ring of stacks cannot be waited for.
+    #[error("cannot wait for stacks: {0}")]
+    Ring(io::Error),
     /// Signals cannot be handled.
     #[error("cannot wait for signals: {0}")]
     Signals(io::Error),

@@ -2,14 +2,16 @@
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
+use object::{Object as _, ObjectSymbol as _};
 use tracer_ebpf::{abi::MapSet, unwind::Row};
 
 use super::CaptureError;
 use crate::{
-    addr::AbsAddr,
+    addr::{AbsAddr, FileOffset, VirtAddr},
     bpf::{MapError, Tracer},
     elf::Image,
     target::{LoadedModules, MappingPath, ProcessError},
@@ -131,6 +133,28 @@ impl Mappings {
             tracer.control().set_trampoline(area.start.0, area.end.0);
         }
         Ok(())
+    }
+
+    /// Where the dynamic loader calls what is there for debuggers: a link to its file as it is
+    /// mapped, and the offset in it. `None` for a program without one, or without its symbol.
+    pub fn loader_probe(&self, pid: u32) -> Option<(PathBuf, FileOffset)> {
+        const HOOK: &str = "_dl_debug_state";
+        self.modules.modules().iter().find_map(|module| {
+            let elf = module.image.elf().ok()?;
+            let hook =
+                elf.dynamic_symbols().find(|symbol| symbol.is_definition() && symbol.name() == Ok(HOOK))?;
+            let address = VirtAddr(hook.address());
+            let at = address.in_process(module.bias);
+            let (start, end) = module.ranges.iter().find(|(start, end)| *start <= at && at < *end)?;
+            let link = format!("/proc/{pid}/map_files/{:x}-{:x}", start.0, end.0);
+            Some((PathBuf::from(link), module.image.file_offset(address)?))
+        })
+    }
+
+    /// Looks for objects that were loaded since, because the dynamic loader said so: at once.
+    pub fn look_now(&mut self, tracer: &Tracer) {
+        self.looked_at = None;
+        self.look_again(tracer);
     }
 
     /// Looks for objects that were loaded since, because a stack led to unknown code. What goes

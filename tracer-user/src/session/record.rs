@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::io::{Interest, unix::AsyncFd};
 use tracer_ebpf::{
     abi::{Phase, SiteHits},
     counters::{Class, Counter},
@@ -114,6 +115,8 @@ pub struct Recorder<'a> {
     /// Code outside of every known object that was not looked at yet.
     unknown_code: Vec<AbsAddr>,
     run_time_code: HashSet<AbsAddr>,
+    /// What the dynamic loader has loaded up to here is known.
+    loads: u32,
     notes: Vec<String>,
 }
 
@@ -175,6 +178,22 @@ impl<'a> Recorder<'a> {
                 watchdog.keep(descriptor, number).map_err(CaptureError::Watchdog)?;
             }
         }
+        let mut notes = Vec::new();
+        match prepared.mappings.loader_probe(pid) {
+            Some((loader, offset)) => {
+                let before = attached.len();
+                if let Err(error) = attached.add_loader(&mut tracer, pid, &loader, offset) {
+                    notes.push(format!("libraries that are loaded while recording are noticed late: {error}"));
+                }
+                for (number, descriptor) in attached.descriptors().skip(before) {
+                    watchdog.keep(descriptor, number).map_err(CaptureError::Watchdog)?;
+                }
+            }
+            None => notes.push(
+                "libraries that are loaded while recording are noticed late: the dynamic loader has no _dl_debug_state"
+                    .to_owned(),
+            ),
+        }
         // Between the look at the process and the probes, the pid may have become another's.
         if !prepared.is_there() {
             return Err(CaptureError::GoneTooEarly { pid });
@@ -192,7 +211,8 @@ impl<'a> Recorder<'a> {
             stacks: Vec::new(),
             unknown_code: Vec::new(),
             run_time_code: HashSet::new(),
-            notes: Vec::new(),
+            loads: 0,
+            notes,
         })
     }
 
@@ -377,17 +397,28 @@ impl<'a> Recorder<'a> {
         self.progress.begin(name, length);
         let end = Instant::now() + length;
         let mut cost = CostWatch::new(self.sample()?, self.yardstick);
+        let ring = self.tracer.ring_fd().map_err(CaptureError::Ring)?;
+        // SAFETY: an owned descriptor, always the same one, that is closed with the registration.
+        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+            .map_err(|error| CaptureError::Ring(error.into()))?;
+        let mut next_tick = Instant::now();
         loop {
-            let counters = self.tick()?;
+            if Instant::now() < next_tick {
+                // Between two ticks: stacks, and above all libraries that the process waits for.
+                self.drain();
+            } else {
+                next_tick += TICK;
+                let counters = self.tick()?;
+                // What is allocated from here on is missing, so that a leak would look like a cache.
+                if guarded && is_full(&counters) {
+                    return Ok(Stop::MapFull);
+                }
+            }
             match self.tracer.control().phase() {
                 Some(Phase::Exited) => return Ok(Stop::Exited),
                 Some(Phase::Replaced) => return Ok(Stop::Replaced),
                 _ if has_ended(&self.pidfd) => return Ok(Stop::Exited),
                 _ => {}
-            }
-            // What is allocated from here on is missing, so that a leak would look like a cache.
-            if guarded && is_full(&counters) {
-                return Ok(Stop::MapFull);
             }
             if guarded && self.is_too_slow(&mut cost)? {
                 return Ok(Stop::TooSlow);
@@ -396,8 +427,10 @@ impl<'a> Recorder<'a> {
             if left.is_zero() {
                 return Ok(Stop::TimeOver);
             }
+            let wait = next_tick.saturating_duration_since(Instant::now()).min(left);
             tokio::select! {
-                () = tokio::time::sleep(left.min(TICK)) => {}
+                () = tokio::time::sleep(wait) => {}
+                ready = ring.readable() => ready.map_err(CaptureError::Ring)?.clear_ready(),
                 () = self.interrupts.requested() => return Ok(Stop::Interrupted),
             }
         }
@@ -421,6 +454,12 @@ impl<'a> Recorder<'a> {
     }
 
     fn drain(&mut self) {
+        let loads = self.tracer.control().loads();
+        if loads != self.loads {
+            self.loads = loads;
+            self.prepared.mappings.look_now(&self.tracer);
+            self.tracer.control().loads_are_known(loads);
+        }
         let new = self.tracer.new_stacks();
         let cut = new.iter().filter(|stack| stack.end == Some(WalkEnd::UnknownMapping));
         self.unknown_code.extend(cut.filter_map(|stack| stack.frames.last()));
