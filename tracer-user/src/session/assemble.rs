@@ -243,6 +243,7 @@ mod tests {
             },
             record_start_ns: 100,
             exited: false,
+            run_time_code: HashSet::new(),
         };
         let profile = assemble(&drained, &slices(300, 3));
         assert_eq!(profile.stacks.len(), 3);
@@ -266,5 +267,18 @@ mod tests {
         assert_eq!(profile.groups[0].stack, StackId(0));
         assert_eq!(profile.stacks[0].end, StackEnd::Unknown);
         assert_eq!(profile.groups[0].context, "[unreadable name]");
+    }
+
+    #[test]
+    fn code_made_at_run_time_is_told_from_code_that_is_not_known() {
+        let cut = |id, frames: &[u64]| RawStack { end: Some(WalkEnd::UnknownMapping), ..stack(id, frames) };
+        let drained = Drained {
+            stacks: vec![cut(1, &[0x10, 0x99]), cut(2, &[0x10, 0x98]), stack(3, &[0x10, 0x99])],
+            run_time_code: HashSet::from([AbsAddr(0x99)]),
+            ..Drained::default()
+        };
+        let profile = assemble(&drained, &slices(300, 3));
+        let ends: Vec<StackEnd> = profile.stacks.iter().map(|stack| stack.end).collect();
+        assert_eq!(ends, [StackEnd::Unknown, StackEnd::Jit, StackEnd::UnknownMapping, StackEnd::Bottom]);
     }
 }
