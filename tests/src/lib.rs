@@ -5,7 +5,6 @@
 
 pub mod client;
 pub mod debuginfod;
-pub mod differential;
 pub mod findings;
 pub mod measure;
 pub mod pgleak;

@@ -387,38 +387,6 @@ pub struct Measured {
     pub helper_frames: u64,
 }
 
-/// Bytes of the stack that a [`Sample`] has at the most.
-pub const SAMPLE_BYTES: usize = 32 << 10;
-
-/// A stack with the memory that it was found in. Records in the `SAMPLES` ring end behind the
-/// `bytes` that were read.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Sample {
-    /// Registers where the walk began.
-    pub pc: u64,
-    /// Stack pointer.
-    pub sp: u64,
-    /// `rbp`.
-    pub bp: u64,
-    /// 1 if `pc` is a return address.
-    pub is_return: u64,
-    /// Frames of the walk, the probed function's own address included.
-    pub count: u32,
-    /// [`crate::unwind::WalkEnd`].
-    pub end: u32,
-    /// Frames that were taken over from the last walk.
-    pub met: u32,
-    /// Number of the set of mappings.
-    pub mapset: u32,
-    /// Bytes of the stack.
-    pub bytes: u64,
-    /// Frames, innermost first.
-    pub frames: [u64; FRAME_SLOTS],
-    /// The stack, from `sp` on.
-    pub stack: [u8; SAMPLE_BYTES],
-}
-
 /// A context's name. Key of `NAMES`: its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]

@@ -13,7 +13,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RawTracePointContext, RetProbeContext},
 };
 
-use crate::bpf::{chunk, context, loader, measure, process, realloc, sample};
+use crate::bpf::{chunk, context, loader, measure, process, realloc};
 
 /// Entry of a function that returns a new chunk.
 #[uprobe(sleepable)]
@@ -90,20 +90,6 @@ fn process_exec(_ctx: RawTracePointContext) -> i32 {
 #[uprobe(sleepable)]
 fn measure_enter(ctx: ProbeContext) -> u32 {
     measure::enter(&ctx);
-    0
-}
-
-/// Entry of any function whose stacks are sampled with their memory.
-#[uprobe(sleepable)]
-fn sample_enter(ctx: ProbeContext) -> u32 {
-    sample::enter(&ctx);
-    0
-}
-
-/// Return of any function whose stacks are sampled with their memory.
-#[uretprobe(sleepable)]
-fn sample_exit(ctx: RetProbeContext) -> u32 {
-    sample::exit(&ctx);
     0
 }
 

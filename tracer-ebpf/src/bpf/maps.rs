@@ -15,7 +15,7 @@ use aya_ebpf::{
 use tracer_ebpf::{
     abi::{
         ChunkKey, Context, ContextKey, Control, DOOMED_SLOTS, Live, MAPSET_SLOTS, MAX_SITES, MapSet,
-        Measured, Name, Parts, Phase, ROW_CACHE_SLOTS, Sample, SiteHits, StackKey, StackTotals, Task,
+        Measured, Name, Parts, Phase, ROW_CACHE_SLOTS, SiteHits, StackKey, StackTotals, Task,
     },
     counters::{COUNT, Counter},
 };
@@ -81,13 +81,6 @@ pub(crate) static DOOMED: Array<u64> = Array::with_max_entries(DOOMED_SLOTS, 0);
 /// Stacks taken in several ways.
 #[map]
 pub(crate) static MEASURED: Array<Measured> = Array::with_max_entries(1, 0);
-
-/// Room to put a sample together.
-#[map]
-pub(crate) static SAMPLE: Array<Sample> = Array::with_max_entries(1, 0);
-/// Samples on their way to user space; as small as can be unless samples are taken.
-#[map]
-pub(crate) static SAMPLES: RingBuf = RingBuf::with_byte_size(4096, 0);
 
 /// Where a context's name pointer is.
 #[inline(always)]

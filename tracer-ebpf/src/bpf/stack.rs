@@ -48,11 +48,12 @@ fn publish(control: *mut Control, task: *mut Task) -> u32 {
         count(Counter::StacksFull);
         return NO_STACK;
     }
+    let mut local = task;
     let frames = opaque(u64::from(walk.count)) & FRAME_MASK;
     // SAFETY: a map value that only this task uses. Header and frames are neighbours in `Task`,
     // and at most FRAME_SLOTS − 1 frames are sent, so the record ends inside of it.
     let sent = unsafe {
-        copy_frames(task);
+        generated::bpf_loop(walk.count, copy_frame as *mut c_void, (&raw mut local).cast(), 0);
         (*task).header = StackHeader { id, count: walk.count, end: walk.end, mapset: walk.mapset };
         generated::bpf_ringbuf_output(
             (&raw const NEW_STACKS).cast_mut().cast(),
@@ -73,19 +74,9 @@ fn publish(control: *mut Control, task: *mut Task) -> u32 {
     id
 }
 
-/// Puts the frames where they are sent from.
-#[inline(always)]
-pub(crate) fn copy_frames(task: *mut Task) {
-    let mut local = task;
-    // SAFETY: a map value that only this task uses.
-    unsafe {
-        generated::bpf_loop((*task).walk.count, copy_frame as *mut c_void, (&raw mut local).cast(), 0);
-    }
-}
-
 /// Puts a frame where it is sent from: innermost first, while the trail has the root first.
 unsafe extern "C" fn copy_frame(index: u32, context: *mut c_void) -> i64 {
-    // SAFETY: `context` is the address of a task pointer on the stack of `copy_frames`.
+    // SAFETY: `context` is the address of a task pointer on the stack of `publish`.
     let task = unsafe { &mut **context.cast::<*mut Task>() };
     let pc = if index == 0 {
         task.walk.function

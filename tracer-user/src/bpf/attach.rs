@@ -13,7 +13,6 @@ use tracer_ebpf::site::Role;
 use super::{
     Tracer,
     load::{LOADER, MEASURE},
-    sample::{SAMPLE_ENTER, SAMPLE_EXIT},
     uprobe::{self, Place},
 };
 use crate::addr::FileOffset;
@@ -135,22 +134,6 @@ impl Attached {
         probe: Probe<'_>,
     ) -> Result<(), AttachError> {
         self.set(tracer, MEASURE, false, pid, path, probe)
-    }
-
-    /// Sets a probe that sends every stack with its memory; see [`Tracer::load_sampler`].
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    pub fn add_sampler(
-        &mut self,
-        tracer: &mut Tracer,
-        pid: u32,
-        path: &Path,
-        probe: Probe<'_>,
-        is_return: bool,
-    ) -> Result<(), AttachError> {
-        let program = if is_return { SAMPLE_EXIT } else { SAMPLE_ENTER };
-        self.set(tracer, program, is_return, pid, path, probe)
     }
 
     fn set(

@@ -3,8 +3,8 @@
 use std::mem::size_of;
 
 use tracer_ebpf::abi::{
-    Context, DOOMED_SLOTS, Live, MAPSET_SLOTS, MapSet, Name, Parts, ROW_CACHE_SLOTS, Sample, StackKey,
-    StackTotals, Task,
+    Context, DOOMED_SLOTS, Live, MAPSET_SLOTS, MapSet, Name, Parts, ROW_CACHE_SLOTS, StackKey, StackTotals,
+    Task,
 };
 
 /// Entries of each map.
@@ -28,8 +28,6 @@ pub struct Limits {
     pub tasks: u32,
     /// Bytes of the ring that carries new stacks.
     pub ring_bytes: u32,
-    /// Bytes of the ring that carries samples; the least there is, unless samples are taken.
-    pub sample_bytes: u32,
 }
 
 /// What the kernel adds to each preallocated hash element (`struct htab_elem`), and the size of a
@@ -86,7 +84,6 @@ impl Limits {
             stacks: 1 << 15,
             tasks: 64,
             ring_bytes: 4 << 20,
-            sample_bytes: 4096,
         }
     }
 
@@ -113,8 +110,6 @@ impl Limits {
             + hash_bytes(self.stacks, size_of::<StackKey>(), 4)
             + hash_bytes(self.tasks, 4, size_of::<Task>())
             + u64::from(self.ring_bytes)
-            + u64::from(self.sample_bytes)
-            + size_of::<Sample>() as u64
     }
 }
 
