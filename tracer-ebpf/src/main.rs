@@ -13,7 +13,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RawTracePointContext, RetProbeContext},
 };
 
-use crate::bpf::{chunk, context, process, realloc};
+use crate::bpf::{chunk, context, process, realloc, sample};
 
 /// Entry of a function that returns a new chunk.
 #[uprobe(sleepable)]
@@ -61,6 +61,20 @@ fn reset_enter(ctx: ProbeContext) -> u32 {
 #[uprobe]
 fn delete_enter(ctx: ProbeContext) -> u32 {
     context::delete_enter(&ctx);
+    0
+}
+
+/// Any instruction: its stack is sent whole, for tests.
+#[uprobe(sleepable)]
+fn sample_enter(ctx: ProbeContext) -> u32 {
+    sample::enter(&ctx);
+    0
+}
+
+/// Any return, likewise.
+#[uretprobe(sleepable)]
+fn sample_exit(ctx: RetProbeContext) -> u32 {
+    sample::exit(&ctx);
     0
 }
 
