@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+mod differential;
 mod exact;
 mod input;
 mod leak;
 mod lifecycle;
+mod reference;
 mod sites;

@@ -4,8 +4,9 @@ use crate::{abi::FRAME_SLOTS, unwind::Registers};
 
 /// Bytes of a page of stack.
 pub const SAMPLE_PAGE_BYTES: usize = 4096;
-/// Pages of stack that are copied at the most: five times what a server's stack usually takes.
-pub const SAMPLE_PAGES: usize = 8;
+/// Pages of stack that are copied at the most: ten times what a server's stack usually takes, so
+/// that recursive queries are whole.
+pub const SAMPLE_PAGES: usize = 16;
 
 /// A record in the `SAMPLES` ring.
 #[derive(Clone, Copy)]

@@ -54,7 +54,9 @@ fn sample(cookie: u64, regs: &pt_regs, is_return: u64) {
     let mut local = task;
     // SAFETY: a map value that only this task uses; `copy_frame` takes the address of a pointer
     // to it.
-    unsafe { generated::bpf_loop((*task).walk.count, stack::copy_frame as *mut c_void, (&raw mut local).cast(), 0) };
+    unsafe {
+        generated::bpf_loop((*task).walk.count, stack::copy_frame as *mut c_void, (&raw mut local).cast(), 0)
+    };
     // A sample that finds no room is one that the test does not see; it counts what it sees.
     let Some(mut entry) = SAMPLES.reserve::<Sample>(0) else { return };
     let into = entry.as_mut_ptr();
