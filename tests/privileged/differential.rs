@@ -7,6 +7,7 @@ use pgleak::{addr::AbsAddr, bpf::RawSample, probe::ProbePlan, session::prepare, 
 use pgleak_tests::{
     Build, Server, Session,
     sampling::Sampling,
+    tables::Tables,
     workload::{Loop, Pgbench, Script, init_pgbench},
 };
 use tracer_ebpf::{site::Role, unwind::WalkEnd};
@@ -154,6 +155,7 @@ fn attach(sampling: &mut Sampling, pid: u32, plan: &ProbePlan) {
 /// Compares so many stacks.
 fn compare(sampling: &mut Sampling, count: usize) -> Tally {
     let mut reference = Reference::new(sampling.mappings.modules());
+    let tables = Tables::of(sampling.mappings.modules()).unwrap();
     let mut tally = Tally::default();
     while tally.total() < count {
         if tally.total() % IN_A_ROW == IN_A_ROW - 1 {
@@ -163,6 +165,14 @@ fn compare(sampling: &mut Sampling, count: usize) -> Tally {
         let (frames, end) = reference.stack(&sample);
         if !is_same(&sample, &frames, end) {
             differ(sampling, &sample, &frames, end);
+        }
+        if end != End::OutOfBytes {
+            let again = tables.walk(&sample);
+            assert_eq!(
+                (again.frames, Some(again.end)),
+                (frames.clone(), sample.end),
+                "our own in user space"
+            );
         }
         assert!(!is_same(&with_a_wrong_frame(&sample), &frames, end), "nothing was compared");
         match end {

@@ -8,4 +8,5 @@ mod input;
 mod leak;
 mod lifecycle;
 mod reference;
+mod shapes;
 mod sites;

@@ -8,7 +8,9 @@ pub mod findings;
 pub mod pgleak;
 pub mod planted;
 pub mod sampling;
+pub mod shapes;
 pub mod skip;
+pub mod tables;
 pub mod workload;
 
 pub use client::Session;
