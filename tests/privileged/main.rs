@@ -2,11 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+mod differential;
 mod exact;
 mod input;
 mod leak;
 mod lifecycle;
 mod mappings;
 mod names;
+mod reference;
+mod shapes;
 mod sites;
 mod trail;

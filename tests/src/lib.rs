@@ -9,7 +9,10 @@ pub mod findings;
 pub mod measure;
 pub mod pgleak;
 pub mod planted;
+pub mod sampling;
+pub mod shapes;
 pub mod skip;
+pub mod tables;
 pub mod workload;
 
 pub use client::Session;

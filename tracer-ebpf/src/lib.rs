@@ -11,6 +11,7 @@ pub mod abi;
 pub mod counters;
 pub mod growth;
 pub mod lookup;
+pub mod sample;
 pub mod site;
 pub mod trail;
 pub mod unwind;

@@ -13,7 +13,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RawTracePointContext, RetProbeContext},
 };
 
-use crate::bpf::{chunk, context, loader, measure, process, realloc};
+use crate::bpf::{chunk, context, loader, measure, process, realloc, sample};
 
 /// Entry of a function that returns a new chunk.
 #[uprobe(sleepable)]
@@ -68,6 +68,20 @@ fn delete_enter(ctx: ProbeContext) -> u32 {
 #[uprobe(sleepable)]
 fn loader_enter(ctx: ProbeContext) -> u32 {
     loader::enter(&ctx);
+    0
+}
+
+/// Any instruction: its stack is sent whole, for tests.
+#[uprobe(sleepable)]
+fn sample_enter(ctx: ProbeContext) -> u32 {
+    sample::enter(&ctx);
+    0
+}
+
+/// Any return, likewise.
+#[uretprobe(sleepable)]
+fn sample_exit(ctx: RetProbeContext) -> u32 {
+    sample::exit(&ctx);
     0
 }
 

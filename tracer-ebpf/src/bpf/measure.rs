@@ -11,6 +11,7 @@ use aya_ebpf::{
 use tracer_ebpf::{
     abi::{Control, Measured, StackKey, Task},
     site::Site,
+    unwind::Registers,
 };
 
 use crate::bpf::{
@@ -71,7 +72,9 @@ fn walk(
         let regs = &*ctx.regs;
         core::ptr::write_volatile(&raw mut (*control).walk_anew, anew.into());
         let start = now();
-        stack::walk(control, task, regs.rip.wrapping_sub(Site::skew_of(cookie)), regs, 0);
+        let function = regs.rip.wrapping_sub(Site::skew_of(cookie));
+        let regs = Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp, is_return: 0 };
+        stack::walk(control, task, function, regs);
         (now().wrapping_sub(start), (*task).walk.key)
     }
 }

@@ -9,5 +9,6 @@ pub(crate) mod process;
 pub(crate) mod read;
 pub(crate) mod realloc;
 pub(crate) mod record;
+pub(crate) mod sample;
 pub(crate) mod stack;
 pub(crate) mod task;

@@ -11,8 +11,9 @@ use tracer_ebpf::{
 
 use crate::bpf::maps::count;
 
+/// Reads `bytes`, faulting pages in: only for sleepable programs.
 #[inline(always)]
-fn read(into: *mut u64, bytes: u32, address: u64) -> bool {
+pub(crate) fn read(into: *mut u64, bytes: u32, address: u64) -> bool {
     // SAFETY: `into` has room for `bytes`, which the verifier sees the bounds of; the helper
     // checks the address.
     if unsafe { generated::bpf_probe_read_user(into.cast(), bytes, address as *const _) } == 0 {

@@ -25,7 +25,7 @@ const FRAME_MASK: u64 = FRAME_SLOTS as u64 - 1;
 /// The id of the stack that called `function`, as it stands when the call returns.
 #[inline(always)]
 pub(crate) fn id(control: *mut Control, task: *mut Task, function: u64, regs: &pt_regs) -> u32 {
-    walk(control, task, function, regs, 1);
+    walk(control, task, function, Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp, is_return: 1 });
     // SAFETY: a map value that only this task uses.
     let walk = unsafe { &(*task).walk };
     count(Counter::StacksWalked);
@@ -75,7 +75,7 @@ fn publish(control: *mut Control, task: *mut Task) -> u32 {
 }
 
 /// Puts a frame where it is sent from: innermost first, while the trail has the root first.
-unsafe extern "C" fn copy_frame(index: u32, context: *mut c_void) -> i64 {
+pub(crate) unsafe extern "C" fn copy_frame(index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `context` is the address of a task pointer on the stack of `publish`.
     let task = unsafe { &mut **context.cast::<*mut Task>() };
     let pc = if index == 0 {
@@ -89,10 +89,8 @@ unsafe extern "C" fn copy_frame(index: u32, context: *mut c_void) -> i64 {
 
 /// Walks the stack: first it is seen how much of the last one still stands, then frame by frame
 /// from the innermost until one of those is met, then both are put together.
-///
-/// `is_return` says whether the registers are those of a return; see [`Registers`].
 #[inline(always)]
-pub(crate) fn walk(control: *mut Control, task: *mut Task, function: u64, regs: &pt_regs, is_return: u64) {
+pub(crate) fn walk(control: *mut Control, task: *mut Task, function: u64, regs: Registers) {
     // SAFETY: map values; the control record's words are aligned, and user space switches
     // `mapset` at any time.
     unsafe {
@@ -102,7 +100,7 @@ pub(crate) fn walk(control: *mut Control, task: *mut Task, function: u64, regs: 
         // The mapping of the last walk's last frame is mostly that of this one's first.
         let hi = if last.mapset == mapset { last.hi } else { 0 };
         (*task).walk = Walk {
-            regs: Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp, is_return },
+            regs,
             lo: last.lo,
             hi,
             bias: last.bias,
@@ -126,7 +124,7 @@ pub(crate) fn walk(control: *mut Control, task: *mut Task, function: u64, regs: 
         let known = if anew == 0 && (*task).trail.mapset == mapset { (*task).trail.len } else { 0 };
         (*task).window.bytes = 0;
         if known != 0 {
-            open_window(&raw mut (*task).window, regs.rsp, (*task).trail.at(0).sp);
+            open_window(&raw mut (*task).window, regs.sp, (*task).trail.at(0).sp);
             let calls = known.div_ceil(CHECKED_A_CALL);
             generated::bpf_loop(calls, check_frames as *mut c_void, context, 0);
         }

@@ -28,6 +28,8 @@ pub struct Limits {
     pub tasks: u32,
     /// Bytes of the ring that carries new stacks.
     pub ring_bytes: u32,
+    /// Bytes of the ring that carries samples: a page, since captures take none.
+    pub sample_bytes: u32,
 }
 
 /// What the kernel adds to each preallocated hash element (`struct htab_elem`), and the size of a
@@ -84,6 +86,7 @@ impl Limits {
             stacks: 1 << 15,
             tasks: 64,
             ring_bytes: 4 << 20,
+            sample_bytes: 4096,
         }
     }
 
@@ -110,6 +113,7 @@ impl Limits {
             + hash_bytes(self.stacks, size_of::<StackKey>(), 4)
             + hash_bytes(self.tasks, 4, size_of::<Task>())
             + u64::from(self.ring_bytes)
+            + u64::from(self.sample_bytes)
     }
 }
 

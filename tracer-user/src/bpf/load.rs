@@ -173,7 +173,8 @@ impl Tracer {
             .map_max_entries("STACKS", limits.stacks)
             .map_max_entries("STACK_TOTALS", limits.stacks)
             .map_max_entries("TASKS", limits.tasks)
-            .map_max_entries("NEW_STACKS", limits.ring_bytes);
+            .map_max_entries("NEW_STACKS", limits.ring_bytes)
+            .map_max_entries("SAMPLES", limits.sample_bytes);
         let mut ebpf = loader.load(OBJECT).map_err(|source| LoadError::Maps {
             kind: format!("{} MiB", limits.bytes().div_ceil(1 << 20)),
             source: Box::new(source),
@@ -375,7 +376,7 @@ impl Counters {
     }
 }
 
-fn load_program<P>(
+pub(super) fn load_program<P>(
     ebpf: &mut Ebpf,
     name: &'static str,
     load: impl FnOnce(&mut P) -> Result<(), ProgramError>,

@@ -20,6 +20,8 @@ use tally::Tally;
 const PRIVILEGED: &str = "privileged";
 /// Where `pgleak_tests::skip` writes.
 const SKIPPED: &str = "PGLEAK_SKIPPED";
+/// How many stacks the differential test compares.
+const STACKS_COMPARED: &str = "PGLEAK_DIFFERENTIAL";
 
 /// Run every check and test, the privileged ones included
 #[derive(clap::Args)]
@@ -27,6 +29,9 @@ pub(crate) struct Test {
     /// Leave out the documentation, the release build and the privileged tests
     #[arg(long)]
     fast: bool,
+    /// Compare 100,000 stacks of each server with another unwinder's, instead of 5,000
+    #[arg(long, conflicts_with = "fast")]
+    differential: bool,
 }
 
 impl Test {
@@ -36,7 +41,7 @@ impl Test {
         build::bpf_object(&tools)?;
         build::program(!self.fast)?;
 
-        let mut session = Session::new(!self.fast)?;
+        let mut session = Session::new(!self.fast, self.differential)?;
         session.check("formatting", || run(&mut cargo(["fmt", "--all", "--check"])));
         session.check("clippy", || {
             run(&mut cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
@@ -78,12 +83,13 @@ struct Session {
     left_out: u64,
     skipped: NamedTempFile,
     release: bool,
+    differential: bool,
 }
 
 impl Session {
-    fn new(release: bool) -> Result<Self> {
+    fn new(release: bool, differential: bool) -> Result<Self> {
         let skipped = NamedTempFile::new().context("cannot make a temporary file")?;
-        Ok(Self { tally: Tally::default(), left_out: 0, skipped, release })
+        Ok(Self { tally: Tally::default(), left_out: 0, skipped, release, differential })
     }
 
     /// A check that passes or fails as a whole, and never ends the run.
@@ -141,6 +147,9 @@ impl Session {
             .args(target)
             .env(SKIPPED, self.skipped.path())
             .env("PGLEAK_BIN", workspace::pgleak(self.release));
+        if self.differential {
+            command.env(STACKS_COMPARED, "100000");
+        }
         command
     }
 
