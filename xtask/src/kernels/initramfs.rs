@@ -26,7 +26,11 @@ pub(super) fn build(dir: &Path) -> Result<PathBuf> {
     // Without debug information, a quarter of the size, and quicker to unpack.
     let built = workspace::target().join("debug/kernel-guest");
     run(Command::new("strip").arg("-o").args([&init, &built]))?;
-    compile("chains_lib.c", &library, &["-shared".as_ref(), "-fPIC".as_ref()])?;
+    compile(
+        "chains_lib.c",
+        &library,
+        &["-shared".as_ref(), "-fPIC".as_ref(), "-Wl,-soname,libchains.so".as_ref()],
+    )?;
     compile("chains.c", &chains, &["-rdynamic".as_ref(), library.as_ref(), "-Wl,-rpath,$ORIGIN".as_ref()])?;
 
     let mut files =

@@ -28,18 +28,21 @@ pub(super) fn fetch(series: &str, dir: &Path) -> Result<PathBuf> {
     let listed = output(apt.command("apt-cache").args([
         "search",
         "--names-only",
-        &format!("^linux-image-{pattern}[^ ]*-cloud-amd64$"),
+        &format!("^linux-(image|binary)-{pattern}[^ ]*-cloud-amd64$"),
     ]))?;
     let package =
         newest(&listed).with_context(|| format!("no package of Linux {series}: `apt-get update`?"))?;
     let unpacked = dir.join(package);
-    if let Ok(image) = image(&unpacked) {
-        return Ok(image);
+    if unpacked.exists() {
+        return image(&unpacked);
     }
     let download = tempfile::tempdir_in(dir).context("cannot make a directory")?;
     run(apt.command("apt-get").args(["-q", "download", package]).current_dir(download.path()))?;
     let archive = only_file(download.path(), |_| true)?;
-    run(Command::new("dpkg-deb").arg("--extract").args([&archive, &unpacked]))?;
+    let extracted = download.path().join("extracted");
+    run(Command::new("dpkg-deb").arg("--extract").args([&archive, &extracted]))?;
+    // Only what is complete gets the name that the next run trusts.
+    fs::rename(&extracted, &unpacked).with_context(|| format!("cannot make {}", unpacked.display()))?;
     image(&unpacked)
 }
 
@@ -96,10 +99,11 @@ fn mirror() -> Result<String> {
     first.map(str::to_owned).context("apt knows no archive of Debian: run `apt-get update`")
 }
 
-/// The name with the highest numbers, of lines of `NAME - DESCRIPTION`.
+/// The name with the highest numbers, of lines of `NAME - DESCRIPTION`. Where a kernel is in two
+/// packages, `linux-binary` has the image, and `linux-image` only depends on it.
 fn newest(listed: &str) -> Option<&str> {
     let names = listed.lines().filter_map(|line| line.split_once(" - ")).map(|(name, _)| name.trim());
-    names.max_by_key(|name| numbers(name))
+    names.max_by_key(|name| (numbers(name), name.starts_with("linux-binary-")))
 }
 
 fn numbers(name: &str) -> Vec<u64> {
@@ -135,5 +139,12 @@ mod tests {
                       linux-image-6.12.100+deb12-cloud-amd64 - Linux\n";
         assert_eq!(newest(listed), Some("linux-image-6.12.117+deb12-cloud-amd64"));
         assert_eq!(newest(""), None);
+    }
+
+    #[test]
+    fn the_package_with_the_image_is_taken() {
+        let listed = "linux-binary-7.2.13+deb14-cloud-amd64 - Linux\n\
+                      linux-image-7.2.13+deb14-cloud-amd64 - Linux\n";
+        assert_eq!(newest(listed), Some("linux-binary-7.2.13+deb14-cloud-amd64"));
     }
 }

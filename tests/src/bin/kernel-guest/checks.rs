@@ -131,7 +131,8 @@ fn exact(chain: &Chain, alloc: AbsAddr, stacks: &[RawStack], snapshot: &RawSnaps
     let truth = addresses(chain, alloc);
     let seen: Vec<&RawStack> = stacks.iter().filter(|stack| stack.frames == truth).collect();
     let [stack] = seen[..] else {
-        bail!("{} stacks are {truth:?}; all: {stacks:?}", seen.len());
+        let all: Vec<String> = stacks.iter().map(|stack| format!("{stack:x?}")).collect();
+        bail!("{} stacks are as libgcc says, {truth:x?}; recorded were\n{}", seen.len(), all.join("\n"));
     };
     ensure!(stack.end == Some(WalkEnd::Bottom), "the walk ended with {:?}", stack.end);
     let totals = snapshot.totals.get(&stack.id).context("nothing was booked to it")?;
