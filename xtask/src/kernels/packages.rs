@@ -110,8 +110,14 @@ fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
+/// Below `/boot`, or beside the modules in packages of 7.x.
 fn image(unpacked: &Path) -> Result<PathBuf> {
-    only_file(&unpacked.join("boot"), |name| name.starts_with("vmlinuz-"))
+    let boot = unpacked.join("boot");
+    if boot.exists() {
+        return only_file(&boot, |name| name.starts_with("vmlinuz-"));
+    }
+    let modules = only_file(&unpacked.join("usr/lib/modules"), |_| true)?;
+    only_file(&modules, |name| name == "vmlinuz")
 }
 
 fn only_file(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<PathBuf> {
