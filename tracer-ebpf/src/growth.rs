@@ -49,7 +49,9 @@ pub fn shrink(parts: &mut Parts, mut loss: (u64, u64), mut gone: impl FnMut(u32,
     while index > 0 {
         index -= 1;
         // Unused parts hold zero bytes, so there is no need to look at the count.
-        let part = &mut parts.parts[index];
+        // LLVM would count an offset down from zero, and Linux 7.2 refuses a pointer with a negative
+        // one ("unbounded memory access"), wherever it leads in the end.
+        let part = &mut parts.parts[(opaque(index as u64) & (MAX_PARTS as u64 - 1)) as usize];
         let less = (part.requested.min(loss.0), part.held.min(loss.1));
         if less.0 | less.1 != 0 {
             gone(part.stack, less);

@@ -8,6 +8,7 @@ mod bench;
 mod build;
 mod demo;
 mod forward;
+mod kernels;
 mod licences;
 mod setup;
 #[path = "../../tracer-user/build/stamp.rs"]

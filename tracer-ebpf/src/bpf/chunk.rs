@@ -94,7 +94,7 @@ pub(crate) fn alloc_exit(ctx: &RetProbeContext) {
     }
     let Some(now) = within_deadline(control) else { return };
     let Some(epoch) = context::epoch(control, call.context) else { return };
-    let held = held_bytes(&call, pointer, call.size);
+    let held = held_bytes(call, pointer, call.size);
     let stack = stack::id(control, task, call.function, regs);
     let live = Live {
         epoch,
@@ -160,7 +160,7 @@ pub(crate) fn free_enter(ctx: &ProbeContext) {
 #[inline(always)]
 pub(crate) fn returned<'a>(
     ctx: &'a RetProbeContext,
-) -> Option<(*mut Control, *mut Task, Pending, &'a pt_regs)> {
+) -> Option<(*mut Control, *mut Task, &'a Pending, &'a pt_regs)> {
     let phase = phase()?;
     // SAFETY: the helper takes the program's own context (Linux 5.15).
     let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
@@ -181,8 +181,9 @@ pub(crate) fn returned<'a>(
         }
         return None;
     };
-    // SAFETY: a map value that only this task uses.
-    Some((control, task, unsafe { *call }, regs))
+    // SAFETY: a map value that only this task uses. The slot is free, but the next call that takes
+    // it cannot begin before this program ends.
+    Some((control, task, unsafe { &*call }, regs))
 }
 
 /// The time, unless user space has not been heard of for too long.

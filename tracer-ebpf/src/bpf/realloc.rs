@@ -51,7 +51,7 @@ pub(crate) fn realloc_exit(ctx: &RetProbeContext) {
         count(Counter::NullReturn);
         return;
     }
-    let held = held_bytes(&call, pointer, call.size);
+    let held = held_bytes(call, pointer, call.size);
     // A chunk that is known is followed whatever the hour; growth after recording has ended, or
     // while user space is not well, belongs to nobody new.
     let now = within_deadline(control);

@@ -27,7 +27,8 @@ pub(super) fn install(packages: &[&str]) -> Result<()> {
     if !packages.iter().all(|package| is_known(package)) {
         run(&mut apt_get(&["update"]))?;
     }
-    let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
+    // What somebody else has installed stays, even where that stands in the way.
+    let mut arguments = vec!["install", "--yes", "--no-install-recommends", "--no-remove"];
     arguments.extend(packages);
     // Lists that are some weeks old name files that are gone from the mirrors.
     run(&mut apt_get(&arguments)).or_else(|_| {

@@ -4,6 +4,7 @@ mod apt;
 mod linker;
 mod toolchain;
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -12,6 +13,11 @@ use xtask::process::{cargo, find_program, output, run};
 
 pub(crate) use linker::BpfLinker;
 pub(crate) use toolchain::EbpfToolchain;
+
+/// What boots kernels.
+pub(crate) const EMULATOR: &str = "qemu-system-x86_64";
+/// The package that it is in.
+pub(crate) const EMULATOR_PACKAGE: &str = "qemu-system-x86";
 
 /// Debian 12's major, the packaged server that the tests are written for.
 const TESTED_MAJOR: u32 = 15;
@@ -59,6 +65,15 @@ pub(crate) fn for_build() -> Result<Toolset> {
         }
     };
     Ok(Toolset { toolchain, linker })
+}
+
+/// Finds or installs the emulator that other kernels are booted in.
+pub(crate) fn for_kernels() -> Result<PathBuf> {
+    if find_program(EMULATOR).is_none() {
+        say("an emulator to boot kernels in", &format!("package {EMULATOR_PACKAGE}"));
+        apt::install(&[EMULATOR_PACKAGE])?;
+    }
+    find_program(EMULATOR).with_context(|| format!("{EMULATOR} was installed and is not in PATH"))
 }
 
 /// One thing that servers, or the tests on them, need.

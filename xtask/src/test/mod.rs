@@ -13,6 +13,7 @@ use tempfile::NamedTempFile;
 use xtask::process::{cargo, is_root, output, run, shown};
 use xtask::workspace;
 
+use crate::kernels::{self, Matrix};
 use crate::{build, licences, setup};
 use tally::Tally;
 
@@ -32,11 +33,23 @@ pub(crate) struct Test {
     /// Compare 100,000 stacks of each server with another unwinder's, instead of 5,000
     #[arg(long, conflicts_with = "fast")]
     differential: bool,
+    /// Only boot these kernels, by series, as `6.1,6.12`, or `current`; all of them if none is named
+    #[arg(long, value_name = "SERIES", num_args = 0.., value_delimiter = ',', conflicts_with = "fast")]
+    kernels: Option<Vec<String>>,
 }
 
 impl Test {
     pub(crate) fn run(self) -> Result<()> {
         let tools = setup::for_build()?;
+        if let Some(kernels) = self.kernels {
+            build::bpf_object(&tools)?;
+            let mut session = Session::new(false, false)?;
+            match kernels[..] {
+                [] => session.kernels(kernels::ALL),
+                _ => session.kernels(kernels.iter().map(String::as_str)),
+            }
+            return session.finish();
+        }
         setup::for_tests()?;
         build::bpf_object(&tools)?;
         build::program(!self.fast)?;
@@ -72,6 +85,9 @@ impl Test {
                 session.skip_all(&target, "not root")?;
             }
         }
+        if !self.fast {
+            session.kernels([kernels::OLDEST]);
+        }
         session.finish()
     }
 }
@@ -100,6 +116,17 @@ impl Session {
                 eprintln!("{name}: {error:#}");
                 self.tally.fail(name);
             }
+        }
+    }
+
+    /// Boots each kernel: one check.
+    fn kernels<'a>(&mut self, series: impl IntoIterator<Item = &'a str>) {
+        let matrix = match Matrix::prepare() {
+            Ok(matrix) => matrix,
+            Err(error) => return self.check("kernels", || Err(error)),
+        };
+        for series in series {
+            self.check(&format!("kernel {series}"), || matrix.check(series));
         }
     }
 

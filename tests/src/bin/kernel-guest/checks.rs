@@ -1,0 +1,191 @@
+//! The checks: every program loads, every stack is exact, every call is counted.
+
+use anyhow::{Context, Result, bail, ensure};
+use pgleak::{
+    addr::AbsAddr,
+    bpf::{Attached, Limits, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
+    session::Mappings,
+    target::{LoadedModules, exe_link},
+};
+use tracer_ebpf::{
+    abi::Phase,
+    counters::{Class, Counter},
+    site::{ChunkHeader, NO_ARG, Role, Site},
+    unwind::WalkEnd,
+};
+
+use crate::chains::{Chain, Fixture};
+
+/// Where the host puts the fixture.
+const FIXTURE: &str = "/chains";
+/// How often each chain runs with probes.
+const ROUNDS: u64 = 200;
+/// The most instructions that the verifier may look at in one program; it gives up at a million.
+const MOST_VERIFIED: u32 = 100_000;
+/// Offset of the name in the fixture's context.
+const NAME_OFFSET: u64 = 8;
+
+/// What each chain must be by its source, innermost first; `libc` stands for one or more frames.
+const EXPECTED: [(&str, &[&str]); 4] = [
+    ("plain", &["target_alloc", "plain_c", "plain_b", "plain_a"]),
+    (
+        "recursive",
+        &[
+            "target_alloc",
+            "recursive",
+            "recursive",
+            "recursive",
+            "recursive",
+            "recursive",
+            "recursive",
+            "recursive",
+            "recursive",
+            "recursive",
+            "recursive",
+            "recursive",
+            "recursive",
+        ],
+    ),
+    ("qsort", &["target_alloc", "compare", "libc", "sort_two"]),
+    ("library", &["target_alloc", "visited", "lib_visit", "lib_chain"]),
+];
+/// What is below every chain.
+const BELOW: [&str; 4] = ["all_chains", "main", "libc", "_start"];
+
+/// Runs them all; `say` hears how each ended.
+///
+/// # Errors
+/// If something stands in the way of the checks themselves.
+pub(crate) fn run(say: &mut impl FnMut(&str, Result<String>)) -> Result<()> {
+    let mut fixture = Fixture::start(FIXTURE, ROUNDS)?;
+    let mut mappings = Mappings::new(LoadedModules::read(fixture.pid())?)?;
+    let (rows, pages) = mappings.table_sizes();
+    let limits = Limits::within(64 << 20, rows, pages).context("64 MiB are enough for a small program")?;
+    let mut tracer = Tracer::load(limits, NAME_OFFSET)?;
+    say("measure", tracer.load_measure().map(|()| "loads".to_owned()).map_err(Into::into));
+    for (name, count) in tracer.verified_instructions() {
+        say(&format!("program {name}"), verified(count));
+    }
+
+    mappings.upload(&tracer)?;
+    tracer.watch_process()?;
+    let attached = attach(&mut tracer, &fixture, mappings.modules())?;
+    record(&tracer, &mut fixture)?;
+    let stacks = tracer.new_stacks();
+    let snapshot = take_snapshot(&tracer)?;
+    for chain in &fixture.chains {
+        say(&format!("chain {}", chain.name), exact(chain, fixture.alloc, &stacks, &snapshot));
+    }
+    say("stacks", no_others(&fixture.chains, &stacks));
+    say("counters", counted(&tracer));
+    drop(attached);
+    Ok(())
+}
+
+fn verified(count: u32) -> Result<String> {
+    ensure!(
+        count > 0 && count < MOST_VERIFIED,
+        "{count} instructions verified, the limit is {MOST_VERIFIED}"
+    );
+    Ok(format!("{count} instructions verified"))
+}
+
+/// Probes both functions of the fixture as pgleak does those of a server.
+fn attach(tracer: &mut Tracer, fixture: &Fixture, modules: &LoadedModules) -> Result<Attached> {
+    let main = modules.main().context("the fixture has code")?;
+    let sites = [
+        ("target_alloc", fixture.alloc, Role::Alloc, 0, NO_ARG, 1),
+        ("target_free", fixture.free, Role::Free, NO_ARG, 0, NO_ARG),
+    ];
+    let mut attached = Attached::default();
+    for (index, (function, at, role, context_arg, pointer_arg, size_arg)) in (0..).zip(sites) {
+        let offset =
+            main.image.file_offset(at.in_object(main.bias)).context("the function is in the file")?;
+        let header = ChunkHeader::SizeContext;
+        let site = Site { role, header, context_arg, pointer_arg, size_arg, index, skew: 0 };
+        let probe = Probe { function, role, offset, cookie: site.pack() };
+        attached.add(tracer, fixture.pid(), &exe_link(fixture.pid()), probe)?;
+    }
+    Ok(attached)
+}
+
+/// Records while the fixture runs its chains.
+fn record(tracer: &Tracer, fixture: &mut Fixture) -> Result<()> {
+    let control = tracer.control();
+    // An emulated machine may stand still for long.
+    control.allow_until(u64::MAX);
+    ensure!(control.advance(Phase::Off, Phase::Record), "the phase is {:?}", control.phase());
+    fixture.run_chains()?;
+    ensure!(control.advance(Phase::Record, Phase::Off), "the phase is {:?}", control.phase());
+    Ok(())
+}
+
+/// Whether the chain is what its source says, its stack what libgcc says, and seen each time.
+fn exact(chain: &Chain, alloc: AbsAddr, stacks: &[RawStack], snapshot: &RawSnapshot) -> Result<String> {
+    let (_, own) =
+        EXPECTED.iter().find(|(name, _)| *name == chain.name).context("no chain of this name is expected")?;
+    let expected: Vec<&str> = own.iter().chain(&BELOW).copied().collect();
+    let names = named(chain);
+    ensure!(names == expected, "the fixture itself was at {names:?}, expected {expected:?}");
+
+    let truth = addresses(chain, alloc);
+    let seen: Vec<&RawStack> = stacks.iter().filter(|stack| stack.frames == truth).collect();
+    let [stack] = seen[..] else {
+        let all: Vec<String> = stacks.iter().map(|stack| format!("{stack:x?}")).collect();
+        bail!("{} stacks are as libgcc says, {truth:x?}; recorded were\n{}", seen.len(), all.join("\n"));
+    };
+    ensure!(stack.end == Some(WalkEnd::Bottom), "the walk ended with {:?}", stack.end);
+    let totals = snapshot.totals.get(&stack.id).context("nothing was booked to it")?;
+    ensure!(
+        (totals.count, totals.freed_count) == (ROUNDS, ROUNDS),
+        "{} allocations and {} frees, {ROUNDS} of each were made",
+        totals.count,
+        totals.freed_count
+    );
+    Ok(format!("{} frames, {ROUNDS} times", truth.len()))
+}
+
+/// Symbols, with neighbouring frames of libc as one.
+fn named(chain: &Chain) -> Vec<&str> {
+    let mut names: Vec<&str> = chain.frames.iter().map(|(_, name)| name.as_str()).collect();
+    names.dedup_by(|next, before| *next == "libc" && *before == "libc");
+    names
+}
+
+/// A stack begins with the function's first instruction.
+fn addresses(chain: &Chain, alloc: AbsAddr) -> Vec<AbsAddr> {
+    std::iter::once(alloc).chain(chain.frames.iter().skip(1).map(|(at, _)| *at)).collect()
+}
+
+fn no_others(chains: &[Chain], stacks: &[RawStack]) -> Result<String> {
+    ensure!(chains.len() == EXPECTED.len(), "{} chains, expected {}", chains.len(), EXPECTED.len());
+    ensure!(
+        stacks.len() == chains.len(),
+        "{} different stacks of {} chains: {stacks:?}",
+        stacks.len(),
+        chains.len()
+    );
+    Ok(format!("{} different ones", stacks.len()))
+}
+
+fn counted(tracer: &Tracer) -> Result<String> {
+    let calls = ROUNDS * EXPECTED.len() as u64;
+    let hits = tracer.site_hits()?;
+    let [alloc, free, ..] = hits[..] else { bail!("hits of {} sites", hits.len()) };
+    ensure!(
+        (alloc.entries, alloc.returns, free.entries) == (calls, calls, calls),
+        "{alloc:?} at the allocation, {free:?} at the free; {calls} calls were made"
+    );
+    let counters = tracer.counters()?;
+    let lost: Vec<_> = counters
+        .iter()
+        .filter(|(info, count)| info.class == Class::Loss && *count > 0)
+        .map(|(info, count)| format!("{} {count}", info.name))
+        .collect();
+    ensure!(lost.is_empty(), "lost: {}", lost.join(", "));
+    for counter in [Counter::Recorded, Counter::Freed, Counter::StacksWalked, Counter::WalkBottom] {
+        let count = counters.get(counter);
+        ensure!(count == calls, "{counter:?} is {count}, {calls} calls were made");
+    }
+    Ok(format!("{calls} entries, returns, records and frees, nothing lost"))
+}
