@@ -36,6 +36,13 @@ const WORK: &str = r"
     select jsonb_agg(to_jsonb(c)) from (select relname, reltuples, relacl from pg_class limit 20) c;
 ";
 
+/// Less of it, and each time the same.
+pub(crate) const WORK_ONCE: &str = r"
+    select work(1);
+    select string_agg(relname, ',' order by relname) from pg_class where relname like 'pg_a%';
+    select * from crosstab('select n, n, n from generate_series(1, 3) n') as t(n int, a int, b int);
+";
+
 const FUNCTION: &str = r"
     create function work(rounds int) returns int language plpgsql as $$
     declare
@@ -110,7 +117,8 @@ fn on(build: &Build) {
     extensions.stop().unwrap();
 }
 
-fn install(server: &Server) {
+/// Creates the extensions and the function that the work calls.
+pub(crate) fn install(server: &Server) {
     let mut session = Session::open(server).unwrap();
     for extension in EXTENSIONS {
         session.run(&format!("create extension {extension}")).unwrap();
