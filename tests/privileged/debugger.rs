@@ -1,5 +1,5 @@
-//! A second opinion: gdb, with breakpoints instead of probes and an unwinder of its own, on the same
-//! statement in the same process. The sets of stacks must be equal.
+//! A second opinion: gdb, with an unwinder of its own, at a hardware breakpoint (uprobes of others in the
+//! same file swallow those of software) on the same statements in the same process.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -17,6 +17,10 @@ use crate::{
     common::{assert_no_probe_is_left, server},
     differential::{WORK_ONCE, install},
 };
+
+/// Stacks that one run of the statements has and another has not. Not every run allocates at the same
+/// places: it was one of 850 to 900 when this was written, the next time another.
+const MOST_ODD: usize = 5;
 
 /// Code addresses, innermost first.
 type Stacks = BTreeSet<Vec<u64>>;
@@ -40,7 +44,7 @@ class Site(gdb.Breakpoint):
             frame = frame.older()
         stacks.write(" ".join(pcs) + "\n")
         return False
-Site("*" + os.environ["GDB_SITE"])
+Site("*" + os.environ["GDB_SITE"], type=gdb.BP_HARDWARE_BREAKPOINT)
 print("at work", flush=True)
 gdb.execute("continue")
 stacks.close()
@@ -144,8 +148,8 @@ fn gdb_sees_the_same_stacks() {
         let server = server(&build);
         install(&server);
         let mut session = Session::open(&server).unwrap();
-        // Caches fill, libraries are loaded.
-        for _ in 0..3 {
+        // Caches fill, libraries are loaded, and plans become generic at their sixth run.
+        for _ in 0..12 {
             session.run(WORK_ONCE).unwrap();
         }
         let prepared = prepare(session.backend_pid()).unwrap();
@@ -157,9 +161,11 @@ fn gdb_sees_the_same_stacks() {
         gdb.end();
         session.run("select 1").unwrap();
         let theirs = gdb.stacks();
-        println!("{}: {} different stacks", build.name, ours.len());
-        assert!(ours.len() > 100, "{}", ours.len());
-        let only = |one: &Stacks, other: &Stacks| one.difference(other).next().cloned();
-        assert_eq!((only(&ours, &theirs), only(&theirs, &ours)), (None, None), "{}", build.name);
+        let only = |one: &Stacks, other: &Stacks| one.difference(other).cloned().collect::<Vec<_>>();
+        let (only_ours, only_theirs) = (only(&ours, &theirs), only(&theirs, &ours));
+        println!("{}: {} different stacks of the kernel, {} of gdb", build.name, ours.len(), theirs.len());
+        println!("only the kernel's: {only_ours:x?}\nonly gdb's: {only_theirs:x?}");
+        assert!(theirs.len() > 500, "{}", theirs.len());
+        assert!(only_ours.len() <= MOST_ODD && only_theirs.len() <= MOST_ODD, "{}", build.name);
     }
 }
