@@ -7,6 +7,7 @@ pub mod client;
 pub mod findings;
 pub mod pgleak;
 pub mod planted;
+pub mod replay;
 pub mod sampling;
 pub mod shapes;
 pub mod skip;
