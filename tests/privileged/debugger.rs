@@ -141,9 +141,6 @@ fn sampled(session: &mut Session, site: &ProbeSite) -> Stacks {
 
 #[test]
 fn gdb_sees_the_same_stacks() {
-    if !Command::new("gdb").arg("--version").output().is_ok_and(|output| output.status.success()) {
-        pgleak_tests::skip!("no gdb");
-    }
     for build in [Build::packaged(15).unwrap(), Build::npm(18).unwrap()] {
         let server = server(&build);
         install(&server);

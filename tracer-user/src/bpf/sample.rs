@@ -60,7 +60,7 @@ impl StackReader for StackBytes {
     fn read_word(&mut self, address: u64) -> Option<u64> {
         let offset = address.wrapping_sub(self.base);
         let index = usize::try_from(offset / 8).ok()?;
-        if offset % 8 == 0 { self.words.get(index).copied() } else { None }
+        if offset.is_multiple_of(8) { self.words.get(index).copied() } else { None }
     }
 }
 

@@ -62,6 +62,7 @@ enum Need {
     /// A server of the distribution; of that major if one is named.
     Server(Option<u32>),
     CCompiler,
+    Debugger,
     Headers(u32),
     Npm,
     NpmBuild(NpmBuild, OsUser),
@@ -75,6 +76,7 @@ impl Need {
                 format!("package {}, no cluster, no service", apt::server_package(*major)),
             ),
             Self::CCompiler => ("a C compiler".into(), "packages gcc, libc6-dev".into()),
+            Self::Debugger => ("gdb".into(), "package gdb".into()),
             Self::Headers(major) => (
                 format!("headers of PostgreSQL {major}"),
                 format!("from package postgresql-server-dev-{major}, unpacked below target"),
@@ -94,6 +96,7 @@ impl Need {
         match self {
             Self::Server(major) => apt::install_server(*major),
             Self::CCompiler => apt::install(&["gcc", "libc6-dev"]),
+            Self::Debugger => apt::install(&["gdb"]),
             Self::Headers(major) => headers::fetch(*major),
             Self::Npm => apt::install(&["npm"]),
             Self::NpmBuild(build, user) => build.unpack(user),
@@ -152,6 +155,9 @@ fn needs_of_servers(tests: bool) -> Result<Vec<Need>> {
     }
     if find_program("cc").is_none() {
         needs.push(Need::CCompiler);
+    }
+    if find_program("gdb").is_none() {
+        needs.push(Need::Debugger);
     }
     if server.map_or(true, |server| server.headers.is_none()) {
         needs.push(Need::Headers(TESTED_MAJOR));
