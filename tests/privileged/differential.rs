@@ -3,9 +3,16 @@
 
 use std::{collections::HashSet, env, fmt};
 
-use pgleak::{addr::AbsAddr, bpf::RawSample, probe::ProbePlan, session::prepare, target::exe_link};
+use pgleak::{
+    addr::AbsAddr,
+    bpf::RawSample,
+    probe::ProbePlan,
+    session::prepare,
+    target::{LoadedModules, exe_link},
+};
 use pgleak_tests::{
-    Build, Server, Session,
+    Build, BuildKind, Server, Session,
+    replay::Recording,
     sampling::Sampling,
     tables::Tables,
     workload::{Loop, Pgbench, Script, init_pgbench},
@@ -36,6 +43,13 @@ const WORK: &str = r"
     select jsonb_agg(to_jsonb(c)) from (select relname, reltuples, relacl from pg_class limit 20) c;
 ";
 
+/// Less of it, and each time the same.
+pub(crate) const WORK_ONCE: &str = r"
+    select work(1);
+    select string_agg(relname, ',' order by relname) from pg_class where relname like 'pg_a%';
+    select * from crosstab('select n, n, n from generate_series(1, 3) n') as t(n int, a int, b int);
+";
+
 const FUNCTION: &str = r"
     create function work(rounds int) returns int language plpgsql as $$
     declare
@@ -61,6 +75,8 @@ const FUNCTION: &str = r"
 
 /// After so many stacks the ring is emptied, so that those that are compared come from all of the work.
 const IN_A_ROW: usize = 20;
+/// Samples that a recording is chosen from.
+const MOST_KEPT: usize = 400;
 
 /// What was compared.
 #[derive(Default)]
@@ -73,11 +89,13 @@ struct Tally {
     deepest: usize,
     returns: usize,
     libraries: usize,
+    /// The first samples of some different stacks, for a recording.
+    kept: Vec<RawSample>,
 }
 
 impl fmt::Debug for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { different, whole, partial, frames, reused, deepest, returns, libraries } = self;
+        let Self { different, whole, partial, frames, reused, deepest, returns, libraries, .. } = self;
         let different = different.len();
         write!(f, "{whole} whole stacks and {partial} as far as was copied, {different} different ones, ")?;
         write!(f, "{returns} at returns, {libraries} through libraries; {frames} frames, {reused} of them ")?;
@@ -107,10 +125,25 @@ fn on(build: &Build) {
     let extensions = Loop::start(&server, WORK).unwrap();
     let tally = both_ways(build, "extensions", extensions.backend_pid(), quarter);
     assert!(tally.libraries > tally.total() / 10, "few stacks go through libraries: {tally:?}");
+    if env::var_os("PGLEAK_BLESS").is_some() {
+        record(build, extensions.backend_pid(), &tally.kept);
+    }
     extensions.stop().unwrap();
 }
 
-fn install(server: &Server) {
+/// Writes what `it::replay` walks again.
+fn record(build: &Build, pid: u32, samples: &[RawSample]) {
+    let modules = LoadedModules::read(pid).unwrap();
+    let tables = Tables::of(&modules).unwrap();
+    let name = match build.kind {
+        BuildKind::Package => format!("debian-{}", build.major),
+        BuildKind::Npm => format!("npm-{}", build.major),
+    };
+    Recording::of(&name, &modules, &tables, samples).write().unwrap();
+}
+
+/// Creates the extensions and the function that the work calls.
+pub(crate) fn install(server: &Server) {
     let mut session = Session::open(server).unwrap();
     for extension in EXTENSIONS {
         session.run(&format!("create extension {extension}")).unwrap();
@@ -187,7 +220,9 @@ fn compare(sampling: &mut Sampling, count: usize) -> Tally {
         tally.reused += sample.met as usize;
         tally.deepest = tally.deepest.max(frames.len());
         tally.returns += sample.regs.is_return as usize;
-        tally.different.insert(frames);
+        if tally.different.insert(frames) && end == End::Bottom && tally.kept.len() < MOST_KEPT {
+            tally.kept.push(sample);
+        }
     }
     tally
 }

@@ -9,6 +9,7 @@ pub mod findings;
 pub mod measure;
 pub mod pgleak;
 pub mod planted;
+pub mod replay;
 pub mod sampling;
 pub mod shapes;
 pub mod skip;

@@ -14,11 +14,12 @@ use aya_ebpf::{
 use tracer_ebpf::{
     abi::{FRAME_SLOTS, Phase},
     sample::{SAMPLE_PAGE_BYTES, SAMPLE_PAGES, Sample},
+    site::Site,
     unwind::Registers,
 };
 
 use crate::bpf::{
-    maps::{control, phase},
+    maps::{control, hit_entry, phase},
     read, stack, task,
 };
 
@@ -45,9 +46,11 @@ pub(crate) fn exit(ctx: &RetProbeContext) {
 
 #[inline(always)]
 fn sample(cookie: u64, regs: &pt_regs, is_return: u64) {
-    if phase() != Some(Phase::Record as u32) {
+    let Some(phase) = phase() else { return };
+    if phase != Phase::Record as u32 {
         return;
     }
+    hit_entry(phase, Site::index_of(cookie));
     let (Some(control), Some(task)) = (control(), task::current_or_new()) else { return };
     let regs = Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp, is_return };
     stack::walk(control, task, cookie, regs);
@@ -57,7 +60,7 @@ fn sample(cookie: u64, regs: &pt_regs, is_return: u64) {
     unsafe {
         generated::bpf_loop((*task).walk.count, stack::copy_frame as *mut c_void, (&raw mut local).cast(), 0)
     };
-    // A sample that finds no room is one that the test does not see; it counts what it sees.
+    // A sample that finds no room is lost; the number of hits tells.
     let Some(mut entry) = SAMPLES.reserve::<Sample>(0) else { return };
     let into = entry.as_mut_ptr();
     // SAFETY: the record has room for all that is written; `Task` lives in a map.

@@ -82,6 +82,7 @@ enum Need {
     Server(Option<u32>),
     CCompiler,
     DebugFileTools,
+    Debugger,
     Headers(u32),
     Npm,
     NpmBuild(NpmBuild, OsUser),
@@ -98,6 +99,7 @@ impl Need {
             Self::DebugFileTools => {
                 ("tools that make debug files".into(), format!("packages {}", DEBUG_FILE_PACKAGES.join(", ")))
             }
+            Self::Debugger => ("gdb".into(), "package gdb".into()),
             Self::Headers(major) => (
                 format!("headers of PostgreSQL {major}"),
                 format!("from package postgresql-server-dev-{major}, unpacked below target"),
@@ -118,6 +120,7 @@ impl Need {
             Self::Server(major) => apt::install_server(*major),
             Self::CCompiler => apt::install(&["gcc", "libc6-dev"]),
             Self::DebugFileTools => apt::install(&DEBUG_FILE_PACKAGES),
+            Self::Debugger => apt::install(&["gdb"]),
             Self::Headers(major) => headers::fetch(*major),
             Self::Npm => apt::install(&["npm"]),
             Self::NpmBuild(build, user) => build.unpack(user),
@@ -179,6 +182,9 @@ fn needs_of_servers(tests: bool) -> Result<Vec<Need>> {
     }
     if DEBUG_FILE_TOOLS.iter().any(|tool| find_program(tool).is_none()) {
         needs.push(Need::DebugFileTools);
+    }
+    if find_program("gdb").is_none() {
+        needs.push(Need::Debugger);
     }
     if server.map_or(true, |server| server.headers.is_none()) {
         needs.push(Need::Headers(TESTED_MAJOR));
