@@ -10,8 +10,8 @@ use pgleak::session::Mappings;
 use pgleak::target::LoadedModules;
 use tracer_ebpf::{abi::Phase, sample::Sample};
 
-/// Room for nearly a thousand samples.
-const RING_BYTES: u32 = 64 << 20;
+/// Room for nearly two thousand samples: more than a run of the statements that gdb follows takes.
+const RING_BYTES: u32 = 128 << 20;
 /// Kernel memory for tables and maps; enough for a server with LLVM loaded.
 const MAP_BYTES: u64 = 128 << 20;
 
