@@ -23,7 +23,7 @@ use crate::{
 const MOST_ODD: usize = 5;
 
 /// Code addresses, innermost first.
-type Stacks = BTreeSet<Vec<u64>>;
+pub(crate) type Stacks = BTreeSet<Vec<u64>>;
 
 /// Writes every stack at a breakpoint to a file, until another file is there.
 const SCRIPT: &str = r#"
@@ -112,7 +112,7 @@ fn parse(file: &Path) -> Stacks {
 }
 
 /// The stacks of one run of the statements, from the kernel.
-fn sampled(session: &mut Session, site: &ProbeSite) -> Stacks {
+pub(crate) fn sampled(session: &mut Session, site: &ProbeSite) -> Stacks {
     let pid = session.backend_pid();
     let mut sampling = Sampling::of(pid).unwrap();
     sampling.attach(&exe_link(pid), site.offset, false, 0).unwrap();

@@ -11,9 +11,9 @@ use pgleak_tests::{
 use crate::common::{recording, server};
 
 /// Ends of a stack that are counted as whole.
-const MOST_CUT: f64 = 0.001;
+const MOST_CUT: f64 = 0.0001;
 
-/// At least 99.9 % of the stacks reach the bottom, and every walk has an end that is counted.
+/// At least 99.99 % of the stacks reach the bottom, and every walk has an end that is counted.
 fn stacks_are_whole(build: &Build, capture: &Capture) {
     let (walked, bottom) = (counter(capture, "stacks_walked"), counter(capture, "walk_bottom"));
     let ends: u64 = capture.counters.iter().filter(|c| c.name.starts_with("walk_")).map(|c| c.value).sum();

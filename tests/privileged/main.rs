@@ -1,6 +1,7 @@
 //! `pgleak` on real servers of every build, with real probes.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod agreement;
 mod common;
 mod debugger;
 mod differential;
