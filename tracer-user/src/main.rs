@@ -8,13 +8,15 @@ use std::{
 
 use clap::Parser as _;
 use pgleak::{
-    cli::{CaptureArgs, Cli, Command, DoctorArgs, ListArgs, RenderArgs},
+    cli::{CaptureArgs, Cli, Command, DoctorArgs, ListArgs, RenderArgs, UnwindCheckArgs},
     doctor::{Health, examine},
+    elf::Image,
     guard::{run_sacrifice, run_watchdog},
     profile::Capture,
     render::{Format, OutputDir, ReadError, RenderOptions, WriteError, format, read_capture},
     session::{CaptureError, CaptureOptions, Interrupts, Progress, RecordOptions, capture, ready},
     target::{find_servers, measure_growth, render_table, sort_by_growth},
+    unwind::{InspectError, Inspection},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         Command::List(args) => list(&args),
         Command::Capture(args) => run_capture(&args),
         Command::Doctor(args) => run_doctor(&args),
+        Command::UnwindCheck(args) => run_unwind_check(&args),
         Command::Render(args) => run_render(&args),
         Command::Watchdog { parent } => run_watchdog(parent).map_err(Failure::from),
         Command::Sacrifice => run_sacrifice().map_err(Failure::from),
@@ -70,6 +73,12 @@ impl From<ReadError> for Failure {
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self { code: FAILURE, message: error.to_string() }
+    }
+}
+
+impl From<InspectError> for Failure {
+    fn from(error: InspectError) -> Self {
+        Self { code: if error.is_misuse() { MISUSE } else { FAILURE }, message: error.to_string() }
     }
 }
 
@@ -117,6 +126,35 @@ fn run_doctor(args: &DoctorArgs) -> Result<(), Failure> {
         Ok(())
     } else {
         Err(Failure { code: FAILURE, message: format!("{bad} of {} checks failed", checks.len()) })
+    }
+}
+
+/// All files are looked at, whatever is wrong with some. A table that differs from gimli's is
+/// worse than a file that cannot be looked at, and decides the exit code.
+fn run_unwind_check(args: &UnwindCheckArgs) -> Result<(), Failure> {
+    let (mut failed, mut refused) = (0, 0);
+    for path in &args.binaries {
+        let inspected = Image::open(path, path)
+            .map_err(Failure::misuse)
+            .and_then(|image| Inspection::of(&image).map_err(Failure::from));
+        match inspected {
+            Ok(inspection) => {
+                print(inspection.to_string().as_bytes())?;
+                failed += usize::from(!inspection.agrees());
+            }
+            Err(Failure { code, message }) => {
+                let _ = writeln!(io::stderr(), "pgleak: {message}");
+                *(if code == MISUSE { &mut refused } else { &mut failed }) += 1;
+            }
+        }
+    }
+    let files = args.binaries.len();
+    match (failed, refused) {
+        (0, 0) => Ok(()),
+        (0, _) => Err(Failure::misuse(format!("{refused} of {files} files cannot be checked"))),
+        _ => {
+            Err(Failure { code: FAILURE, message: format!("{failed} of {files} files have no sound table") })
+        }
     }
 }
 
