@@ -27,6 +27,8 @@ pub enum Command {
     Render(RenderArgs),
     /// Say what works on this host and for one process, and what to do about what does not.
     Doctor(DoctorArgs),
+    /// Compare the unwind tables of ELF files with gimli's evaluation of their .eh_frame.
+    UnwindCheck(UnwindCheckArgs),
     /// End a pgleak that no longer moves.
     #[command(name = crate::guard::WATCHDOG_SUBCOMMAND, hide = true)]
     Watchdog {
@@ -131,6 +133,14 @@ pub struct DoctorArgs {
     /// Look at this process too.
     #[arg(long)]
     pub pid: Option<u32>,
+}
+
+/// Arguments of `unwind-check`.
+#[derive(Debug, Args)]
+pub struct UnwindCheckArgs {
+    /// ELF files for x86_64: programs or libraries.
+    #[arg(required = true)]
+    pub binaries: Vec<PathBuf>,
 }
 
 const LONGEST_RECORD: Duration = Duration::from_secs(3600);

@@ -9,8 +9,9 @@ use std::{
 
 use clap::Parser as _;
 use pgleak::{
-    cli::{CaptureArgs, Cli, Command, DoctorArgs, ListArgs, RenderArgs},
+    cli::{CaptureArgs, Cli, Command, DoctorArgs, ListArgs, RenderArgs, UnwindCheckArgs},
     doctor::{Health, examine},
+    elf::Image,
     guard::{run_sacrifice, run_watchdog},
     profile::Capture,
     render::{Format, OutputDir, ReadError, RenderOptions, WriteError, format, read_capture},
@@ -19,6 +20,7 @@ use pgleak::{
         DebugFiles, Debuginfod, DebuginfodError, Settings, SymbolIndex, SymbolIndexError, name_again,
     },
     target::{find_servers, measure_growth, render_table, sort_by_growth},
+    unwind::{InspectError, Inspection},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Command::List(args) => list(&args),
         Command::Capture(args) => run_capture(&args),
         Command::Doctor(args) => run_doctor(&args),
+        Command::UnwindCheck(args) => run_unwind_check(&args),
         Command::Render(args) => run_render(&args),
         Command::Watchdog { parent } => run_watchdog(parent).map_err(Failure::from),
         Command::Sacrifice => run_sacrifice().map_err(Failure::from),
@@ -89,6 +92,12 @@ impl From<io::Error> for Failure {
     }
 }
 
+impl From<InspectError> for Failure {
+    fn from(error: InspectError) -> Self {
+        Self { code: if error.is_misuse() { MISUSE } else { FAILURE }, message: error.to_string() }
+    }
+}
+
 impl From<CaptureError> for Failure {
     fn from(error: CaptureError) -> Self {
         Self { code: if error.is_misuse() { MISUSE } else { FAILURE }, message: error.to_string() }
@@ -133,6 +142,35 @@ fn run_doctor(args: &DoctorArgs) -> Result<(), Failure> {
         Ok(())
     } else {
         Err(Failure { code: FAILURE, message: format!("{bad} of {} checks failed", checks.len()) })
+    }
+}
+
+/// All files are looked at, whatever is wrong with some. A table that differs from gimli's is
+/// worse than a file that cannot be looked at, and decides the exit code.
+fn run_unwind_check(args: &UnwindCheckArgs) -> Result<(), Failure> {
+    let (mut failed, mut refused) = (0, 0);
+    for path in &args.binaries {
+        let inspected = Image::open(path, path)
+            .map_err(Failure::misuse)
+            .and_then(|image| Inspection::of(&image).map_err(Failure::from));
+        match inspected {
+            Ok(inspection) => {
+                print(inspection.to_string().as_bytes())?;
+                failed += usize::from(!inspection.agrees());
+            }
+            Err(Failure { code, message }) => {
+                let _ = writeln!(io::stderr(), "pgleak: {message}");
+                *(if code == MISUSE { &mut refused } else { &mut failed }) += 1;
+            }
+        }
+    }
+    let files = args.binaries.len();
+    match (failed, refused) {
+        (0, 0) => Ok(()),
+        (0, _) => Err(Failure::misuse(format!("{refused} of {files} files cannot be checked"))),
+        _ => {
+            Err(Failure { code: FAILURE, message: format!("{failed} of {files} files have no sound table") })
+        }
     }
 }
 

@@ -1,18 +1,23 @@
 //! Compares a table with what gimli says of the same object, row by row.
 //!
-//! Two comparisons for every address at which an FDE's rule changes, and its neighbours: the
-//! row that the kernel's search finds is the one of the FDE, and the kernel's step computes from
-//! it what the DWARF rule evaluates to. The second one shares no code with [`row_info`].
+//! Two comparisons for the first, middle and last address of every row of every FDE: the row
+//! that the kernel's search finds is the one of the FDE, and the kernel's step computes from it
+//! what the DWARF rule evaluates to. The second one shares no code with [`row_info`](super::row_info).
+
+use std::{collections::BTreeMap, ops::Range};
 
 use gimli::{
-    CfaRule, CieOrFde, EhFrame, EvaluationResult, FrameDescriptionEntry, LittleEndian, Register,
+    CfaRule, EhFrame, EhFrameOffset, EvaluationResult, FrameDescriptionEntry, LittleEndian, Register,
     RegisterRule, UnwindContext, UnwindExpression, UnwindSection as _, UnwindTableRow, Value, X86_64,
 };
 use tracer_ebpf::unwind::{Registers, RowInfo, RowKind, StackReader, WalkEnd, step};
 
 use super::{
-    Atlas, Placement, TableError, row_info,
+    Atlas, Placement, TableError, Unsupported,
+    entries::refused,
+    row_rule,
     rules::{ENCODING, Slice},
+    table::code_ranges,
 };
 use crate::{
     addr::VirtAddr,
@@ -28,10 +33,23 @@ pub struct Comparison {
     pub steps: u64,
     /// Addresses where the walk gives up, though there is an FDE.
     pub unsupported: u64,
+    /// Why it does, with the rows of each reason. An FDE that is refused counts as one row.
+    pub reasons: BTreeMap<Unsupported, Refused>,
+    /// FDEs that name no code of this file, or cannot be read at all: there is nothing to compare.
+    pub skipped_fdes: u64,
     /// Addresses where the search finds another row than the FDE has.
     pub wrong_rows: Vec<VirtAddr>,
     /// Addresses where the step goes elsewhere than the rule.
     pub wrong_steps: Vec<VirtAddr>,
+}
+
+/// Rows that the walk cannot follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// How many.
+    pub rows: u64,
+    /// The first address of one of them.
+    pub example: VirtAddr,
 }
 
 /// Compares the table at `placement` with all FDEs of the image that it was built from.
@@ -39,63 +57,121 @@ pub struct Comparison {
 /// # Errors
 /// If the image has no readable `.eh_frame`.
 pub fn compare(image: &Image, atlas: &Atlas, placement: Placement) -> Result<Comparison, TableError> {
-    let mut found = Comparison::default();
-    let Some(section) = FrameSection::of(image)? else { return Ok(found) };
+    let Some(section) = FrameSection::of(image)? else { return Ok(Comparison::default()) };
     let mut frame = EhFrame::new(section.bytes, LittleEndian);
     frame.set_address_size(8);
+    let code = code_ranges(image);
+    let mut check = Check { atlas, placement, section: &section, frame, found: Comparison::default() };
     let mut context = UnwindContext::new();
-    let mut entries = frame.entries(&section.bases);
-    while let Ok(Some(entry)) = entries.next() {
-        let CieOrFde::Fde(partial) = entry else { continue };
-        let Ok(fde) = partial.parse(|frame, bases, at| frame.cie_from_offset(bases, at)) else { continue };
-        let (addresses, is_whole) = addresses(&fde, &frame, &section, &mut context);
-        for address in addresses {
-            let row = fde.unwind_info_for_address(&frame, &section.bases, &mut context, address);
-            let table = atlas.find(placement, VirtAddr(address)).map_or(RowInfo::NONE, |row| row.info());
-            found.addresses += 1;
-            // A row that cannot be read makes its whole FDE one that is not followed.
-            let expected = match &row {
-                Ok(row) if is_whole => row_info(row, &frame),
-                _ => RowInfo::UNSUPPORTED,
-            };
-            if table != expected {
-                found.wrong_rows.push(VirtAddr(address));
+    for offset in section.records() {
+        let partial = match frame.partial_fde_from_offset(&section.bases, EhFrameOffset(offset)) {
+            Ok(partial) => partial,
+            Err(gimli::Error::NotCiePointer(_)) => continue,
+            Err(_) => {
+                check.found.skipped_fdes += 1;
+                continue;
             }
-            if table == RowInfo::UNSUPPORTED {
-                found.unsupported += 1;
-            } else {
-                found.steps += 1;
-                if !row.is_ok_and(|row| steps_like(table, row, &frame, address)) {
-                    found.wrong_steps.push(VirtAddr(address));
+        };
+        let fde = partial.parse(EhFrame::cie_from_offset).ok();
+        let span = fde.as_ref().and_then(|fde| {
+            let end = fde.initial_address().checked_add(fde.len())?;
+            let span = fde.initial_address()..end;
+            code.iter().any(|r| r.start <= span.start && span.end <= r.end).then_some(span)
+        });
+        match (fde, span) {
+            (Some(fde), Some(span)) if !span.is_empty() => check.fde(&fde, span, &mut context),
+            _ => check.found.skipped_fdes += 1,
+        }
+    }
+    Ok(check.found)
+}
+
+/// A comparison on its way.
+struct Check<'a> {
+    atlas: &'a Atlas,
+    placement: Placement,
+    section: &'a FrameSection<'a>,
+    frame: EhFrame<Slice<'a>>,
+    found: Comparison,
+}
+
+impl<'a> Check<'a> {
+    fn fde(
+        &mut self,
+        fde: &FrameDescriptionEntry<Slice<'a>>,
+        span: Range<u64>,
+        context: &mut UnwindContext<usize>,
+    ) {
+        if let Some(reason) = refused(fde).or_else(|| self.unreadable(fde, context)) {
+            self.refuse(reason, span.start);
+            for address in ends_and_middle(&span) {
+                self.row_is(address, RowInfo::UNSUPPORTED);
+            }
+            return;
+        }
+        let (section, frame) = (self.section, self.frame);
+        let Ok(mut rows) = fde.rows(&frame, &section.bases, context) else { return };
+        while let Ok(Some(row)) = rows.next_row() {
+            let held = row.start_address().max(span.start)..row.end_address().min(span.end);
+            if held.is_empty() {
+                continue;
+            }
+            let rule = row_rule(row, &frame);
+            if let Err(reason) = rule {
+                self.refuse(reason, held.start);
+            }
+            for address in ends_and_middle(&held) {
+                let info = self.row_is(address, rule.unwrap_or(RowInfo::UNSUPPORTED));
+                if info != RowInfo::UNSUPPORTED {
+                    self.found.steps += 1;
+                    if !steps_like(info, row, &frame, address) {
+                        self.found.wrong_steps.push(VirtAddr(address));
+                    }
                 }
             }
         }
     }
-    Ok(found)
+
+    /// Whether a row of the FDE cannot be read, which makes all of it one that is not followed.
+    fn unreadable(
+        &self,
+        fde: &FrameDescriptionEntry<Slice<'a>>,
+        context: &mut UnwindContext<usize>,
+    ) -> Option<Unsupported> {
+        let mut read = || {
+            let mut rows = fde.rows(&self.frame, &self.section.bases, context)?;
+            while rows.next_row()?.is_some() {}
+            Ok::<_, gimli::Error>(())
+        };
+        read().is_err().then_some(Unsupported::Instructions)
+    }
+
+    fn refuse(&mut self, reason: Unsupported, at: u64) {
+        let refused = Refused { rows: 0, example: VirtAddr(at) };
+        self.found.reasons.entry(reason).or_insert(refused).rows += 1;
+    }
+
+    /// Looks an address up, and gives what was found there.
+    fn row_is(&mut self, address: u64, expected: RowInfo) -> RowInfo {
+        let row = self.atlas.find(self.placement, VirtAddr(address));
+        let info = row.map_or(RowInfo::NONE, |row| row.info());
+        self.found.addresses += 1;
+        self.found.unsupported += u64::from(info == RowInfo::UNSUPPORTED);
+        if info != expected {
+            self.found.wrong_rows.push(VirtAddr(address));
+        }
+        info
+    }
 }
 
-/// The first, second and last address of each row of an FDE, and whether all rows can be read.
-fn addresses(
-    fde: &FrameDescriptionEntry<Slice<'_>>,
-    frame: &EhFrame<Slice<'_>>,
-    section: &FrameSection<'_>,
-    context: &mut UnwindContext<usize>,
-) -> (Vec<u64>, bool) {
-    let (start, end) = (fde.initial_address(), fde.initial_address().saturating_add(fde.len()));
-    let mut addresses = vec![start, end.wrapping_sub(1)];
-    let mut read = || {
-        let mut rows = fde.rows(frame, &section.bases, context)?;
-        while let Some(row) = rows.next_row()? {
-            let at = row.start_address();
-            addresses.extend([at.saturating_sub(1), at, at.saturating_add(1)]);
-        }
-        Ok::<_, gimli::Error>(())
-    };
-    let is_whole = read().is_ok();
-    addresses.retain(|address| (start..end).contains(address));
-    addresses.sort_unstable();
-    addresses.dedup();
-    (addresses, is_whole)
+/// The first, middle and last address of a range that is not empty, each once.
+fn ends_and_middle(range: &Range<u64>) -> impl Iterator<Item = u64> + use<> {
+    let len = range.end - range.start;
+    let places = [0, len / 2, len - 1];
+    let count = len.min(3) as usize;
+    let start = range.start;
+    // Of two bytes the middle is the last.
+    places.into_iter().take(count).map(move |at| start + at)
 }
 
 /// Memory in which every word is an address a little above the stack pointer.
@@ -185,5 +261,66 @@ fn evaluate(
     match evaluation.value_result()? {
         Value::Generic(value) => Some(value),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+    use std::path::Path;
+
+    use tracer_ebpf::unwind::{RbpRule, Row, RowInfo, RowKind};
+
+    use super::{Comparison, compare, ends_and_middle};
+    use crate::{
+        addr::VirtAddr,
+        elf::Image,
+        unwind::{Atlas, UnwindTable},
+    };
+
+    const LIBC: &str = "/lib/x86_64-linux-gnu/libc.so.6";
+
+    /// What is found of libc with one of its rows replaced.
+    fn with_row(change: impl Fn(Row) -> Option<RowInfo>) -> (VirtAddr, Comparison) {
+        let image = Image::open(Path::new(LIBC), Path::new(LIBC)).unwrap();
+        let mut table = UnwindTable::build(&image).unwrap().unwrap();
+        let (row, info) = table.rows.iter_mut().find_map(|row| change(*row).map(|info| (row, info))).unwrap();
+        *row = Row::new(row.address() as u32, info);
+        let at = VirtAddr(row.address());
+        let mut atlas = Atlas::new();
+        let placement = atlas.add(&table).unwrap();
+        (at, compare(&image, &atlas, placement).unwrap())
+    }
+
+    #[test]
+    fn one_wrong_row_of_thousands_is_found() {
+        let plain = |kind, offset| RowInfo::new(kind, offset, RbpRule::Same, 0);
+        let replacements = [plain(RowKind::RspOffset, 24), plain(RowKind::RbpOffset, 16), RowInfo::NONE];
+        for wrong in replacements {
+            let (at, found) = with_row(|row| (row.info() == plain(RowKind::RspOffset, 16)).then_some(wrong));
+            assert!(found.wrong_rows.contains(&at) && found.wrong_steps.contains(&at), "{wrong:?}");
+            assert!(found.wrong_rows.len() < 10 && found.wrong_steps.len() < 10, "{found:?}");
+        }
+        // Given up where it could go on: the row is wrong, and there is no step to be.
+        let (at, found) =
+            with_row(|row| (row.info() == plain(RowKind::RspOffset, 16)).then_some(RowInfo::UNSUPPORTED));
+        assert!(found.wrong_rows.contains(&at) && found.wrong_steps.is_empty());
+        // And the other way round: followed though no rule says how.
+        let (at, found) =
+            with_row(|row| (row.info() == RowInfo::UNSUPPORTED).then_some(plain(RowKind::RspOffset, 8)));
+        assert!(found.wrong_rows.contains(&at) && found.wrong_steps.contains(&at), "{found:?}");
+    }
+
+    #[test]
+    fn a_row_is_looked_at_in_three_places_if_it_has_them() {
+        for (range, expected) in [
+            (0x10..0x11, &[0x10][..]),
+            (0x10..0x12, &[0x10, 0x11]),
+            (0x10..0x13, &[0x10, 0x11, 0x12]),
+            (0x10..0x20, &[0x10, 0x18, 0x1f]),
+        ] {
+            assert_eq!(ends_and_middle(&range).collect::<Vec<_>>(), expected);
+        }
     }
 }

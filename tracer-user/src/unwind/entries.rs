@@ -9,7 +9,7 @@ use gimli::{
 use tracer_ebpf::unwind::{Row, RowInfo, RowKind};
 
 use super::{
-    TableError,
+    TableError, Unsupported,
     rules::{Slice, row_info},
 };
 use crate::{addr::VirtAddr, elf::FrameSection};
@@ -144,8 +144,7 @@ impl Entries {
         context: &mut UnwindContext<usize>,
         span: &Range<u64>,
     ) -> Option<()> {
-        let cie = fde.cie();
-        if cie.entry_len() > MAX_CIE_BYTES || cie.return_address_register() != X86_64::RA {
+        if refused(fde).is_some() {
             return None;
         }
         let first = self.rows.len();
@@ -158,6 +157,18 @@ impl Entries {
             push_row(&mut self.rows, first, Row::new(at as u32, row_info(row, frame)));
         }
         (self.rows.len() > first).then_some(())
+    }
+}
+
+/// Why no row of an FDE is believed, whatever its own instructions say.
+pub(super) fn refused(fde: &FrameDescriptionEntry<Slice<'_>>) -> Option<Unsupported> {
+    let cie = fde.cie();
+    if cie.entry_len() > MAX_CIE_BYTES {
+        Some(Unsupported::LongCie)
+    } else if cie.return_address_register() != X86_64::RA {
+        Some(Unsupported::ReturnColumn)
+    } else {
+        None
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod error;
 mod rules;
+mod unsupported;
 
 mod entries;
 
@@ -15,6 +16,7 @@ mod mapset;
 mod walk;
 
 pub mod check;
+mod inspect;
 
 #[cfg(test)]
 mod damage;
@@ -28,7 +30,9 @@ mod tests;
 pub use atlas::{Appended, Atlas, AtlasError, Mark, Placement};
 pub use batch::build_tables;
 pub use error::TableError;
+pub use inspect::{Gaps, InspectError, Inspection};
 pub use mapset::{MapSetError, MappedObject, build_mapset};
-pub use rules::row_info;
+pub use rules::{row_info, row_rule};
 pub use table::{TableStats, UnwindTable};
+pub use unsupported::Unsupported;
 pub use walk::{OpenCall, ReturnProbes, StackMemory, Walked, walk, walk_above};

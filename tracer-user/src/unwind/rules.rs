@@ -6,6 +6,8 @@ use gimli::{
 };
 use tracer_ebpf::unwind::{RbpRule, RowInfo, RowKind};
 
+use super::Unsupported;
+
 /// The bytes of `.eh_frame`.
 pub(super) type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
@@ -28,20 +30,20 @@ const SIGNAL_RIP: i64 = 40 + 16 * 8;
 ///
 /// Never an error: a row that cannot be read cannot be followed either.
 pub fn row_info(row: &UnwindTableRow<usize>, section: &EhFrame<Slice<'_>>) -> RowInfo {
+    row_rule(row, section).unwrap_or(RowInfo::UNSUPPORTED)
+}
+
+/// What `row` says.
+///
+/// # Errors
+/// Why the walk cannot follow it.
+pub fn row_rule(row: &UnwindTableRow<usize>, section: &EhFrame<Slice<'_>>) -> Result<RowInfo, Unsupported> {
     let return_address = match row.register(X86_64::RA) {
-        Some(RegisterRule::Undefined) => return RowInfo::new(RowKind::Bottom, 0, RbpRule::Same, 0),
+        Some(RegisterRule::Undefined) => return Ok(RowInfo::new(RowKind::Bottom, 0, RbpRule::Same, 0)),
         Some(rule) => rule,
-        None => return RowInfo::UNSUPPORTED,
+        None => return Err(Unsupported::ReturnAddress),
     };
-    let cfa = match row.cfa() {
-        CfaRule::RegisterAndOffset { register: X86_64::RSP, offset } => Cfa::Rsp(*offset),
-        CfaRule::RegisterAndOffset { register: X86_64::RBP, offset } => Cfa::Rbp(*offset),
-        CfaRule::RegisterAndOffset { .. } => return RowInfo::UNSUPPORTED,
-        CfaRule::Expression(expression) => match cfa_expression(expression, section) {
-            Some(cfa) => cfa,
-            None => return RowInfo::UNSUPPORTED,
-        },
-    };
+    let cfa = cfa(row.cfa(), section)?;
     let rbp = row.register(X86_64::RBP);
     if cfa == Cfa::DerefRsp(SIGNAL_RSP) {
         let saved_at = |rule: Option<RegisterRule<usize>>, offset| {
@@ -49,35 +51,64 @@ pub fn row_info(row: &UnwindTableRow<usize>, section: &EhFrame<Slice<'_>>) -> Ro
                 if register_offset(&expression, section) == Some((X86_64::RSP, offset)))
         };
         return if saved_at(Some(return_address), SIGNAL_RIP) && saved_at(rbp, SIGNAL_RBP) {
-            RowInfo::new(RowKind::SignalFrame, 0, RbpRule::Same, 0)
+            Ok(RowInfo::new(RowKind::SignalFrame, 0, RbpRule::Same, 0))
         } else {
-            RowInfo::UNSUPPORTED
+            Err(Unsupported::SignalFrame)
         };
     }
-    // Without a rule the caller's rsp is the CFA. Only code that switches stacks has another.
-    let keeps_stack = matches!(row.register(X86_64::RSP), None | Some(RegisterRule::ValOffset(0)));
-    if return_address != RegisterRule::Offset(-8) || !keeps_stack {
-        return RowInfo::UNSUPPORTED;
+    if return_address != RegisterRule::Offset(-8) {
+        return Err(Unsupported::ReturnAddress);
     }
-    let (rbp_rule, rbp_offset) = match rbp {
-        None | Some(RegisterRule::SameValue) => (RbpRule::Same, 0),
-        Some(RegisterRule::Offset(offset)) => (RbpRule::AtCfa, offset),
-        Some(RegisterRule::Expression(expression)) => match register_offset(&expression, section) {
-            Some((X86_64::RBP, offset)) => (RbpRule::AtRbp, offset),
-            _ => return RowInfo::UNSUPPORTED,
-        },
-        Some(_) => return RowInfo::UNSUPPORTED,
-    };
-    match cfa {
-        Cfa::Rsp(offset) => RowInfo::new(RowKind::RspOffset, offset, rbp_rule, rbp_offset),
-        Cfa::Rbp(offset) => RowInfo::new(RowKind::RbpOffset, offset, rbp_rule, rbp_offset),
-        Cfa::Plt { threshold } => RowInfo::new(RowKind::Plt, 8 * threshold, rbp_rule, rbp_offset),
-        Cfa::DerefRbp(offset) => {
-            // The row's offset is what is taken from rbp.
-            let below = offset.checked_neg().unwrap_or(-1);
-            RowInfo::new(RowKind::RbpDeref, below, rbp_rule, rbp_offset)
+    // Without a rule the caller's rsp is the CFA. Only code that switches stacks has another.
+    if !matches!(row.register(X86_64::RSP), None | Some(RegisterRule::ValOffset(0))) {
+        return Err(Unsupported::OtherStack);
+    }
+    encode(cfa, saved_rbp(rbp, section)?)
+}
+
+fn cfa(rule: &CfaRule<usize>, section: &EhFrame<Slice<'_>>) -> Result<Cfa, Unsupported> {
+    match rule {
+        CfaRule::RegisterAndOffset { register: X86_64::RSP, offset } => Ok(Cfa::Rsp(*offset)),
+        CfaRule::RegisterAndOffset { register: X86_64::RBP, offset } => Ok(Cfa::Rbp(*offset)),
+        CfaRule::RegisterAndOffset { register, .. } => Err(Unsupported::CfaRegister(register.0)),
+        CfaRule::Expression(expression) => {
+            cfa_expression(expression, section).ok_or(Unsupported::CfaExpression)
         }
-        Cfa::DerefRsp(_) => RowInfo::UNSUPPORTED,
+    }
+}
+
+fn saved_rbp(
+    rule: Option<RegisterRule<usize>>,
+    section: &EhFrame<Slice<'_>>,
+) -> Result<(RbpRule, i64), Unsupported> {
+    match rule {
+        None | Some(RegisterRule::SameValue) => Ok((RbpRule::Same, 0)),
+        Some(RegisterRule::Offset(offset)) => Ok((RbpRule::AtCfa, offset)),
+        Some(RegisterRule::Expression(expression)) => match register_offset(&expression, section) {
+            Some((X86_64::RBP, offset)) => Ok((RbpRule::AtRbp, offset)),
+            _ => Err(Unsupported::RbpRule),
+        },
+        Some(_) => Err(Unsupported::RbpRule),
+    }
+}
+
+/// The row of a rule, if its numbers fit.
+fn encode(cfa: Cfa, (rbp_rule, rbp_offset): (RbpRule, i64)) -> Result<RowInfo, Unsupported> {
+    let (kind, offset) = match cfa {
+        Cfa::Rsp(offset) => (RowKind::RspOffset, offset),
+        Cfa::Rbp(offset) => (RowKind::RbpOffset, offset),
+        Cfa::Plt { threshold } => (RowKind::Plt, 8 * threshold),
+        // The row's offset is what is taken from rbp.
+        Cfa::DerefRbp(offset) => (RowKind::RbpDeref, offset.checked_neg().unwrap_or(-1)),
+        Cfa::DerefRsp(_) => return Err(Unsupported::CfaExpression),
+    };
+    let info = RowInfo::new(kind, offset, rbp_rule, rbp_offset);
+    if info != RowInfo::UNSUPPORTED {
+        Ok(info)
+    } else if RowInfo::new(kind, offset, RbpRule::Same, 0) == RowInfo::UNSUPPORTED {
+        Err(Unsupported::CfaOffset)
+    } else {
+        Err(Unsupported::RbpOffset)
     }
 }
 

@@ -154,7 +154,7 @@ fn index(rows: &[Row], path: &Path) -> Result<Vec<u32>, TableError> {
 
 /// The executable bytes that the file really has: an FDE for anything else is not to be trusted,
 /// and would make the index as long as it likes.
-fn code_ranges(image: &Image) -> Vec<Range<u64>> {
+pub(super) fn code_ranges(image: &Image) -> Vec<Range<u64>> {
     let file_bytes = image.bytes().len() as u64;
     image
         .segments()
