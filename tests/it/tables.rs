@@ -28,7 +28,8 @@ fn unwind_check_says_what_a_table_holds_and_what_is_no_table() {
     let libc = "/lib/x86_64-linux-gnu/libc.so.6";
     let checked = run(["unwind-check".as_ref(), postgres.as_os_str(), libc.as_ref()]).unwrap();
     assert_eq!(checked.status.code(), Some(0), "{checked:?}");
-    for says in [postgres.to_str().unwrap(), libc, "distinct rules", "CFA from DWARF register", "first at 0x"] {
+    for says in [postgres.to_str().unwrap(), libc, "distinct rules", "CFA from DWARF register", "first at 0x"]
+    {
         assert!(checked.stdout.contains(says), "{says}: {checked:?}");
     }
     assert_eq!(checked.stdout.matches("gimli agrees with all").count(), 2);
@@ -48,7 +49,10 @@ fn unwind_check_says_what_a_table_holds_and_what_is_no_table() {
         // The one that is sound is checked nevertheless.
         let checked = run(["unwind-check".as_ref(), path.as_os_str(), libc.as_ref()]).unwrap();
         assert_eq!(checked.status.code(), Some(2), "{name}: {checked:?}");
-        assert!(checked.stderr.contains(says) && checked.stderr.contains(path.to_str().unwrap()), "{checked:?}");
+        assert!(
+            checked.stderr.contains(says) && checked.stderr.contains(path.to_str().unwrap()),
+            "{checked:?}"
+        );
         assert!(checked.stderr.contains("1 of 2 files cannot be checked"), "{checked:?}");
         assert!(checked.stdout.contains("gimli agrees with all"), "{checked:?}");
     }

@@ -169,6 +169,7 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
             force: args.force,
         },
         map_memory: args.map_memory,
+        table_cache: !args.no_table_cache,
     };
     let rendering = RenderOptions { title: args.title.clone(), ..RenderOptions::default() };
     let out = args.out.clone().unwrap_or_else(|| default_directory(args.pid));

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use tracer_ebpf::{counters::Class, site::Role};
+use tracing::debug;
 
 use super::{
     CaptureError, Detaching, Interrupts, Prepared, Progress, RecordOptions, Recorder, Recording, assemble,
@@ -18,6 +19,7 @@ use crate::{
     profile::{Capture, CounterValue, SCHEMA, SiteReport, Target, Tool, Window},
     symbolize::{OsRelease, Symbolizer},
     target::{cgroup_memory, mem_available_bytes},
+    unwind::cache::TableCache,
 };
 
 /// Equal parts of the record window: enough to tell a steady leak from a cache that fills, few
@@ -33,6 +35,8 @@ pub struct CaptureOptions {
     pub record: RecordOptions,
     /// Kernel memory for the maps.
     pub map_memory: u64,
+    /// Whether unwind tables are kept on disk, and taken from there.
+    pub table_cache: bool,
 }
 
 /// A process that was looked at and that nobody else may capture now.
@@ -47,7 +51,13 @@ pub struct Ready {
 /// # Errors
 /// If it cannot be captured.
 pub fn ready(options: &CaptureOptions) -> Result<Ready, CaptureError> {
-    let prepared = prepare(options.pid)?;
+    // Without one, a capture begins some hundredths of a second later.
+    let opened = options.table_cache.then(TableCache::of_user).transpose();
+    let cache = opened.unwrap_or_else(|error| {
+        debug!("{error}");
+        None
+    });
+    let prepared = prepare(options.pid, cache)?;
     Ok(Ready { prepared, _lock: CaptureLock::take(options.pid)? })
 }
 
