@@ -12,7 +12,7 @@ use tracer_ebpf::{abi::Measured, site::Role};
 
 /// Takes the stacks of the process at `AllocSetAlloc` for so long.
 pub fn stacks(pid: u32, length: Duration) -> Result<Measured> {
-    let mut prepared = prepare(pid)?;
+    let mut prepared = prepare(pid, None)?;
     let (rows, pages) = prepared.mappings.table_sizes();
     let limits = Limits::within(64 << 20, rows, pages).context("64 MiB are enough for any server")?;
     let mut tracer = Tracer::load(limits, prepared.plan.layout.context.name)?;

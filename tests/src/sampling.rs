@@ -30,7 +30,7 @@ impl Sampling {
     /// Looks at a process and gives the kernel its tables. Samples are taken from
     /// [`Self::begin`] on.
     pub fn of(pid: u32) -> Result<Self> {
-        let mut mappings = Mappings::new(LoadedModules::read(pid)?)?;
+        let mut mappings = Mappings::new(LoadedModules::read(pid)?, None)?;
         let (rows, pages) = mappings.table_sizes();
         let limits = Limits::within(MAP_BYTES, rows, pages).context("the tables need more memory")?;
         let mut tracer = Tracer::load(Limits { sample_bytes: RING_BYTES, ..limits }, 0)?;

@@ -76,6 +76,9 @@ pub struct CaptureArgs {
     /// Kernel memory for the maps (64M, 1G).
     #[arg(long, default_value = "64M", value_parser = bytes)]
     pub map_memory: u64,
+    /// Make the unwind tables of libraries anew, and keep none on disk.
+    #[arg(long)]
+    pub no_table_cache: bool,
     /// Print this format instead of the report: folded, stap, json, svg, inverted.
     #[arg(long, default_value = "report")]
     pub format: String,

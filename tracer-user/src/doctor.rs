@@ -64,7 +64,7 @@ fn bad(what: &str, found: impl Into<String>, advice: impl Into<String>) -> Check
 /// Looks at the host, and at the process with that pid if one is given.
 pub fn examine(pid: Option<u32>) -> Vec<Check> {
     let mut checks = host();
-    let prepared = pid.map(|pid| (pid, prepare(pid)));
+    let prepared = pid.map(|pid| (pid, prepare(pid, None)));
     match &prepared {
         Some((_, Ok(prepared))) => checks.extend(process(prepared)),
         Some((pid, Err(error))) => {

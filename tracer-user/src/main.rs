@@ -185,6 +185,7 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
             force: args.force,
         },
         map_memory: args.map_memory,
+        table_cache: !args.no_table_cache,
     };
     let rendering = RenderOptions { title: args.title.clone(), ..RenderOptions::default() };
     let hurry = Arc::new(AtomicBool::new(false));

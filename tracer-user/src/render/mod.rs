@@ -15,7 +15,7 @@ pub mod units;
 pub use formats::{FORMATS, Format, UnknownFormat, format};
 pub use options::{Colours, RenderOptions, UnknownPalette};
 pub use output::{OutputDir, WriteError};
-pub use read::{ReadError, read_capture};
+pub use read::{ReadError, parse_capture, read_capture};
 pub use report::report;
 
 use crate::profile::EndReason;

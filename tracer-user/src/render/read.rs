@@ -92,10 +92,14 @@ pub fn read_capture(path: &Path) -> Result<Capture, ReadError> {
     }
     let mut text = Vec::new();
     (&mut file).take(LARGEST).read_to_end(&mut text).map_err(failed)?;
-    parse(path, &text)
+    parse_capture(path, &text)
 }
 
-fn parse(path: &Path, text: &[u8]) -> Result<Capture, ReadError> {
+/// Reads a capture from its text; `path` is for messages.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_capture(path: &Path, text: &[u8]) -> Result<Capture, ReadError> {
     let value: serde_json::Value =
         serde_json::from_slice(text).map_err(|source| ReadError::Json { path: path.to_owned(), source })?;
     let head =
@@ -179,7 +183,7 @@ mod tests {
     }
 
     fn read(text: &str) -> Result<Capture, String> {
-        parse(Path::new("x.json"), text.as_bytes()).map_err(|error| error.to_string())
+        parse_capture(Path::new("x.json"), text.as_bytes()).map_err(|error| error.to_string())
     }
 
     #[test]

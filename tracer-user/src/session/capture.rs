@@ -11,6 +11,7 @@ use std::{
 };
 
 use tracer_ebpf::{counters::Class, site::Role};
+use tracing::debug;
 
 use super::{
     CaptureError, Detaching, Interrupts, Prepared, Progress, RecordOptions, Recorder, Recording, assemble,
@@ -26,6 +27,7 @@ use crate::{
     profile::{Capture, CounterValue, SCHEMA, SiteReport, Target, Tool, Window},
     symbolize::{DebugFiles, Debuginfod, OsRelease, Symbolizer, run_time_frame},
     target::{cgroup_memory, mem_available_bytes},
+    unwind::cache::TableCache,
 };
 
 /// Equal parts of the record window: enough to tell a steady leak from a cache that fills, few
@@ -41,6 +43,8 @@ pub struct CaptureOptions {
     pub record: RecordOptions,
     /// Kernel memory for the maps.
     pub map_memory: u64,
+    /// Whether unwind tables are kept on disk, and taken from there.
+    pub table_cache: bool,
 }
 
 /// What stacks may be named with beside what the process and this host have.
@@ -64,7 +68,13 @@ pub struct Ready {
 /// # Errors
 /// If it cannot be captured.
 pub fn ready(options: &CaptureOptions) -> Result<Ready, CaptureError> {
-    let prepared = prepare(options.pid)?;
+    // Without one, a capture begins some hundredths of a second later.
+    let opened = options.table_cache.then(TableCache::of_user).transpose();
+    let cache = opened.unwrap_or_else(|error| {
+        debug!("{error}");
+        None
+    });
+    let prepared = prepare(options.pid, cache)?;
     Ok(Ready { prepared, _lock: CaptureLock::take(options.pid)? })
 }
 

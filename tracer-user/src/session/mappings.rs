@@ -15,7 +15,7 @@ use crate::{
     bpf::{MapError, Tracer},
     elf::Image,
     target::{LoadedModules, MappingPath, ProcessError},
-    unwind::{Atlas, MapSetError, MappedObject, Placement, build_mapset, build_tables},
+    unwind::{Atlas, MapSetError, MappedObject, Placement, build_mapset, build_tables, cache::TableCache},
 };
 
 /// Code outside of every known mapping is looked at this often at the most: code that was made
@@ -33,14 +33,15 @@ pub struct Mappings {
     mapset: u32,
     uploaded: (usize, usize),
     looked_at: Option<Instant>,
+    cache: Option<TableCache>,
 }
 
 impl Mappings {
-    /// Builds the tables of all objects.
+    /// Takes the tables of all objects from the cache, or builds them.
     ///
     /// # Errors
     /// If the program itself has no table. An object without one is a note.
-    pub fn new(modules: LoadedModules) -> Result<Self, CaptureError> {
+    pub fn new(modules: LoadedModules, cache: Option<TableCache>) -> Result<Self, CaptureError> {
         let mut mappings = Self {
             modules,
             atlas: Atlas::new(),
@@ -49,6 +50,7 @@ impl Mappings {
             mapset: 0,
             uploaded: (0, 0),
             looked_at: None,
+            cache,
         };
         mappings.build_tables()?;
         Ok(mappings)
@@ -73,7 +75,10 @@ impl Mappings {
         let modules = self.modules.modules().iter().enumerate();
         let new: Vec<_> = modules.filter(|(index, _)| !self.placements.contains_key(index)).collect();
         let images: Vec<&Image> = new.iter().map(|(_, module)| &*module.image).collect();
-        for ((index, module), table) in new.into_iter().zip(build_tables(&images)) {
+        let began = Instant::now();
+        let tables = build_tables(&images, self.cache.as_ref());
+        tracing::debug!(objects = images.len(), took = ?began.elapsed(), "unwind tables");
+        for ((index, module), table) in new.into_iter().zip(tables) {
             let placement = match table {
                 Ok(Some(table)) => Some(self.atlas.add(&table)?),
                 Ok(None) if module.is_main => {

@@ -13,6 +13,7 @@ use crate::{
         Binary, CpuTime, LoadedModules, ProcessId, ProcessMemory, Seccomp, Status, Title, command_line,
         cpu_time, parse_title, status,
     },
+    unwind::cache::TableCache,
 };
 
 use super::{CaptureError, Mappings};
@@ -44,11 +45,12 @@ pub struct Prepared {
     pub cpu: CpuTime,
 }
 
-/// Looks at the process and its files. Nothing is attached and nothing is written.
+/// Looks at the process and its files. Nothing is attached, and nothing is written but to the
+/// cache of unwind tables.
 ///
 /// # Errors
 /// If it is no server that is known, or something that is needed is missing.
-pub fn prepare(pid: u32) -> Result<Prepared, CaptureError> {
+pub fn prepare(pid: u32, cache: Option<TableCache>) -> Result<Prepared, CaptureError> {
     let process = ProcessId::of(pid)?;
     let cpu = cpu_time(pid)?;
     let status = status(pid)?;
@@ -60,7 +62,7 @@ pub fn prepare(pid: u32) -> Result<Prepared, CaptureError> {
     let memory = ProcessMemory::new(pid);
     let plan = plan(&image, &functions, Some(LiveProcess { memory: &memory, bias }))
         .map_err(|source| CaptureError::Probe { pid, source })?;
-    let mappings = Mappings::new(modules)?;
+    let mappings = Mappings::new(modules, cache)?;
     let title = parse_title(&title_text);
     Ok(Prepared { process, status, title_text, title, binary, image, functions, bias, plan, mappings, cpu })
 }

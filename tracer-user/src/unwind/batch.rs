@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use super::{TableError, UnwindTable};
+use super::{TableError, UnwindTable, cache::TableCache};
 use crate::elf::Image;
 
 /// Threads that build. With two, everything else is done by the time that the largest object of
@@ -16,8 +16,11 @@ use crate::elf::Image;
 /// processors.
 const WORKERS: usize = 2;
 
-/// The tables of `images`, in their order.
-pub fn build_tables(images: &[&Image]) -> Vec<Result<Option<UnwindTable>, TableError>> {
+/// The tables of `images`, in their order: from the cache, if there is one, or built.
+pub fn build_tables(
+    images: &[&Image],
+    cache: Option<&TableCache>,
+) -> Vec<Result<Option<UnwindTable>, TableError>> {
     // The largest ones first, so that none is left for one worker alone at the end.
     let mut order: Vec<usize> = (0..images.len()).collect();
     order.sort_by_key(|index| std::cmp::Reverse(images[*index].bytes().len()));
@@ -25,7 +28,10 @@ pub fn build_tables(images: &[&Image]) -> Vec<Result<Option<UnwindTable>, TableE
     let next = AtomicUsize::new(0);
     let work = || {
         while let Some(index) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-            built[*index].get_or_init(|| UnwindTable::build(images[*index]));
+            built[*index].get_or_init(|| match cache {
+                Some(cache) => cache.table(images[*index]),
+                None => UnwindTable::build(images[*index]),
+            });
         }
     };
     thread::scope(|scope| {
@@ -40,7 +46,7 @@ pub fn build_tables(images: &[&Image]) -> Vec<Result<Option<UnwindTable>, TableE
 
 #[cfg(test)]
 mod tests {
-    use super::{UnwindTable, build_tables};
+    use super::{TableCache, UnwindTable, build_tables};
     use crate::{elf::Image, target::LoadedModules};
 
     #[test]
@@ -48,8 +54,18 @@ mod tests {
         let modules = LoadedModules::read(std::process::id()).expect("own mappings");
         let images: Vec<&Image> = modules.modules().iter().map(|module| &*module.image).collect();
         assert!(images.len() >= 3);
-        for count in [0, 1, 2, images.len()] {
-            let built = build_tables(&images[..count]);
+        let dir = tempfile::tempdir().expect("a directory");
+        let cache = TableCache::at(dir.path(), 1 << 30).expect("a cache");
+        // Twice with the cache: when it is empty, and when it is not.
+        for (count, cache) in [
+            (0, None),
+            (1, None),
+            (2, None),
+            (images.len(), None),
+            (images.len(), Some(&cache)),
+            (images.len(), Some(&cache)),
+        ] {
+            let built = build_tables(&images[..count], cache);
             assert_eq!(built.len(), count);
             for (image, table) in images.iter().zip(built) {
                 let alone = UnwindTable::build(image).expect("a sound table");

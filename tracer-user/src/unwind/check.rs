@@ -79,7 +79,9 @@ pub fn compare(image: &Image, atlas: &Atlas, placement: Placement) -> Result<Com
             code.iter().any(|r| r.start <= span.start && span.end <= r.end).then_some(span)
         });
         match (fde, span) {
-            (Some(fde), Some(span)) if !span.is_empty() => check.fde(&fde, span, &mut context),
+            // A function that the linker dropped, and its FDE not.
+            (Some(fde), _) if fde.len() == 0 => {}
+            (Some(fde), Some(span)) => check.fde(&fde, span, &mut context),
             _ => check.found.skipped_fdes += 1,
         }
     }
@@ -102,7 +104,7 @@ impl<'a> Check<'a> {
         span: Range<u64>,
         context: &mut UnwindContext<usize>,
     ) {
-        if let Some(reason) = refused(fde).or_else(|| self.unreadable(fde, context)) {
+        if let Some(reason) = refused(fde).or_else(|| self.unreadable(fde, span.end, context)) {
             self.refuse(reason, span.start);
             for address in ends_and_middle(&span) {
                 self.row_is(address, RowInfo::UNSUPPORTED);
@@ -133,14 +135,16 @@ impl<'a> Check<'a> {
     }
 
     /// Whether a row of the FDE cannot be read, which makes all of it one that is not followed.
+    /// Instructions for what lies past its end do not matter.
     fn unreadable(
         &self,
         fde: &FrameDescriptionEntry<Slice<'a>>,
+        end: u64,
         context: &mut UnwindContext<usize>,
     ) -> Option<Unsupported> {
         let mut read = || {
             let mut rows = fde.rows(&self.frame, &self.section.bases, context)?;
-            while rows.next_row()?.is_some() {}
+            while rows.next_row()?.is_some_and(|row| row.start_address() < end) {}
             Ok::<_, gimli::Error>(())
         };
         read().is_err().then_some(Unsupported::Instructions)
@@ -221,7 +225,11 @@ fn steps_like(info: RowInfo, row: &UnwindTableRow<usize>, frame: &EhFrame<Slice<
             is_return: u64::from(info.kind() != RowKind::SignalFrame as u32),
         })
     };
-    end.is_none() && expected() == Some(after)
+    match expected() {
+        // A CFA that no frame has: the walk gives up, whatever the rule says is there.
+        Some(Registers { sp, .. }) if end == Some(WalkEnd::BadSp) => sp <= before.sp,
+        expected => end.is_none() && expected == Some(after),
+    }
 }
 
 fn register_of(regs: &Registers, register: Register) -> Option<u64> {

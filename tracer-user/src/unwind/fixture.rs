@@ -71,6 +71,33 @@ impl Frame {
     }
 }
 
+/// The table of a section with every rule that the walk can follow, some that it cannot, gaps,
+/// and a broken FDE.
+pub(super) fn every_rule() -> UnwindTable {
+    let rules: [&[u8]; 9] = [
+        &[0x44, 0x0e, 16, 0x44, 0x0e, 24, 0x86, 3],
+        &[0x0c, 6, 16, 0x86, 2],
+        &[0x0f, 3, 0x76, 0x78, 0x06, 0x10, 6, 2, 0x76, 0],
+        &[0x0f, 11, 0x77, 8, 0x80, 0, 0x3f, 0x1a, 0x3b, 0x2a, 0x33, 0x24, 0x22],
+        &SIGNAL_FRAME,
+        &[0x07, 16],
+        &[0x0c, 10, 0],
+        &[0x0e, 12],
+        &[0x44, 0x3f],
+    ];
+    let mut frame = Frame::default();
+    let (cie, signal) = (frame.cie("", &AT_CALL), frame.cie("S", &AT_CALL));
+    for (at, rule) in rules.into_iter().enumerate() {
+        let start = 0x1000 + at as u64 * 0x400;
+        frame.fde(cie, start, 0x80, rule);
+        // One without a gap behind it, and one in the padding's reach.
+        frame.fde(if rule == SIGNAL_FRAME { signal } else { cie }, start + 0x80, 0x70, rule);
+        frame.fde(cie, start + 0xf8, 0x80, &[]);
+    }
+    frame.bytes.extend([0xf0, 0, 0, 0, 1, 2]);
+    frame.table().expect("it can be indexed").expect("there are FDEs")
+}
+
 /// A row without a saved rbp.
 pub(super) fn row(address: u32, kind: RowKind, cfa_offset: i64) -> Row {
     Row::new(address, RowInfo::new(kind, cfa_offset, RbpRule::Same, 0))

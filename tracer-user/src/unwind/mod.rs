@@ -9,6 +9,8 @@ mod entries;
 
 mod table;
 
+pub mod cache;
+
 mod batch;
 
 mod atlas;

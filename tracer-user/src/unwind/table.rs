@@ -61,8 +61,16 @@ impl UnwindTable {
     /// Damage inside of it costs the rows of the damaged entries and is counted.
     pub fn build(image: &Image) -> Result<Option<Self>, TableError> {
         let Some(section) = FrameSection::of(image)? else { return Ok(None) };
-        let entries = Entries::read(&section, &code_ranges(image), image.path())?;
-        Self::assemble(entries, image.path())
+        Self::of_section(&section, &code_ranges(image), image.path())
+    }
+
+    /// The table of a section that was found, in a file with this code.
+    pub(super) fn of_section(
+        section: &FrameSection<'_>,
+        code: &[Range<u64>],
+        path: &Path,
+    ) -> Result<Option<Self>, TableError> {
+        Self::assemble(Entries::read(section, code, path)?, path)
     }
 
     pub(super) fn assemble(mut entries: Entries, path: &Path) -> Result<Option<Self>, TableError> {
