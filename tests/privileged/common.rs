@@ -40,7 +40,7 @@ pub(crate) fn has_breakpoint(pid: u32, instruction: VirtAddr) -> bool {
 
 /// The probed instructions of a process, planned afresh.
 pub(crate) fn probed_instructions(pid: u32) -> Vec<VirtAddr> {
-    pgleak::session::prepare(pid).unwrap().plan.sites.iter().map(|site| site.probe).collect()
+    pgleak::session::prepare(pid, None).unwrap().plan.sites.iter().map(|site| site.probe).collect()
 }
 
 /// Fails if any probe is left in the process. The kernel takes the breakpoints of a process that

@@ -34,7 +34,7 @@ fn on(build: &Build) {
     planted::install(&server).unwrap();
     let mut session = planted::session(&server).unwrap();
     let pid = session.backend_pid();
-    let prepared = prepare(pid).unwrap();
+    let prepared = prepare(pid, None).unwrap();
     let (rows, pages) = prepared.mappings.table_sizes();
     let limits = Limits::within(64 << 20, rows, pages).unwrap();
     let mut tracer = Tracer::load(limits, prepared.plan.layout.context.name).unwrap();

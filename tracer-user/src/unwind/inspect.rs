@@ -146,7 +146,12 @@ fn instructions(image: &Image) -> Vec<Range<u64>> {
             code.map(|section| section.address()..section.address().saturating_add(section.size())).collect()
         },
     );
-    if sections.is_empty() { code_ranges(image) } else { sections }
+    // Sections say what they like; the segments are what is mapped.
+    let code = code_ranges(image);
+    let is_there =
+        |section: &Range<u64>| code.iter().any(|r| r.start <= section.start && section.end <= r.end);
+    let there: Vec<Range<u64>> = sections.into_iter().filter(is_there).collect();
+    if there.is_empty() { code } else { there }
 }
 
 /// The code of an image that lies in rows which say that there is nothing.

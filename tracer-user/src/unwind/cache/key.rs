@@ -55,18 +55,19 @@ mod tests {
             bases: BaseAddresses::default().set_eh_frame(address),
             ends_at_zero,
         };
-        let code = [0x1000..0x2000];
-        let whole = Key::of(&section(&[1, 2, 3], 0x4000, false), &code);
-        assert_eq!(whole, Key::of(&section(&[1, 2, 3], 0x4000, false), &code));
+        let (code, longer) = (0x1000..0x2000, 0x1000..0x2001);
+        let code = std::slice::from_ref(&code);
+        let whole = Key::of(&section(&[1, 2, 3], 0x4000, false), code);
+        assert_eq!(whole, Key::of(&section(&[1, 2, 3], 0x4000, false), code));
         let mut text = section(&[1, 2, 3], 0x4000, false);
         text.bases = text.bases.set_text(0x1000);
         for (what, other) in [
-            ("a byte", Key::of(&section(&[1, 2, 4], 0x4000, false), &code)),
-            ("its length", Key::of(&section(&[1, 2], 0x4000, false), &code)),
-            ("its address", Key::of(&section(&[1, 2, 3], 0x4008, false), &code)),
-            ("how it ends", Key::of(&section(&[1, 2, 3], 0x4000, true), &code)),
-            ("another base", Key::of(&text, &code)),
-            ("the code", Key::of(&section(&[1, 2, 3], 0x4000, false), &[0x1000..0x2001])),
+            ("a byte", Key::of(&section(&[1, 2, 4], 0x4000, false), code)),
+            ("its length", Key::of(&section(&[1, 2], 0x4000, false), code)),
+            ("its address", Key::of(&section(&[1, 2, 3], 0x4008, false), code)),
+            ("how it ends", Key::of(&section(&[1, 2, 3], 0x4000, true), code)),
+            ("another base", Key::of(&text, code)),
+            ("the code", Key::of(&section(&[1, 2, 3], 0x4000, false), std::slice::from_ref(&longer))),
             ("more code", Key::of(&section(&[1, 2, 3], 0x4000, false), &[0x1000..0x1800, 0x1800..0x2000])),
         ] {
             assert_ne!(whole, other, "{what}");
