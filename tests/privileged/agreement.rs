@@ -29,7 +29,7 @@ fn stacks(build: &Build) -> BTreeSet<Names> {
     for _ in 0..12 {
         session.run(WORK_ONCE).unwrap();
     }
-    let prepared = prepare(session.backend_pid()).unwrap();
+    let prepared = prepare(session.backend_pid(), None).unwrap();
     let site = prepared.plan.sites.iter().find(|site| site.site.role == Role::Alloc).unwrap();
     let modules = prepared.mappings.modules();
     let tables = Tables::of(modules).unwrap();

@@ -149,7 +149,7 @@ fn gdb_sees_the_same_stacks() {
         for _ in 0..12 {
             session.run(WORK_ONCE).unwrap();
         }
-        let prepared = prepare(session.backend_pid()).unwrap();
+        let prepared = prepare(session.backend_pid(), None).unwrap();
         let site = prepared.plan.sites.iter().find(|site| site.site.role == Role::Alloc).unwrap();
         let ours = sampled(&mut session, site);
         assert_no_probe_is_left(session.backend_pid());

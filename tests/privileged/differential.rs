@@ -153,7 +153,7 @@ pub(crate) fn install(server: &Server) {
 
 /// The same work by way of what is remembered of the last walk, then without.
 fn both_ways(build: &Build, work: &str, pid: u32, count: usize) -> Tally {
-    let plan = prepare(pid).unwrap().plan;
+    let plan = prepare(pid, None).unwrap().plan;
     let mut sampling = Sampling::of(pid).unwrap();
     attach(&mut sampling, pid, &plan);
     sampling.begin();

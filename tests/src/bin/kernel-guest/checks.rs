@@ -58,7 +58,7 @@ const BELOW: [&str; 4] = ["all_chains", "main", "libc", "_start"];
 /// If something stands in the way of the checks themselves.
 pub(crate) fn run(say: &mut impl FnMut(&str, Result<String>)) -> Result<()> {
     let mut fixture = Fixture::start(FIXTURE, ROUNDS)?;
-    let mut mappings = Mappings::new(LoadedModules::read(fixture.pid())?)?;
+    let mut mappings = Mappings::new(LoadedModules::read(fixture.pid())?, None)?;
     let (rows, pages) = mappings.table_sizes();
     let limits = Limits::within(64 << 20, rows, pages).context("64 MiB are enough for a small program")?;
     let mut tracer = Tracer::load(limits, NAME_OFFSET)?;
