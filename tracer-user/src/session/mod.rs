@@ -3,18 +3,22 @@
 mod assemble;
 mod capture;
 mod cost;
+mod detach;
 mod error;
 mod mappings;
 mod prepare;
 mod progress;
 mod record;
+mod recording;
 mod signals;
 
 pub use assemble::{Drained, RawFrame, assemble, slices};
 pub use capture::{CaptureOptions, Naming, Ready, capture, ready};
+pub use detach::Detaching;
 pub use error::CaptureError;
 pub use mappings::Mappings;
 pub use prepare::{Prepared, prepare};
 pub use progress::{Figures, Progress};
-pub use record::{Detaching, RecordOptions, Recorder, Recording};
+pub use record::Recorder;
+pub use recording::{RecordOptions, Recording};
 pub use signals::Interrupts;

@@ -4,7 +4,6 @@ use std::{
     collections::HashSet,
     os::fd::{AsRawFd as _, OwnedFd},
     sync::Arc,
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -17,15 +16,16 @@ use tracer_ebpf::{
 };
 
 use super::{
-    CaptureError, Drained, Figures, Interrupts, Prepared, Progress,
+    CaptureError, Detaching, Drained, Figures, Interrupts, Prepared, Progress, RecordOptions, Recording,
     cost::{CostWatch, Sample},
+    detach::hand_over,
+    recording::Stop,
 };
 use crate::{
     addr::AbsAddr,
     bpf::{Attached, Counters, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
     guard::{Decision, Manner, ProbeCosts, Watchdog, Yardstick, decide, expected_slowdown},
-    profile::EndReason,
-    target::{CpuTime, Memory, cpu_time, exe_link, status},
+    target::{CpuTime, cpu_time, exe_link, status},
 };
 
 /// How often everything is looked at.
@@ -36,69 +36,6 @@ const COUNT_FOR: Duration = Duration::from_millis(500);
 const DEADLINE: Duration = Duration::from_secs(5);
 
 const JIT_ADVICE: &str = "stacks below queries that were compiled at run time end at [jit], since such code has no unwind table in any file: SET jit = off in the session, or ALTER SYSTEM SET jit = off and reload, and capture again to see what called them";
-
-/// What is asked for.
-#[derive(Clone, Copy, Debug)]
-pub struct RecordOptions {
-    /// How long to record.
-    pub duration: Duration,
-    /// How long to settle.
-    pub settle: Duration,
-    /// The most slowdown.
-    pub max_slowdown: f64,
-    /// Whatever it costs.
-    pub force: bool,
-}
-
-/// What came out.
-#[derive(Debug)]
-pub struct Recording {
-    /// What was drained.
-    pub drained: Drained,
-    /// Wall-clock start of recording.
-    pub started: jiff::Timestamp,
-    /// How long was recorded.
-    pub recorded_for: Duration,
-    /// How long was settled.
-    pub settled_for: Duration,
-    /// Why it ended.
-    pub end: EndReason,
-    /// CPU time of the process while recording.
-    pub cpu_ns: u64,
-    /// Its memory when recording began.
-    pub memory_start: Option<Memory>,
-    /// Its memory when settling ended.
-    pub memory_end: Option<Memory>,
-    /// What was expected of it.
-    pub expected_slowdown: Option<f64>,
-    /// What was counted.
-    pub counters: Counters,
-    /// Hits of each site.
-    pub hits: Vec<SiteHits>,
-    /// Things that a reader has to know.
-    pub notes: Vec<String>,
-    /// The probes on their way out.
-    pub detaching: Detaching,
-}
-
-/// Takes the probes away while the result is made; dropping it waits until they are gone.
-#[derive(Debug)]
-pub struct Detaching(Option<JoinHandle<()>>);
-
-impl Detaching {
-    fn start(attached: Attached, watchdog: Arc<Watchdog>, manner: Manner) -> Self {
-        Self(Some(std::thread::spawn(move || watchdog.release(attached.let_go(), manner))))
-    }
-}
-
-impl Drop for Detaching {
-    fn drop(&mut self) {
-        if let Some(thread) = self.0.take() {
-            // A panic there has nothing to tell: the links are gone either way.
-            let _ = thread.join();
-        }
-    }
-}
 
 /// Everything that a running capture holds.
 pub struct Recorder<'a> {
@@ -118,30 +55,6 @@ pub struct Recorder<'a> {
     /// What the dynamic loader has loaded up to here is known.
     loads: u32,
     notes: Vec<String>,
-}
-
-/// Why a phase ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stop {
-    TimeOver,
-    Interrupted,
-    Exited,
-    Replaced,
-    TooSlow,
-    MapFull,
-}
-
-impl Stop {
-    fn reason(self) -> EndReason {
-        match self {
-            Self::TimeOver => EndReason::Completed,
-            Self::Interrupted => EndReason::Interrupted,
-            Self::Exited => EndReason::TargetExited,
-            Self::Replaced => EndReason::TargetExec,
-            Self::TooSlow => EndReason::TooSlow,
-            Self::MapFull => EndReason::MapFull,
-        }
-    }
 }
 
 impl<'a> Recorder<'a> {
@@ -174,9 +87,7 @@ impl<'a> Recorder<'a> {
             attached.add(&mut tracer, pid, &binary, probe).map_err(|error| {
                 if prepared.is_there() { error.into() } else { CaptureError::GoneTooEarly { pid } }
             })?;
-            for (number, descriptor) in attached.descriptors().skip(before) {
-                watchdog.keep(descriptor, number).map_err(CaptureError::Watchdog)?;
-            }
+            hand_over(&attached, before, &watchdog).map_err(CaptureError::Watchdog)?;
         }
         let mut notes = Vec::new();
         match prepared.mappings.loader_probe(pid) {
@@ -185,9 +96,7 @@ impl<'a> Recorder<'a> {
                 if let Err(error) = attached.add_loader(&mut tracer, pid, &loader, offset) {
                     notes.push(format!("libraries that are loaded while recording are noticed late: {error}"));
                 }
-                for (number, descriptor) in attached.descriptors().skip(before) {
-                    watchdog.keep(descriptor, number).map_err(CaptureError::Watchdog)?;
-                }
+                hand_over(&attached, before, &watchdog).map_err(CaptureError::Watchdog)?;
             }
             None => notes.push(
                 "libraries that are loaded while recording are noticed late: the dynamic loader has no _dl_debug_state"

@@ -1,0 +1,77 @@
+//! What is asked of a recording, and what comes out of it.
+
+use std::time::Duration;
+
+use tracer_ebpf::abi::SiteHits;
+
+use super::{Detaching, Drained};
+use crate::{bpf::Counters, profile::EndReason, target::Memory};
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordOptions {
+    /// How long to record.
+    pub duration: Duration,
+    /// How long to settle.
+    pub settle: Duration,
+    /// The most slowdown.
+    pub max_slowdown: f64,
+    /// Whatever it costs.
+    pub force: bool,
+}
+
+/// What came out.
+#[derive(Debug)]
+pub struct Recording {
+    /// What was drained.
+    pub drained: Drained,
+    /// Wall-clock start of recording.
+    pub started: jiff::Timestamp,
+    /// How long was recorded.
+    pub recorded_for: Duration,
+    /// How long was settled.
+    pub settled_for: Duration,
+    /// Why it ended.
+    pub end: EndReason,
+    /// CPU time of the process while recording.
+    pub cpu_ns: u64,
+    /// Its memory when recording began.
+    pub memory_start: Option<Memory>,
+    /// Its memory when settling ended.
+    pub memory_end: Option<Memory>,
+    /// What was expected of it.
+    pub expected_slowdown: Option<f64>,
+    /// What was counted.
+    pub counters: Counters,
+    /// Hits of each site.
+    pub hits: Vec<SiteHits>,
+    /// Things that a reader has to know.
+    pub notes: Vec<String>,
+    /// The probes on their way out.
+    pub detaching: Detaching,
+}
+
+/// Why a phase ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    TimeOver,
+    Interrupted,
+    Exited,
+    Replaced,
+    TooSlow,
+    MapFull,
+}
+
+impl Stop {
+    /// The same, as a capture says it.
+    pub(super) fn reason(self) -> EndReason {
+        match self {
+            Self::TimeOver => EndReason::Completed,
+            Self::Interrupted => EndReason::Interrupted,
+            Self::Exited => EndReason::TargetExited,
+            Self::Replaced => EndReason::TargetExec,
+            Self::TooSlow => EndReason::TooSlow,
+            Self::MapFull => EndReason::MapFull,
+        }
+    }
+}
