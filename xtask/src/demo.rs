@@ -20,7 +20,7 @@ use crate::{build, setup};
 #[derive(clap::Args)]
 pub(crate) struct Demo {
     /// How long to record allocations
-    #[arg(long, default_value = "10s")]
+    #[arg(long, default_value = "6s")]
     duration: String,
     /// Where the artifacts go: a directory that is not there yet [default: target/demo, which is replaced]
     #[arg(long, value_name = "DIR")]
