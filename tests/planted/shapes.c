@@ -232,9 +232,8 @@ KEPT oldest_frame(void)
 }
 
 /*
- * The bottom of that stack. glibc has one of its own, __start_context, but nothing calls it: the address
- * that this returns to is its first byte, and the byte before, where unwinders look, is padding. gdb
- * finds a wrong caller there, too.
+ * The bottom of that stack. That of glibc, __start_context, does not say that it is one: its FDE has
+ * the rule of an ordinary function. So each unwinder, gdb too, finds a wrong caller there.
  */
 __asm__(".text\n"
         ".type bottom, @function\n"
