@@ -13,7 +13,7 @@ use pgleak::target::{LoadedModule, exe_link};
 use tempfile::TempDir;
 use tracer_ebpf::{
     counters::{Class, Counter},
-    site::{ChunkHeader, NO_ARG, Role, Site},
+    site::{Role, Site},
     unwind::WalkEnd,
 };
 use xtask::process::output;
@@ -128,15 +128,7 @@ impl Shapes {
     /// Traces a function as a capture does one that allocates.
     pub fn capture(&mut self, function: &str) -> Result<()> {
         let (pid, offset) = (self.pid(), self.offset_of(function)?);
-        let site = Site {
-            role: Role::Alloc,
-            header: ChunkHeader::SizeContext,
-            context_arg: 0,
-            pointer_arg: NO_ARG,
-            size_arg: 1,
-            index: 0,
-            skew: 0,
-        };
+        let site = Site { role: Role::Alloc, context_arg: 0, size_arg: 1, ..Site::PLAIN };
         let probe = Probe { function, role: site.role, offset, cookie: site.pack() };
         Ok(self.attached.add(&mut self.sampling.tracer, pid, &exe_link(pid), probe)?)
     }

@@ -188,7 +188,7 @@ impl Parts {
     };
 }
 
-/// A context that chunks were recorded in. Key: [`ContextKey`].
+/// A context that chunks were recorded in, or that was made while recording. Key: [`ContextKey`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Context {
@@ -196,6 +196,12 @@ pub struct Context {
     pub epoch: u64,
     /// Address of the context's name, the key of `NAMES`.
     pub name: u64,
+    /// `CLOCK_MONOTONIC` of its making; 0 if it is older than the capture.
+    pub born_ns: u64,
+    /// Stack that made it, or [`NO_STACK`].
+    pub stack: u32,
+    /// Padding.
+    pub pad: u32,
 }
 
 /// Key of `STACKS`: two independent 64-bit hashes of the frames.
@@ -402,7 +408,7 @@ const _: () = {
     assert!(size_of::<Live>() == 64);
     assert!(size_of::<Part>() == 32);
     assert!(size_of::<Parts>() == 264);
-    assert!(size_of::<Context>() == 16);
+    assert!(size_of::<Context>() == 32);
     assert!(size_of::<StackTotals>() == 48);
     assert!(size_of::<Pending>() == 80);
     assert!(size_of::<Walk>() == 136);

@@ -46,7 +46,8 @@ counters! {
     RecordedBytes = "recorded_bytes", Work, "bytes requested by the recorded allocations";
     Freed = "freed", Work, "recorded chunks that were freed";
     Resets = "resets", Work, "resets of a context that held recorded chunks";
-    Deletes = "deletes", Work, "deletes of a context that held recorded chunks";
+    Creates = "creates", Work, "contexts made";
+    Deletes = "deletes", Work, "deletes of a context that was made while recording or held recorded chunks";
     ReallocGrown = "realloc_grown", Work, "reallocs that grew a chunk";
     ReallocShrunk = "realloc_shrunk", Work, "reallocs that shrank a chunk";
     ReallocSame = "realloc_same", Work, "reallocs that kept a chunk's size";

@@ -64,6 +64,13 @@ fn delete_enter(ctx: ProbeContext) -> u32 {
     0
 }
 
+/// Entry of the function that makes a context.
+#[uprobe(sleepable)]
+fn create_enter(ctx: ProbeContext) -> u32 {
+    context::create_enter(&ctx);
+    0
+}
+
 /// The dynamic loader tells debuggers that it has loaded something.
 #[uprobe(sleepable)]
 fn loader_enter(ctx: ProbeContext) -> u32 {

@@ -17,11 +17,13 @@ pub enum Role {
     Reset = 3,
     /// Gives back every chunk of one context, and the context.
     Delete = 4,
+    /// Makes a context: every constructor calls it, with the memory that the context lies in.
+    Create = 5,
 }
 
 impl Role {
-    /// Every role, in the order of their codes.
-    pub const ALL: [Self; 5] = [Self::Alloc, Self::Free, Self::Realloc, Self::Reset, Self::Delete];
+    /// The roles of an allocator's methods, in the order of their codes.
+    pub const METHODS: [Self; 5] = [Self::Alloc, Self::Free, Self::Realloc, Self::Reset, Self::Delete];
 
     /// Whether the programs need the function's return value, and so a return probe.
     pub const fn needs_return(self) -> bool {
@@ -61,6 +63,12 @@ pub struct Site {
     pub pointer_arg: u8,
     /// Position of the size argument, or [`NO_ARG`].
     pub size_arg: u8,
+    /// Position of the argument that is a context's name, or [`NO_ARG`].
+    pub name_arg: u8,
+    /// Position of the argument that is a context's node tag, or [`NO_ARG`].
+    pub tag_arg: u8,
+    /// The node tag of the contexts that are followed, where there is such an argument.
+    pub tag: u16,
     /// Index of the site in the capture's plan: the hit counters are kept by it. Below
     /// [`crate::abi::MAX_SITES`].
     pub index: u8,
@@ -70,6 +78,20 @@ pub struct Site {
 }
 
 impl Site {
+    /// A function without arguments.
+    pub const PLAIN: Self = Self {
+        role: Role::Alloc,
+        header: ChunkHeader::SizeContext,
+        context_arg: NO_ARG,
+        pointer_arg: NO_ARG,
+        size_arg: NO_ARG,
+        name_arg: NO_ARG,
+        tag_arg: NO_ARG,
+        tag: 0,
+        index: 0,
+        skew: 0,
+    };
+
     /// The cookie handed to the kernel with the probe.
     pub const fn pack(self) -> u64 {
         (self.role as u64)
@@ -77,8 +99,11 @@ impl Site {
             | (self.context_arg as u64 & 0xf) << 8
             | (self.pointer_arg as u64 & 0xf) << 12
             | (self.size_arg as u64 & 0xf) << 16
+            | (self.name_arg as u64 & 0xf) << 20
             | (self.index as u64) << 24
             | (self.skew as u64) << 32
+            | (self.tag as u64) << 40
+            | (self.tag_arg as u64 & 0xf) << 56
     }
 
     /// The position fields of a cookie, without a look at the role.
@@ -105,6 +130,12 @@ impl Site {
         (cookie >> 32) & 0xff
     }
 
+    /// The node tag of a cookie.
+    #[inline(always)]
+    pub const fn tag_of(cookie: u64) -> u64 {
+        (cookie >> 40) & 0xffff
+    }
+
     /// The chunk header code of a cookie.
     #[inline(always)]
     pub const fn header_of(cookie: u64) -> u64 {
@@ -122,6 +153,10 @@ pub enum ArgField {
     Pointer = 12,
     /// [`Site::size_arg`].
     Size = 16,
+    /// [`Site::name_arg`].
+    Name = 20,
+    /// [`Site::tag_arg`].
+    Tag = 56,
 }
 
 /// What a chunk header says.
@@ -189,6 +224,9 @@ mod tests {
             context_arg: NO_ARG,
             pointer_arg: 0,
             size_arg: 1,
+            name_arg: 4,
+            tag_arg: 1,
+            tag: 0x1da,
             index: 200,
             skew: 16,
         };
@@ -198,6 +236,9 @@ mod tests {
         assert_eq!(Site::arg_of(cookie, ArgField::Context), u64::from(NO_ARG));
         assert_eq!(Site::arg_of(cookie, ArgField::Pointer), 0);
         assert_eq!(Site::arg_of(cookie, ArgField::Size), 1);
+        assert_eq!(Site::arg_of(cookie, ArgField::Name), 4);
+        assert_eq!(Site::arg_of(cookie, ArgField::Tag), 1);
+        assert_eq!(Site::tag_of(cookie), 0x1da);
         assert_eq!(Site::index_of(cookie), 200);
         assert_eq!(Site::skew_of(cookie), 16);
     }

@@ -5,22 +5,52 @@
 //! and because epochs are never used twice, neither an evicted context nor a recycled address
 //! can bring an old chunk back.
 
-use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_get_attach_cookie, programs::ProbeContext};
+use aya_ebpf::programs::ProbeContext;
 use tracer_ebpf::{
-    abi::{Context, ContextKey, Control, Live, NAME_BYTES, Name, Phase},
+    abi::{Context, ContextKey, Control, Live, NAME_BYTES, NO_STACK, Name, Phase},
     counters::Counter,
     site::{ArgField, Site},
 };
 
 use crate::bpf::{
-    maps::{CONTEXTS, NAMES, control, count, hit_entry, name_offset, next_epoch, phase},
+    chunk::{entered, within_deadline},
+    maps::{CONTEXTS, NAMES, control, count, name_offset, next_epoch},
     read,
+    record::{add_allocated, add_freed},
+    stack, task,
 };
+
+/// A context is made. Its address may be that of one that was deleted: the server keeps some.
+#[inline(always)]
+pub(crate) fn create_enter(ctx: &ProbeContext) {
+    let Some((cookie, phase)) = entered(ctx) else { return };
+    if phase != Phase::Record as u32 {
+        return;
+    }
+    // SAFETY: the registers are the program's own context.
+    let regs = unsafe { &*ctx.regs };
+    // Contexts of other kinds have other methods, and their end would not be seen.
+    if read::argument(regs, cookie, ArgField::Tag) as u32 != Site::tag_of(cookie) as u32 {
+        return;
+    }
+    let Some(control) = control() else { return };
+    let Some(task) = task::current_or_new() else { return };
+    let Some(now) = within_deadline(control) else { return };
+    task::drop_left(task, regs.rsp);
+    let function = regs.rip.wrapping_sub(Site::skew_of(cookie));
+    let stack = stack::id_at_entry(control, task, function, regs);
+    let key = read::argument(regs, cookie, ArgField::Context);
+    let name = read::argument(regs, cookie, ArgField::Name);
+    if add(key, Context { epoch: next_epoch(control), name, born_ns: now, stack, pad: 0 }) {
+        count(Counter::Creates);
+        add_allocated(stack, 1, 0, 0);
+    }
+}
 
 /// A context loses all its chunks.
 #[inline(always)]
 pub(crate) fn reset_enter(ctx: &ProbeContext) {
-    let Some(key) = entered(ctx) else { return };
+    let Some(key) = of(ctx) else { return };
     let (Some(control), Some(context)) = (control(), CONTEXTS.get_ptr_mut(&key)) else { return };
     let epoch = next_epoch(control);
     // SAFETY: a map value; one aligned word.
@@ -31,21 +61,21 @@ pub(crate) fn reset_enter(ctx: &ProbeContext) {
 /// A context ends. A delete may contain a reset of the same context; both can run twice.
 #[inline(always)]
 pub(crate) fn delete_enter(ctx: &ProbeContext) {
-    let Some(key) = entered(ctx) else { return };
+    let Some(key) = of(ctx) else { return };
+    let Some(context) = CONTEXTS.get_ptr(&key) else { return };
+    // SAFETY: a map value; written once.
+    let stack = unsafe { (*context).stack };
     if CONTEXTS.remove(&key).is_ok() {
         count(Counter::Deletes);
+        if stack != NO_STACK {
+            add_freed(stack, 1, 0, 0);
+        }
     }
 }
 
 #[inline(always)]
-fn entered(ctx: &ProbeContext) -> Option<ContextKey> {
-    let phase = phase()?;
-    // SAFETY: the helper takes the program's own context (Linux 5.15).
-    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    hit_entry(phase, Site::index_of(cookie));
-    if phase == Phase::Count as u32 {
-        return None;
-    }
+fn of(ctx: &ProbeContext) -> Option<ContextKey> {
+    let (cookie, _) = entered(ctx)?;
     // SAFETY: the registers are the program's own context.
     Some(read::argument(unsafe { &*ctx.regs }, cookie, ArgField::Context))
 }
@@ -58,17 +88,23 @@ pub(crate) fn epoch(control: *mut Control, key: ContextKey) -> Option<u64> {
         return Some(unsafe { core::ptr::read_volatile(&raw const (*context).epoch) });
     }
     let name = read::word(key.wrapping_add(name_offset())).unwrap_or(0);
-    if name == 0 {
+    let epoch = next_epoch(control);
+    add(key, Context { epoch, name, born_ns: 0, stack: NO_STACK, pad: 0 }).then_some(epoch)
+}
+
+/// Notes a context, in the place of one that was at that address before.
+#[inline(always)]
+fn add(key: ContextKey, context: Context) -> bool {
+    if context.name == 0 {
         count(Counter::NameUnreadable);
-    } else if NAMES.get_ptr(&name).is_none() {
-        remember_name(name);
+    } else if NAMES.get_ptr(&context.name).is_none() {
+        remember_name(context.name);
     }
-    let context = Context { epoch: next_epoch(control), name };
-    if CONTEXTS.insert(&key, &context, 0).is_err() {
+    let added = CONTEXTS.insert(&key, &context, 0).is_ok();
+    if !added {
         count(Counter::ContextsFull);
-        return None;
     }
-    Some(context.epoch)
+    added
 }
 
 #[inline(always)]

@@ -159,15 +159,16 @@ fn read_string(address: u64, into: &mut [u8; NAME_BYTES]) -> bool {
 /// The argument whose position the cookie gives, or 0 (System V AMD64 ABI: rdi, rsi, rdx, rcx).
 #[inline(always)]
 pub(crate) fn argument(regs: &pt_regs, cookie: u64, field: ArgField) -> u64 {
-    // Four loads at fixed offsets, then a choice: LLVM would choose the address and load once,
+    // Five loads at fixed offsets, then a choice: LLVM would choose the address and load once,
     // and the verifier allows no variable offset into the registers.
     // SAFETY: fields of the program's own context.
-    let [first, second, third, fourth] = unsafe {
+    let [first, second, third, fourth, fifth] = unsafe {
         [
             core::ptr::read_volatile(&raw const regs.rdi),
             core::ptr::read_volatile(&raw const regs.rsi),
             core::ptr::read_volatile(&raw const regs.rdx),
             core::ptr::read_volatile(&raw const regs.rcx),
+            core::ptr::read_volatile(&raw const regs.r8),
         ]
     };
     match Site::arg_of(cookie, field) {
@@ -175,6 +176,7 @@ pub(crate) fn argument(regs: &pt_regs, cookie: u64, field: ArgField) -> u64 {
         1 => second,
         2 => third,
         3 => fourth,
+        4 => fifth,
         // NO_ARG
         _ => 0,
     }

@@ -16,7 +16,7 @@ use tracer_ebpf::{
 
 use crate::bpf::{
     maps::{MAPSETS, NEW_STACKS, PAGES, ROW_CACHE, ROWS, STACK_TOTALS, STACKS, count, count_many},
-    read::{AtHand, Stack, open_window},
+    read::{self, AtHand, Stack, open_window},
     task,
 };
 
@@ -25,7 +25,25 @@ const FRAME_MASK: u64 = FRAME_SLOTS as u64 - 1;
 /// The id of the stack that called `function`, as it stands when the call returns.
 #[inline(always)]
 pub(crate) fn id(control: *mut Control, task: *mut Task, function: u64, regs: &pt_regs) -> u32 {
-    walk(control, task, function, Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp, is_return: 1 });
+    let caller = Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp, is_return: 1 };
+    of_caller(control, task, function, caller)
+}
+
+/// The id of the stack that calls `function`, which begins: `regs` are those at its probe, where
+/// the return address is on top of the stack.
+#[inline(always)]
+pub(crate) fn id_at_entry(control: *mut Control, task: *mut Task, function: u64, regs: &pt_regs) -> u32 {
+    let Some(return_address) = read::word(regs.rsp) else {
+        count(Counter::ReturnAddressUnreadable);
+        return NO_STACK;
+    };
+    let sp = regs.rsp.wrapping_add(8);
+    of_caller(control, task, function, Registers { pc: return_address, sp, bp: regs.rbp, is_return: 1 })
+}
+
+#[inline(always)]
+fn of_caller(control: *mut Control, task: *mut Task, function: u64, caller: Registers) -> u32 {
+    walk(control, task, function, caller);
     // SAFETY: a map value that only this task uses.
     let walk = unsafe { &(*task).walk };
     count(Counter::StacksWalked);

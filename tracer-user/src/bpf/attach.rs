@@ -79,6 +79,7 @@ const fn programs(role: Role) -> (&'static str, Option<&'static str>) {
         Role::Realloc => ("realloc_enter", Some("realloc_exit")),
         Role::Reset => ("reset_enter", None),
         Role::Delete => ("delete_enter", None),
+        Role::Create => ("create_enter", None),
     }
 }
 

@@ -24,7 +24,7 @@ use super::{Limits, MapError, control::ControlPage, rawmap::RawMap};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer.o"));
 
 /// Programs attached to allocator functions.
-pub(super) const PROBES: [&str; 8] = [
+pub(super) const PROBES: [&str; 9] = [
     "alloc_enter",
     "alloc_exit",
     "free_enter",
@@ -32,6 +32,7 @@ pub(super) const PROBES: [&str; 8] = [
     "realloc_exit",
     "reset_enter",
     "delete_enter",
+    "create_enter",
     LOADER,
 ];
 /// Attached where the dynamic loader tells of what it has loaded.

@@ -16,14 +16,25 @@ pub struct Function {
     pub symbol: &'static str,
     /// What it does to memory.
     pub role: Role,
-    /// Its index in the method table, in pointers.
-    pub table_index: usize,
     /// Position of the `MemoryContext` argument, from zero, or [`NO_ARG`].
     pub context_arg: u8,
     /// Position of the chunk pointer argument, or [`NO_ARG`].
     pub pointer_arg: u8,
     /// Position of the size argument, or [`NO_ARG`].
     pub size_arg: u8,
+    /// Position of the argument that is a context's name, or [`NO_ARG`].
+    pub name_arg: u8,
+    /// Position of the argument that is a context's node tag, or [`NO_ARG`].
+    pub tag_arg: u8,
+}
+
+/// A function of an allocator's method table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Method {
+    /// The function.
+    pub function: Function,
+    /// Its index in the table, in pointers.
+    pub table_index: usize,
 }
 
 /// Where a `MemoryContextData` has its methods.
@@ -64,8 +75,10 @@ pub struct Layout {
     pub product: Product,
     /// The PostgreSQL major version.
     pub major: u32,
-    /// The allocator's functions, one of each role, in the order of [`Role::ALL`].
-    pub functions: &'static [Function; 5],
+    /// The allocator's methods, one of each role, in the order of [`Role::METHODS`].
+    pub methods: &'static [Method; 5],
+    /// What every constructor of a context calls.
+    pub create: Function,
     /// How chunks describe themselves.
     pub header: ChunkHeader,
     /// Where a context keeps what is read of it.
@@ -79,38 +92,55 @@ pub struct Layout {
 
 impl Layout {
     /// The function of a role.
-    pub fn function(&self, role: Role) -> &'static Function {
-        // The order is an invariant of the table; a test holds it.
-        &self.functions[role as usize]
+    pub fn function(&self, role: Role) -> &Function {
+        match role {
+            Role::Create => &self.create,
+            // The order is an invariant of the table; a test holds it.
+            _ => &self.methods[role as usize].function,
+        }
     }
 }
 
-const fn function(
+const fn method(
     symbol: &'static str,
     role: Role,
     table_index: usize,
     [context_arg, pointer_arg, size_arg]: [u8; 3],
-) -> Function {
-    Function { symbol, role, table_index, context_arg, pointer_arg, size_arg }
+) -> Method {
+    let (name_arg, tag_arg) = (NO_ARG, NO_ARG);
+    let function = Function { symbol, role, context_arg, pointer_arg, size_arg, name_arg, tag_arg };
+    Method { function, table_index }
 }
 
+/// 12 on: node, tag, methods (an index into the array of them from 16 on), parent, name
+/// (`src/backend/utils/mmgr/mcxt.c`). Exported by every server.
+const CREATE: Function = Function {
+    symbol: "MemoryContextCreate",
+    role: Role::Create,
+    context_arg: 0,
+    pointer_arg: NO_ARG,
+    size_arg: NO_ARG,
+    name_arg: 4,
+    tag_arg: 1,
+};
+
 /// 12 to 15: every method gets the context first.
-const CONTEXT_FIRST: [Function; 5] = [
-    function("AllocSetAlloc", Role::Alloc, 0, [0, NO_ARG, 1]),
-    function("AllocSetFree", Role::Free, 1, [0, 1, NO_ARG]),
-    function("AllocSetRealloc", Role::Realloc, 2, [0, 1, 2]),
-    function("AllocSetReset", Role::Reset, 3, [0, NO_ARG, NO_ARG]),
-    function("AllocSetDelete", Role::Delete, 4, [0, NO_ARG, NO_ARG]),
+const CONTEXT_FIRST: [Method; 5] = [
+    method("AllocSetAlloc", Role::Alloc, 0, [0, NO_ARG, 1]),
+    method("AllocSetFree", Role::Free, 1, [0, 1, NO_ARG]),
+    method("AllocSetRealloc", Role::Realloc, 2, [0, 1, 2]),
+    method("AllocSetReset", Role::Reset, 3, [0, NO_ARG, NO_ARG]),
+    method("AllocSetDelete", Role::Delete, 4, [0, NO_ARG, NO_ARG]),
 ];
 
 /// 16 on: the chunk's header leads to its context, so Free and Realloc get the chunk only. (17
 /// added flags behind the size of Alloc and Realloc, which moves nothing.)
-const CHUNK_ONLY: [Function; 5] = [
-    function("AllocSetAlloc", Role::Alloc, 0, [0, NO_ARG, 1]),
-    function("AllocSetFree", Role::Free, 1, [NO_ARG, 0, NO_ARG]),
-    function("AllocSetRealloc", Role::Realloc, 2, [NO_ARG, 0, 1]),
-    function("AllocSetReset", Role::Reset, 3, [0, NO_ARG, NO_ARG]),
-    function("AllocSetDelete", Role::Delete, 4, [0, NO_ARG, NO_ARG]),
+const CHUNK_ONLY: [Method; 5] = [
+    method("AllocSetAlloc", Role::Alloc, 0, [0, NO_ARG, 1]),
+    method("AllocSetFree", Role::Free, 1, [NO_ARG, 0, NO_ARG]),
+    method("AllocSetRealloc", Role::Realloc, 2, [NO_ARG, 0, 1]),
+    method("AllocSetReset", Role::Reset, 3, [0, NO_ARG, NO_ARG]),
+    method("AllocSetDelete", Role::Delete, 4, [0, NO_ARG, NO_ARG]),
 ];
 
 const FIELDS_12: ContextFields = ContextFields { methods: MethodsAt::Pointer(8), parent: 16, name: 48 };
@@ -125,13 +155,14 @@ const TABLE_12: Option<StaticTable> = Some(StaticTable {
 
 const fn postgresql(
     major: u32,
-    functions: &'static [Function; 5],
+    methods: &'static [Method; 5],
     header: ChunkHeader,
     context: ContextFields,
     node_tag: u32,
     static_table: Option<StaticTable>,
 ) -> Layout {
-    Layout { product: Product::PostgreSql, major, functions, header, context, node_tag, static_table }
+    let (product, create) = (Product::PostgreSql, CREATE);
+    Layout { product, major, methods, create, header, context, node_tag, static_table }
 }
 
 const LAYOUTS: [Layout; 7] = [
@@ -203,7 +234,7 @@ mod tests {
     #[test]
     fn every_row_has_each_role_in_its_place() {
         for row in layouts() {
-            for role in Role::ALL {
+            for (role, method) in Role::METHODS.into_iter().zip(row.methods) {
                 let function = row.function(role);
                 assert_eq!(function.role, role, "{} {}", row.product, row.major);
                 let has = |position| position != NO_ARG;
@@ -220,7 +251,7 @@ mod tests {
                     "{used:?}"
                 );
                 if let Some(table) = row.static_table {
-                    assert!(function.table_index < table.entries);
+                    assert!(method.table_index < table.entries);
                 }
             }
         }

@@ -146,6 +146,9 @@ pub enum LocateError {
         /// Which file.
         path: PathBuf,
     },
+    /// What every constructor of a context calls is not there.
+    #[error("cannot find what makes memory contexts: {0}")]
+    Constructor(#[source] MethodFailure),
     /// No method found them.
     #[error("cannot find {} in {path}: {}", names.join(", "), reasons(tried))]
     NotFound {

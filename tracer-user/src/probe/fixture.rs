@@ -23,6 +23,7 @@ pub(super) const RESET: u64 = 0x1080;
 pub(super) const DELETE: u64 = 0x1090;
 pub(super) const RESET_ONLY: u64 = 0x10a0;
 const OTHERS: [u64; 3] = [0x10b0, 0x10c0, 0x10d0];
+pub(super) const CREATE: u64 = 0x10e0;
 /// `AllocSetMethods`.
 pub(super) const METHODS: u64 = 0x3000;
 /// Room for another table.
@@ -70,7 +71,7 @@ impl Server {
         let delete = [call(DELETE, RESET_ONLY), vec![0xc3]];
         // push %rbp; pop %rbp; ret
         let plain = [0x55, 0x5d, 0xc3];
-        let mut code: BTreeMap<u64, Vec<u8>> = [ALLOC, FREE, RESET, RESET_ONLY]
+        let mut code: BTreeMap<u64, Vec<u8>> = [ALLOC, FREE, RESET, RESET_ONLY, CREATE]
             .into_iter()
             .chain(OTHERS)
             .map(|at| (at, plain.to_vec()))
@@ -85,6 +86,7 @@ impl Server {
             exports: vec![
                 ("AllocSetContextCreateInternal", CONSTRUCTOR),
                 ("MemoryContextResetOnly", RESET_ONLY),
+                ("MemoryContextCreate", CREATE),
                 ("TopMemoryContext", TOP),
             ],
             locals: Vec::new(),

@@ -5,7 +5,7 @@ use object::{Object as _, ObjectSection as _, SectionFlags, elf};
 use super::{FoundBy, LocatedFunction, MethodFailure, locate::located, symbols::exported};
 use crate::{
     addr::{AbsAddr, Bias, VirtAddr},
-    catalog::{Layout, MethodsAt},
+    catalog::{Layout, Method, MethodsAt},
     elf::{ElfError, FunctionRange, Image},
     target::ReadMemory,
 };
@@ -77,10 +77,10 @@ pub fn by_live_process(
         }
     };
     layout
-        .functions
+        .methods
         .iter()
-        .map(|function| {
-            let at = table.offset(function.table_index as u64 * WORD);
+        .map(|Method { function, table_index }| {
+            let at = table.offset(*table_index as u64 * WORD);
             let address = AbsAddr(live.word(function.symbol, at)?).in_object(live.bias);
             let found = located(image, ranges, function, address, FoundBy::LiveProcess)?;
             same_code(image, &found, live)?;

@@ -53,7 +53,7 @@ pub struct LocatedFunction {
     pub found_by: FoundBy,
 }
 
-/// Finds the functions of `layout` in `image`, in the order of [`Role::ALL`]: `.dynsym`, then
+/// Finds the functions of `layout` in `image`, in the order of [`Role::METHODS`]: `.dynsym`, then
 /// `.symtab`, then static analysis, then the live process. With a process at hand, what the
 /// file says must be what the process uses.
 ///
@@ -82,7 +82,7 @@ pub fn locate(
     };
     found.map_err(|failure| {
         tried.push((FoundBy::LiveProcess, failure));
-        let names = layout.functions.iter().map(|function| function.symbol).collect();
+        let names = layout.methods.iter().map(|method| method.function.symbol).collect();
         LocateError::NotFound { path: path(), names, tried }
     })
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{LiveProcess, LocateError, ProbeSite, choose_site, locate};
+use super::{LiveProcess, LocateError, ProbeSite, choose_site, constructor, locate};
 use crate::{
     addr::VirtAddr,
     catalog::{CatalogError, Layout, ServerVersion, identify, layout},
@@ -16,8 +16,8 @@ pub struct ProbePlan {
     pub version: ServerVersion,
     /// What the catalog says of it.
     pub layout: &'static Layout,
-    /// The probes, in the order of [`tracer_ebpf::site::Role::ALL`]; a site's index is its
-    /// place here.
+    /// The probes, in the order of [`tracer_ebpf::site::Role::METHODS`], then that of the constructors;
+    /// a site's index is its place here.
     pub sites: Vec<ProbeSite>,
 }
 
@@ -54,7 +54,9 @@ pub fn plan(
 ) -> Result<ProbePlan, ProbeError> {
     let version = identify(image)?;
     let layout = layout(&version)?;
-    let sites = locate(image, layout, ranges, live)?
+    let mut functions = locate(image, layout, ranges, live)?;
+    functions.push(constructor(image, layout, ranges).map_err(LocateError::Constructor)?);
+    let sites = functions
         .into_iter()
         .zip(0..)
         .map(|(function, index)| {

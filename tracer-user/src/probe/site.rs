@@ -68,6 +68,10 @@ pub fn choose_site(
         context_arg: row.context_arg,
         pointer_arg: row.pointer_arg,
         size_arg: row.size_arg,
+        name_arg: row.name_arg,
+        tag_arg: row.tag_arg,
+        // Every tag of the catalog fits; a test holds it.
+        tag: layout.node_tag as u16,
         index,
         skew: u8::try_from(choice.skew).ok()?,
     };
@@ -84,7 +88,7 @@ pub fn choose_site(
 
 /// The registers whose values the programs read at the probe.
 fn read_registers(row: &Function) -> Vec<Register> {
-    [row.context_arg, row.pointer_arg, row.size_arg]
+    [row.context_arg, row.pointer_arg, row.size_arg, row.name_arg, row.tag_arg]
         .into_iter()
         .filter(|position| *position != NO_ARG)
         .filter_map(|position| ARGUMENTS.get(usize::from(position)).copied())

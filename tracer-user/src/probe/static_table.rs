@@ -55,15 +55,15 @@ pub fn by_static_table(
         return Err(MethodFailure::NoTagInCode { constructor, expected: layout.node_tag });
     }
     let found: Vec<_> = layout
-        .functions
+        .methods
         .iter()
-        .map(|function| {
-            let address = entries[function.table_index];
-            located(image, ranges, function, address, FoundBy::StaticTable)
+        .map(|method| {
+            let address = entries[method.table_index];
+            located(image, ranges, &method.function, address, FoundBy::StaticTable)
         })
         .collect::<Result<_, _>>()?;
     // The compilers that build 12 to 15 keep these calls direct (GCC 7 to 14, clang 14).
-    let [alloc, free, realloc, _, delete] = Role::ALL.map(|role| &found[role as usize]);
+    let [alloc, free, realloc, _, delete] = Role::METHODS.map(|role| &found[role as usize]);
     let reset_only = exported_function(image, ranges, called_by_delete)?.start;
     for (caller, callee, target) in [
         (realloc, alloc.name, alloc.address),

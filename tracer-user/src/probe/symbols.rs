@@ -44,7 +44,8 @@ fn by_symbols(
 ) -> Result<Vec<LocatedFunction>, MethodFailure> {
     let elf = image.elf()?;
     let symbols = if table == FoundBy::DynamicSymbols { elf.dynamic_symbols() } else { elf.symbols() };
-    let mut addresses = layout.functions.map(|_| Vec::new());
+    let functions = layout.methods.map(|method| method.function);
+    let mut addresses = functions.map(|_| Vec::new());
     let mut any = false;
     for symbol in symbols {
         any = true;
@@ -53,7 +54,7 @@ fn by_symbols(
         }
         // The name must be the whole one: AllocSetFree.isra.0 or .cold has another interface.
         let Ok(name) = symbol.name_bytes() else { continue };
-        let wanted = layout.functions.iter().position(|function| function.symbol.as_bytes() == name);
+        let wanted = functions.iter().position(|function| function.symbol.as_bytes() == name);
         if let Some(at) = wanted
             && !addresses[at].contains(&VirtAddr(symbol.address()))
         {
@@ -63,7 +64,7 @@ fn by_symbols(
     if !any {
         return Err(MethodFailure::NoSymbolTable { table });
     }
-    let named = || layout.functions.iter().zip(&addresses);
+    let named = || functions.iter().zip(&addresses);
     let names: Vec<_> =
         named().filter(|(_, found)| found.is_empty()).map(|(function, _)| function.symbol).collect();
     if !names.is_empty() {
@@ -75,6 +76,19 @@ fn by_symbols(
             _ => Err(MethodFailure::SeveralSymbols { name: function.symbol, addresses: found.clone() }),
         })
         .collect()
+}
+
+/// The function that every constructor of a context calls.
+///
+/// # Errors
+/// If it is not exported.
+pub fn constructor(
+    image: &Image,
+    layout: &Layout,
+    ranges: &[FunctionRange],
+) -> Result<LocatedFunction, MethodFailure> {
+    let address = exported(image, layout.create.symbol)?;
+    located(image, ranges, &layout.create, address, FoundBy::DynamicSymbols)
 }
 
 /// The address of an exported function that has a range of its own.

@@ -270,6 +270,7 @@ fn role_name(role: Role) -> &'static str {
         Role::Realloc => "realloc",
         Role::Reset => "reset",
         Role::Delete => "delete",
+        Role::Create => "create",
     }
 }
 

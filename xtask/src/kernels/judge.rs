@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 
 /// Every check that the guest makes. One that is not heard of has failed.
-const CHECKS: [&str; 18] = [
+const CHECKS: [&str; 19] = [
     "measure",
     "program alloc_enter",
     "program alloc_exit",
@@ -12,6 +12,7 @@ const CHECKS: [&str; 18] = [
     "program realloc_exit",
     "program reset_enter",
     "program delete_enter",
+    "program create_enter",
     "program loader_enter",
     "program process_exit",
     "program process_exec",

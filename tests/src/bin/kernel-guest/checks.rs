@@ -10,7 +10,7 @@ use pgleak::{
 use tracer_ebpf::{
     abi::Phase,
     counters::{Class, Counter},
-    site::{ChunkHeader, NO_ARG, Role, Site},
+    site::{NO_ARG, Role, Site},
     unwind::WalkEnd,
 };
 
@@ -101,8 +101,7 @@ fn attach(tracer: &mut Tracer, fixture: &Fixture, modules: &LoadedModules) -> Re
     for (index, (function, at, role, context_arg, pointer_arg, size_arg)) in (0..).zip(sites) {
         let offset =
             main.image.file_offset(at.in_object(main.bias)).context("the function is in the file")?;
-        let header = ChunkHeader::SizeContext;
-        let site = Site { role, header, context_arg, pointer_arg, size_arg, index, skew: 0 };
+        let site = Site { role, context_arg, pointer_arg, size_arg, index, ..Site::PLAIN };
         let probe = Probe { function, role, offset, cookie: site.pack() };
         attached.add(tracer, fixture.pid(), &exe_link(fixture.pid()), probe)?;
     }
