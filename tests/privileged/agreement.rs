@@ -4,14 +4,9 @@
 use std::collections::{BTreeSet, HashSet};
 
 use pgleak::session::prepare;
-use pgleak_tests::{Build, Session, tables::Tables};
-use tracer_ebpf::site::Role;
+use pgleak_tests::{Build, sampling::alloc_site, tables::Tables};
 
-use crate::{
-    common::server,
-    debugger::sampled,
-    differential::{WORK_ONCE, install},
-};
+use crate::{common::server, debugger::sampled, differential::warm_session};
 
 /// Functions of one stack, innermost first.
 type Names = Vec<String>;
@@ -23,14 +18,9 @@ const INLINED: usize = 4;
 /// The different stacks of the work, by the functions that have names.
 fn stacks(build: &Build) -> BTreeSet<Names> {
     let server = server(build);
-    install(&server);
-    let mut session = Session::open(&server).unwrap();
-    // Caches fill, libraries are loaded, and plans become generic at their sixth run.
-    for _ in 0..12 {
-        session.run(WORK_ONCE).unwrap();
-    }
+    let mut session = warm_session(&server);
     let prepared = prepare(session.backend_pid(), None).unwrap();
-    let site = prepared.plan.sites.iter().find(|site| site.site.role == Role::Alloc).unwrap();
+    let site = alloc_site(&prepared.plan).unwrap();
     let modules = prepared.mappings.modules();
     let tables = Tables::of(modules).unwrap();
     let named = |frames: &Vec<u64>| {

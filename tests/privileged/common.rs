@@ -12,6 +12,24 @@ use pgleak_tests::{Build, Server, ServerOptions, pgleak::Running};
 /// How long anything may take on a slow machine before a test gives up on it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The same on Debian's PostgreSQL 15 and on npm builds of the majors that are named: a test for each,
+/// which calls the function that is named first.
+macro_rules! on_builds {
+    ($on:ident: debian_15 $($name:ident $major:literal)*) => {
+        #[test]
+        fn debian_15() {
+            $on(&Build::packaged(15).unwrap());
+        }
+        $(
+            #[test]
+            fn $name() {
+                $on(&Build::npm($major).unwrap());
+            }
+        )*
+    };
+}
+pub(crate) use on_builds;
+
 /// A server of the build.
 pub(crate) fn server(build: &Build) -> Server {
     Server::start(build, &ServerOptions::default()).unwrap()

@@ -9,13 +9,16 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use pgleak::{probe::ProbeSite, session::prepare, target::exe_link};
-use pgleak_tests::{Build, Session, sampling::Sampling};
+use pgleak_tests::{
+    Build, Session,
+    sampling::{Sampling, alloc_site},
+};
 use tempfile::TempDir;
-use tracer_ebpf::{site::Role, unwind::WalkEnd};
+use tracer_ebpf::unwind::WalkEnd;
 
 use crate::{
     common::{assert_no_probe_is_left, server},
-    differential::{WORK_ONCE, install},
+    differential::{WORK_ONCE, warm_session},
 };
 
 /// Stacks that one run of the statements has and another has not. Not every run allocates at the same
@@ -143,14 +146,9 @@ pub(crate) fn sampled(session: &mut Session, site: &ProbeSite) -> Stacks {
 fn gdb_sees_the_same_stacks() {
     for build in [Build::packaged(15).unwrap(), Build::npm(18).unwrap()] {
         let server = server(&build);
-        install(&server);
-        let mut session = Session::open(&server).unwrap();
-        // Caches fill, libraries are loaded, and plans become generic at their sixth run.
-        for _ in 0..12 {
-            session.run(WORK_ONCE).unwrap();
-        }
+        let mut session = warm_session(&server);
         let prepared = prepare(session.backend_pid(), None).unwrap();
-        let site = prepared.plan.sites.iter().find(|site| site.site.role == Role::Alloc).unwrap();
+        let site = alloc_site(&prepared.plan).unwrap();
         let ours = sampled(&mut session, site);
         assert_no_probe_is_left(session.backend_pid());
         let gdb = Gdb::attach(session.backend_pid(), site.probe.in_process(prepared.bias).0);

@@ -13,14 +13,14 @@ use pgleak::{
 use pgleak_tests::{
     Build, BuildKind, Server, Session,
     replay::Recording,
-    sampling::Sampling,
+    sampling::{Sampling, alloc_site},
     tables::Tables,
     workload::{Loop, Pgbench, Script, init_pgbench},
 };
-use tracer_ebpf::{site::Role, unwind::WalkEnd};
+use tracer_ebpf::unwind::WalkEnd;
 
 use crate::{
-    common::{PATIENCE, server},
+    common::{PATIENCE, on_builds, server},
     reference::{End, Reference},
 };
 
@@ -143,12 +143,23 @@ fn record(build: &Build, pid: u32, samples: &[RawSample]) {
 }
 
 /// Creates the extensions and the function that the work calls.
-pub(crate) fn install(server: &Server) {
+fn install(server: &Server) {
     let mut session = Session::open(server).unwrap();
     for extension in EXTENSIONS {
         session.run(&format!("create extension {extension}")).unwrap();
     }
     session.run(FUNCTION).unwrap();
+}
+
+/// A session that has done the work often enough: caches fill, libraries are loaded, and plans become
+/// generic at their sixth run.
+pub(crate) fn warm_session(server: &Server) -> Session {
+    install(server);
+    let mut session = Session::open(server).unwrap();
+    for _ in 0..12 {
+        session.run(WORK_ONCE).unwrap();
+    }
+    session
 }
 
 /// The same work by way of what is remembered of the last walk, then without.
@@ -179,7 +190,7 @@ fn both_ways(build: &Build, work: &str, pid: u32, count: usize) -> Tally {
 }
 
 fn attach(sampling: &mut Sampling, pid: u32, plan: &ProbePlan) {
-    let site = plan.sites.iter().find(|site| site.site.role == Role::Alloc).unwrap();
+    let site = alloc_site(plan).unwrap();
     for is_return in [true, false] {
         sampling.attach(&exe_link(pid), site.offset, is_return, site.site.pack()).unwrap();
     }
@@ -265,18 +276,4 @@ fn named(sampling: &Sampling, pc: u64) -> String {
     }
 }
 
-#[test]
-fn debian_15() {
-    on(&Build::packaged(15).unwrap());
-}
-
-macro_rules! on_npm_builds {
-    ($($name:ident $major:literal)*) => {$(
-        #[test]
-        fn $name() {
-            on(&Build::npm($major).unwrap());
-        }
-    )*};
-}
-
-on_npm_builds! { npm_12 12 npm_15 15 npm_17 17 npm_18 18 }
+on_builds! { on: debian_15 npm_12 12 npm_15 15 npm_17 17 npm_18 18 }

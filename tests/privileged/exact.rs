@@ -7,7 +7,7 @@ use pgleak_tests::{
     planted::{self, CONTEXT, Call, DROPPED_CONTEXT, KEPT_CONTEXT, NESTED_CONTEXT},
 };
 
-use crate::common::{assert_no_probe_is_left, recording, server};
+use crate::common::{assert_no_probe_is_left, on_builds, recording, server};
 
 /// Runs `work` while its session is recorded, and gives what was captured.
 fn captured<T>(session: &mut Session, settle: &str, work: impl FnOnce(&mut Session) -> T) -> (Capture, T) {
@@ -172,18 +172,4 @@ fn entries_and_returns_are_equal(capture: &Capture, left_by_error: u64) {
     }
 }
 
-#[test]
-fn debian_15() {
-    on(&Build::packaged(15).unwrap());
-}
-
-macro_rules! on_npm_builds {
-    ($($name:ident $major:literal)*) => {$(
-        #[test]
-        fn $name() {
-            on(&Build::npm($major).unwrap());
-        }
-    )*};
-}
-
-on_npm_builds! { npm_12 12 npm_13 13 npm_14 14 npm_15 15 npm_16 16 npm_17 17 npm_18 18 }
+on_builds! { on: debian_15 npm_12 12 npm_13 13 npm_14 14 npm_15 15 npm_16 16 npm_17 17 npm_18 18 }

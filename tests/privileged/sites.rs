@@ -11,12 +11,12 @@ use pgleak_tests::{
 };
 use tracer_ebpf::{abi::Phase, site::Site};
 
-use crate::common::server;
+use crate::common::{on_builds, server};
 
 /// Where the sites at the functions' first instructions are counted.
 const AT_ENTRY: u8 = 16;
 
-/// Some thousand calls of each of the five functions, none of them left by an error.
+/// Some thousand calls of each of the six functions, none of them left by an error.
 fn work(session: &mut Session) {
     for _ in 0..20 {
         Call::PALLOC.run(session, &[50, 40]).unwrap();
@@ -40,8 +40,7 @@ fn on(build: &Build) {
     let mut tracer = Tracer::load(limits, prepared.plan.layout.context.name).unwrap();
     let mut attached = Attached::default();
     for site in &prepared.plan.sites {
-        let (function, role) = (site.function.name, site.site.role);
-        let chosen = Probe { function, role, offset: site.offset, cookie: site.site.pack() };
+        let chosen = Probe::of(site);
         attached.add(&mut tracer, pid, &exe_link(pid), chosen).unwrap();
         let cookie = Site { index: site.site.index + AT_ENTRY, skew: 0, ..site.site }.pack();
         let offset = prepared.image.file_offset(site.function.address).unwrap();
@@ -65,18 +64,4 @@ fn on(build: &Build) {
     }
 }
 
-#[test]
-fn debian_15() {
-    on(&Build::packaged(15).unwrap());
-}
-
-macro_rules! on_npm_builds {
-    ($($name:ident $major:literal)*) => {$(
-        #[test]
-        fn $name() {
-            on(&Build::npm($major).unwrap());
-        }
-    )*};
-}
-
-on_npm_builds! { npm_12 12 npm_13 13 npm_14 14 npm_15 15 npm_16 16 npm_17 17 npm_18 18 }
+on_builds! { on: debian_15 npm_12 12 npm_13 13 npm_14 14 npm_15 15 npm_16 16 npm_17 17 npm_18 18 }

@@ -7,7 +7,7 @@ use pgleak_tests::{
     workload::{Loop, Pgbench, Script, init_pgbench},
 };
 
-use crate::common::server;
+use crate::common::{on_builds, server};
 
 fn on(build: &Build) {
     let server = server(build);
@@ -26,23 +26,4 @@ fn on(build: &Build) {
     }
 }
 
-#[test]
-fn debian_15() {
-    on(&Build::packaged(15).unwrap());
-}
-
-macro_rules! on_npm_builds {
-    ($($name:ident $major:literal)*) => {$(
-        #[test]
-        fn $name() {
-            on(&Build::npm($major).unwrap());
-        }
-    )*};
-}
-
-on_npm_builds! {
-    npm_12 12
-    npm_15 15
-    npm_17 17
-    npm_18 18
-}
+on_builds! { on: debian_15 npm_12 12 npm_15 15 npm_17 17 npm_18 18 }

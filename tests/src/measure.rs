@@ -8,7 +8,9 @@ use pgleak::{
     session::prepare,
     target::exe_link,
 };
-use tracer_ebpf::{abi::Measured, site::Role};
+use tracer_ebpf::abi::Measured;
+
+use crate::sampling::alloc_site;
 
 /// Takes the stacks of the process at `AllocSetAlloc` for so long.
 pub fn stacks(pid: u32, length: Duration) -> Result<Measured> {
@@ -18,13 +20,7 @@ pub fn stacks(pid: u32, length: Duration) -> Result<Measured> {
     let mut tracer = Tracer::load(limits, prepared.plan.layout.context.name)?;
     tracer.load_measure()?;
     prepared.mappings.upload(&tracer)?;
-    let site = prepared.plan.sites.iter().find(|site| site.site.role == Role::Alloc).context("a site")?;
-    let probe = Probe {
-        function: site.function.name,
-        role: site.site.role,
-        offset: site.offset,
-        cookie: site.site.pack(),
-    };
+    let probe = Probe::of(alloc_site(&prepared.plan)?);
     let mut attached = Attached::default();
     attached.add_measure(&mut tracer, pid, &exe_link(pid), probe)?;
     std::thread::sleep(length);

@@ -6,14 +6,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use pgleak::addr::FileOffset;
 use pgleak::bpf::{Limits, RawSample, Sampler, Tracer};
+use pgleak::probe::{ProbePlan, ProbeSite};
 use pgleak::session::Mappings;
 use pgleak::target::LoadedModules;
-use tracer_ebpf::{abi::Phase, sample::Sample};
+use tracer_ebpf::{abi::Phase, sample::Sample, site::Role};
 
 /// Room for nearly two thousand samples: more than a run of the statements that gdb follows takes.
 const RING_BYTES: u32 = 128 << 20;
 /// Kernel memory for tables and maps; enough for a server with LLVM loaded.
 const MAP_BYTES: u64 = 128 << 20;
+
+/// Where a server allocates.
+pub fn alloc_site(plan: &ProbePlan) -> Result<&ProbeSite> {
+    plan.sites.iter().find(|site| site.site.role == Role::Alloc).context("no plan is without one")
+}
 
 /// A process whose stacks are sampled. Dropping it takes the probes away.
 pub struct Sampling {

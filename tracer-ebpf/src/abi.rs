@@ -151,6 +151,16 @@ pub struct Live {
     pub has_parts: u32,
 }
 
+impl Live {
+    /// A chunk that was allocated with these bytes.
+    #[inline(always)]
+    pub const fn new(context: (ContextKey, u64), bytes: (u64, u64), born_ns: u64, stack: u32) -> Self {
+        let ((context, epoch), (requested, held)) = (context, bytes);
+        let (full_requested, full_held) = bytes;
+        Self { epoch, context, requested, held, full_requested, full_held, born_ns, stack, has_parts: 0 }
+    }
+}
+
 /// What one realloc stack added to a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]

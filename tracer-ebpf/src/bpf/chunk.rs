@@ -96,17 +96,7 @@ pub(crate) fn alloc_exit(ctx: &RetProbeContext) {
     let Some(epoch) = context::epoch(control, call.context) else { return };
     let held = held_bytes(call, pointer, call.size);
     let stack = stack::id(control, task, call.function, regs);
-    let live = Live {
-        epoch,
-        context: call.context,
-        requested: call.size,
-        held,
-        full_requested: call.size,
-        full_held: held,
-        born_ns: now,
-        stack,
-        has_parts: 0,
-    };
+    let live = Live::new((call.context, epoch), (call.size, held), now, stack);
     if put(pointer, &live) {
         count(Counter::Recorded);
         count_many(Counter::RecordedBytes, call.size);

@@ -104,17 +104,8 @@ pub(crate) fn realloc_exit(ctx: &RetProbeContext) {
     }
     let Some(epoch) = context::epoch(control, call.context) else { return };
     let stack = stack::id(control, task, call.function, regs);
-    let live = Live {
-        epoch,
-        context: call.context,
-        requested: growth.0,
-        held: growth.1,
-        full_requested: call.size,
-        full_held: held,
-        born_ns: now,
-        stack,
-        has_parts: 0,
-    };
+    let mut live = Live::new((call.context, epoch), growth, now, stack);
+    (live.full_requested, live.full_held) = (call.size, held);
     if put(pointer, &live) {
         count(Counter::ReallocGrown);
         add_allocated(stack, 1, growth.0, growth.1);

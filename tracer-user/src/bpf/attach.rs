@@ -15,7 +15,7 @@ use super::{
     load::{LOADER, MEASURE},
     uprobe::{self, Place},
 };
-use crate::addr::FileOffset;
+use crate::{addr::FileOffset, probe::ProbeSite};
 
 /// A probe that cannot be set.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +53,14 @@ pub struct Probe<'a> {
     pub offset: FileOffset,
     /// See [`tracer_ebpf::site::Site::pack`].
     pub cookie: u64,
+}
+
+impl<'a> Probe<'a> {
+    /// The probe of a plan.
+    pub fn of(site: &'a ProbeSite) -> Self {
+        let (function, role) = (site.function.name, site.site.role);
+        Self { function, role, offset: site.offset, cookie: site.site.pack() }
+    }
 }
 
 /// The probes of one capture. They go when this is dropped, or with the process that holds them,

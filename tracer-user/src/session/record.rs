@@ -80,11 +80,9 @@ impl<'a> Recorder<'a> {
         let binary = exe_link(pid);
         for site in &prepared.plan.sites {
             watchdog.beat();
-            let (function, role) = (site.function.name, site.site.role);
-            let probe = Probe { function, role, offset: site.offset, cookie: site.site.pack() };
             // The kernel's word for a process that ended meanwhile is ENOENT, of all things.
             let before = attached.len();
-            attached.add(&mut tracer, pid, &binary, probe).map_err(|error| {
+            attached.add(&mut tracer, pid, &binary, Probe::of(site)).map_err(|error| {
                 if prepared.is_there() { error.into() } else { CaptureError::GoneTooEarly { pid } }
             })?;
             hand_over(&attached, before, &watchdog).map_err(CaptureError::Watchdog)?;
