@@ -21,6 +21,8 @@ pub struct Cli {
 pub enum Command {
     /// Show the PostgreSQL processes of this host and which of them grow.
     List(ListArgs),
+    /// Read the memory contexts of one process, without any probe.
+    Contexts(ContextsArgs),
     /// Trace one process for some seconds and name what leaks.
     Capture(CaptureArgs),
     /// Make artifacts again from a capture.json, with other options.
@@ -49,6 +51,25 @@ pub struct ListArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `contexts`.
+#[derive(Debug, Args)]
+pub struct ContextsArgs {
+    /// The process to look at, busy or idle.
+    pub pid: u32,
+    /// Look again and again, and show what has grown since the first look (2s, 1m).
+    #[arg(long, value_name = "INTERVAL", value_parser = list_interval)]
+    pub watch: Option<Duration>,
+    /// Only so many of the largest, those of one name as one line; with --watch, of what grew most.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub top: Option<u32>,
+    /// Print JSON, one line for each look (see docs/contexts-json.md).
+    #[arg(long)]
+    pub json: bool,
+    /// Show statements with their literals.
+    #[arg(long)]
+    pub show_queries: bool,
 }
 
 /// Arguments of `capture`.

@@ -11,6 +11,8 @@ pub mod target;
 pub mod catalog;
 pub mod probe;
 
+pub mod census;
+
 pub mod unwind;
 
 pub mod bpf;

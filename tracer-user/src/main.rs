@@ -9,7 +9,8 @@ use std::{
 
 use clap::Parser as _;
 use pgleak::{
-    cli::{CaptureArgs, Cli, Command, DoctorArgs, ListArgs, RenderArgs, UnwindCheckArgs},
+    census::{self, Census, CensusError, Observed},
+    cli::{CaptureArgs, Cli, Command, ContextsArgs, DoctorArgs, ListArgs, RenderArgs, UnwindCheckArgs},
     doctor::{Health, examine},
     elf::Image,
     guard::{run_sacrifice, run_watchdog},
@@ -19,7 +20,7 @@ use pgleak::{
     symbolize::{
         DebugFiles, Debuginfod, DebuginfodError, Settings, SymbolIndex, SymbolIndexError, name_again,
     },
-    target::{find_servers, measure_growth, render_table, sort_by_growth},
+    target::{find_servers, human_bytes, measure_growth, render_table, sort_by_growth},
     unwind::{InspectError, Inspection},
 };
 use tracing_subscriber::EnvFilter;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     log(cli.verbose);
     let result = match cli.command {
         Command::List(args) => list(&args),
+        Command::Contexts(args) => run_contexts(&args),
         Command::Capture(args) => run_capture(&args),
         Command::Doctor(args) => run_doctor(&args),
         Command::UnwindCheck(args) => run_unwind_check(&args),
@@ -104,6 +106,12 @@ impl From<CaptureError> for Failure {
     }
 }
 
+impl From<CensusError> for Failure {
+    fn from(error: CensusError) -> Self {
+        Self { code: if error.is_misuse() { MISUSE } else { FAILURE }, message: error.to_string() }
+    }
+}
+
 fn log(verbose: u8) {
     let level = match verbose {
         0 => "warn",
@@ -131,6 +139,57 @@ fn list(args: &ListArgs) -> Result<(), Failure> {
         return print(format!("{text}\n").as_bytes());
     }
     print(render_table(&servers).as_bytes())
+}
+
+fn run_contexts(args: &ContextsArgs) -> Result<(), Failure> {
+    let observed = Observed::of(args.pid)?;
+    let first = observed.census(census::Limits::default())?;
+    print_census(&observed, &first, args)?;
+    let Some(interval) = args.watch else { return Ok(()) };
+    // Ctrl-C ends it: nothing is held that would have to be given back.
+    loop {
+        std::thread::sleep(interval);
+        if !observed.process.is_same() {
+            return Err(Failure { code: FAILURE, message: format!("process {} has ended", args.pid) });
+        }
+        let now = observed.census(census::Limits::default())?;
+        if args.json {
+            print_census(&observed, &now, args)?;
+            continue;
+        }
+        let mut grown = census::grown(&first, &now);
+        grown.truncate(args.top.unwrap_or(10) as usize);
+        let head = head_of(&observed, &now);
+        print(format!("\n{head}\n{}", census::growth_table(&grown)).as_bytes())?;
+    }
+}
+
+fn print_census(observed: &Observed, census: &Census, args: &ContextsArgs) -> Result<(), Failure> {
+    let text = if args.json {
+        census::json(observed, census, args.show_queries).map_err(io::Error::from)? + "\n"
+    } else {
+        let lines = match args.top {
+            Some(most) => census::largest(census, most as usize),
+            None => census::lines(census, args.show_queries),
+        };
+        format!("{}\n{}", head_of(observed, census), census::table(&lines))
+    };
+    print(text.as_bytes())
+}
+
+fn head_of(observed: &Observed, census: &Census) -> String {
+    let troubles = match census.troubles.to_string() {
+        none if none.is_empty() => String::new(),
+        some => format!("\nNOT COMPLETE, since the process changed it meanwhile: {some}"),
+    };
+    format!(
+        "process {}, {}: {} contexts, {}, read in {:.1} ms{troubles}",
+        observed.process.pid,
+        observed.version,
+        census.contexts.len(),
+        human_bytes(census.total()),
+        census.took.as_secs_f64() * 1e3,
+    )
 }
 
 fn run_doctor(args: &DoctorArgs) -> Result<(), Failure> {

@@ -49,12 +49,33 @@ pub enum MethodsAt {
 /// The fields of a `MemoryContextData` that are read from outside: byte offsets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContextFields {
+    /// Bytes of all its blocks, where it counts them (`mem_allocated`).
+    pub allocated: Option<u64>,
     /// The method table.
     pub methods: MethodsAt,
     /// The parent context, a pointer.
     pub parent: u64,
+    /// The first child, a pointer.
+    pub first_child: u64,
+    /// The next child of the same parent, a pointer.
+    pub next_child: u64,
     /// The name, a pointer to a constant string.
     pub name: u64,
+    /// What tells contexts of one name apart, a pointer to a string, or null.
+    pub ident: u64,
+    /// Where the fields of the kind begin.
+    pub size: u64,
+}
+
+/// The node tags of other kinds of contexts (`src/include/nodes/nodes.h`, `nodetags.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OtherTags {
+    /// `T_GenerationContext`.
+    pub generation: u32,
+    /// `T_SlabContext`.
+    pub slab: u32,
+    /// `T_BumpContext`, from 17 on.
+    pub bump: Option<u32>,
 }
 
 /// How the code of a stripped server gives the method table away.
@@ -85,6 +106,8 @@ pub struct Layout {
     pub context: ContextFields,
     /// `T_AllocSetContext`, the first four bytes of such a context.
     pub node_tag: u32,
+    /// The tags of contexts of other kinds.
+    pub other_tags: OtherTags,
     /// How to find the functions without symbols or process; none where the constructor hands
     /// over an index instead of the table (16 on), and where the functions are exported anyway.
     pub static_table: Option<StaticTable>,
@@ -143,9 +166,35 @@ const CHUNK_ONLY: [Method; 5] = [
     method("AllocSetDelete", Role::Delete, 4, [0, NO_ARG, NO_ARG]),
 ];
 
-const FIELDS_12: ContextFields = ContextFields { methods: MethodsAt::Pointer(8), parent: 16, name: 48 };
+const FIELDS_12: ContextFields = ContextFields {
+    allocated: None,
+    methods: MethodsAt::Pointer(8),
+    parent: 16,
+    first_child: 24,
+    next_child: 40,
+    name: 48,
+    ident: 56,
+    size: 72,
+};
 /// 13 put `mem_allocated` before the methods.
-const FIELDS_13: ContextFields = ContextFields { methods: MethodsAt::Pointer(16), parent: 24, name: 56 };
+const FIELDS_13: ContextFields = ContextFields {
+    allocated: Some(8),
+    methods: MethodsAt::Pointer(16),
+    parent: 24,
+    first_child: 32,
+    next_child: 48,
+    name: 56,
+    ident: 64,
+    size: 80,
+};
+
+/// The tags follow that of an AllocSet: to 15 in the order Slab, Generation; from 16 on, which
+/// sorts them, Generation, Slab, Bump.
+const fn other_tags(major: u32, node_tag: u32) -> OtherTags {
+    let (generation, slab) =
+        if major < 16 { (node_tag + 2, node_tag + 1) } else { (node_tag + 1, node_tag + 2) };
+    OtherTags { generation, slab, bump: if major < 17 { None } else { Some(node_tag + 3) } }
+}
 
 const TABLE_12: Option<StaticTable> = Some(StaticTable {
     constructor: "AllocSetContextCreateInternal",
@@ -162,7 +211,8 @@ const fn postgresql(
     static_table: Option<StaticTable>,
 ) -> Layout {
     let (product, create) = (Product::PostgreSql, CREATE);
-    Layout { product, major, methods, create, header, context, node_tag, static_table }
+    let other_tags = other_tags(major, node_tag);
+    Layout { product, major, methods, create, header, context, node_tag, other_tags, static_table }
 }
 
 const LAYOUTS: [Layout; 7] = [

@@ -4,6 +4,8 @@ mod allocset;
 mod error;
 mod version;
 
-pub use allocset::{ContextFields, Function, Layout, Method, MethodsAt, StaticTable, layout, layouts};
+pub use allocset::{
+    ContextFields, Function, Layout, Method, MethodsAt, OtherTags, StaticTable, layout, layouts,
+};
 pub use error::CatalogError;
 pub use version::{Product, ServerVersion, identify};

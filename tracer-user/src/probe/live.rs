@@ -34,6 +34,14 @@ impl LiveProcess<'_> {
     }
 }
 
+/// Where a server binary has its variable `TopMemoryContext`.
+///
+/// # Errors
+/// If it does not export it.
+pub fn top_context_variable(image: &Image) -> Result<VirtAddr, MethodFailure> {
+    exported(image, TOP_CONTEXT)
+}
+
 /// By the method table of the process's `TopMemoryContext`, which is an AllocSet by
 /// construction (`MemoryContextInit`): every version.
 ///
@@ -45,7 +53,7 @@ pub fn by_live_process(
     ranges: &[FunctionRange],
     live: LiveProcess<'_>,
 ) -> Result<Vec<LocatedFunction>, MethodFailure> {
-    let variable = exported(image, TOP_CONTEXT)?.in_process(live.bias);
+    let variable = top_context_variable(image)?.in_process(live.bias);
     let context = AbsAddr(live.word("TopMemoryContext", variable)?);
     if context.0 == 0 {
         return Err(MethodFailure::NotStarted);

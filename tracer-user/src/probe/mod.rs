@@ -11,7 +11,7 @@ mod static_table;
 mod symbols;
 
 pub use error::{LocateError, MethodFailure};
-pub use live::{LiveProcess, by_live_process};
+pub use live::{LiveProcess, by_live_process, top_context_variable};
 pub use locate::{FoundBy, LocatedFunction, locate};
 pub use plan::{ProbeError, ProbePlan, plan};
 pub use site::{CostClass, ProbeSite, choose_site};

@@ -1,0 +1,240 @@
+//! Memory contexts read from outside, against what the server says of itself.
+
+use std::{
+    collections::BTreeMap,
+    thread,
+    time::{Duration, Instant},
+};
+
+use pgleak::census::{Census, Kind, Limits, Observed, Usage, used_chunks};
+use pgleak::target::ReadMemory as _;
+use pgleak_tests::{
+    Build, Server, ServerOptions, Session,
+    pgleak::run,
+    planted::{self, Call},
+    workload::{Pgbench, Script, init_pgbench},
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn server(build: &Build) -> Server {
+    Server::start(build, &ServerOptions::default()).unwrap()
+}
+
+fn census(pid: u32) -> Census {
+    Observed::of(pid).unwrap().census(Limits::default()).unwrap()
+}
+
+/// What the server logs of a context, but for its bytes used, which are total less free.
+type Logged = (u64, String, [u64; 4]);
+
+/// Lines such as `level: 1; TopTransactionContext: 8192 total in 1 blocks; 7752 free (0 chunks); 440 used`.
+fn logged(log: &str) -> Vec<Logged> {
+    let of_line = |line: &str| {
+        let (level, rest) = line.split_once("level: ")?.1.split_once("; ")?;
+        let (name, numbers) = rest.rsplit_once(" total in ").map(|(before, after)| {
+            let (name, total) = before.rsplit_once(": ").expect("a name");
+            (name.to_owned(), format!("{total} {after}"))
+        })?;
+        let numbers: Vec<u64> = numbers
+            .split(|c: char| !c.is_ascii_digit())
+            .filter(|digits| !digits.is_empty())
+            .take(4)
+            .map(|digits| digits.parse().expect("a number"))
+            .collect();
+        Some((level.parse().ok()?, name, numbers.try_into().ok()?))
+    };
+    log.lines().filter_map(of_line).collect()
+}
+
+/// What the server would log, by the census.
+fn expected(census: &Census) -> Vec<Logged> {
+    let levels = census.levels();
+    let of = |(context, level): (&pgleak::census::MemoryContext, usize)| {
+        let usage = context.usage.as_ref()?;
+        // It prints the ident of a table instead of the name.
+        let name = match &context.ident {
+            Some(ident) if context.name == "dynahash" => ident.clone(),
+            _ => context.name.clone(),
+        };
+        let numbers = [usage.total(), usage.blocks.len() as u64, usage.free(), usage.free_chunks];
+        Some((level as u64, name, numbers))
+    };
+    census.contexts.iter().zip(levels).filter_map(of).collect()
+}
+
+fn logged_by(server: &Server, other: &mut Session, pid: u32) -> Vec<Logged> {
+    let before = server.log().len();
+    other.run(&format!("select pg_log_backend_memory_contexts({pid})")).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let log = server.log();
+        if log[before..].contains("Grand total:") {
+            return logged(&log[before..]);
+        }
+        assert!(Instant::now() < deadline, "nothing was logged: {}", &log[before..]);
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn counted<T: Ord>(all: impl IntoIterator<Item = T>) -> BTreeMap<T, u64> {
+    let mut counts = BTreeMap::new();
+    for one in all {
+        *counts.entry(one).or_insert(0) += 1;
+    }
+    counts
+}
+
+/// An idle backend, context by context.
+#[test]
+fn an_idle_backend_has_the_contexts_that_it_logs_itself() {
+    for build in Build::all().unwrap().into_iter().filter(|build| build.major >= 14) {
+        let server = server(&build);
+        let mut session = Session::open(&server).unwrap();
+        session.run("create table t as select 1 a; select count(*) from pg_class; select * from t").unwrap();
+        let mut other = Session::open(&server).unwrap();
+        let pid = session.backend_pid();
+        // The first time, what logs is loaded.
+        logged_by(&server, &mut other, pid);
+        let before = census(pid);
+        let theirs = logged_by(&server, &mut other, pid);
+        let after = census(pid);
+        assert!(before.troubles.none() && after.troubles.none(), "{}: {}", build.name, after.troubles);
+        assert_eq!(expected(&before), expected(&after), "{}: it logged and changed", build.name);
+        // From 18 on the top is level 1, and children are logged in another order.
+        let top = theirs.iter().map(|line| line.0).min().unwrap();
+        let theirs = counted(theirs.into_iter().map(|(level, name, numbers)| (level - top, name, numbers)));
+        // Errors are logged in ErrorContext, which is being used meanwhile.
+        let is_quiet = |line: &&(u64, String, [u64; 4])| line.1 != "ErrorContext";
+        let ours = counted(expected(&after));
+        let of_theirs: Vec<_> = theirs.keys().filter(is_quiet).collect();
+        let others = after.contexts.iter().filter(|context| context.kind != Kind::AllocSet).count();
+        println!("{}: {} contexts, {others} of them no AllocSets", build.name, after.contexts.len());
+        for line in ours.keys().filter(is_quiet) {
+            assert_eq!(ours.get(line), theirs.get(line), "{}: {line:?} not in {of_theirs:#?}", build.name);
+        }
+        assert!(ours.values().sum::<u64>() > 80, "{}: {ours:?}", build.name);
+    }
+}
+
+/// What the blocks say is what the context counts, and every byte is in a chunk, free or a header.
+#[test]
+fn blocks_chunks_and_counts_agree_on_every_version() {
+    for build in Build::all().unwrap() {
+        let server = server(&build);
+        planted::install(&server).unwrap();
+        let mut session = planted::session(&server).unwrap();
+        Call::PALLOC.run(&mut session, &[1000, 40]).unwrap();
+        Call::HUGE.run(&mut session, &[3, 100_000]).unwrap();
+        Call::REPALLOC.run(&mut session, &[2, 300_000]).unwrap();
+        Call::PFREE.run(&mut session, &[1]).unwrap();
+        Call::PALLOC.run(&mut session, &[500, 3000]).unwrap();
+        Call::PFREE.run(&mut session, &[100]).unwrap();
+        let (chunks, bytes) = (
+            Call::CHUNKS.run(&mut session, &[]).unwrap().unsigned_abs(),
+            Call::LIVE.run(&mut session, &[]).unwrap().unsigned_abs(),
+        );
+        let observed = Observed::of(session.backend_pid()).unwrap();
+        let census = observed.census(Limits::default()).unwrap();
+        assert!(census.troubles.none(), "{}: {}", build.name, census.troubles);
+        for context in census.contexts.iter().filter(|context| context.kind == Kind::AllocSet) {
+            let usage = context.usage.as_ref().unwrap();
+            assert_eq!(context.total, Some(usage.total()), "{}: {context:?}", build.name);
+            let used = used_chunks(&observed.memory, observed.layout, context, Limits::default()).unwrap();
+            let held: u64 = used.iter().map(|chunk| chunk.held).sum();
+            assert_eq!(held, usage.used(), "{}: {} {:?}", build.name, context.name, context.ident);
+        }
+        let planted = census.contexts.iter().find(|context| context.name == planted::CONTEXT).unwrap();
+        let used = used_chunks(&observed.memory, observed.layout, planted, Limits::default()).unwrap();
+        assert_eq!(used.len() as u64, chunks, "{}", build.name);
+        assert_eq!(planted.usage.as_ref().map(Usage::used), Some(bytes), "{}", build.name);
+        assert_eq!(
+            census.path(census.by_address()[&planted.address]),
+            ["TopMemoryContext", planted::CONTEXT]
+        );
+    }
+}
+
+/// The memory changes under the reader: it says so, and nothing worse happens.
+#[test]
+fn a_busy_backend_can_be_read_again_and_again() {
+    for build in [Build::packaged(15).unwrap(), Build::npm(12).unwrap(), Build::npm(17).unwrap()] {
+        let server = server(&build);
+        init_pgbench(&server).unwrap();
+        let bench = Pgbench::start(&server, Script::TpcB, 1, 60).unwrap();
+        let observed = Observed::of(bench.backend_pid()).unwrap();
+        let (mut whole, mut slowest, mut fewest) = (0, Duration::ZERO, usize::MAX);
+        for _ in 0..300 {
+            let census = observed.census(Limits::default()).unwrap();
+            whole += usize::from(census.troubles.none());
+            slowest = slowest.max(census.took);
+            fewest = fewest.min(census.contexts.len());
+        }
+        println!("{}: {whole} of 300 whole, the slowest in {slowest:?}, {fewest} contexts", build.name);
+        assert!(whole >= 270, "{}: {whole} of 300", build.name);
+        assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    }
+}
+
+#[test]
+fn processes_of_every_kind_have_contexts_stopped_ones_too() {
+    let server = server(&Build::packaged(15).unwrap());
+    let mut session = Session::open(&server).unwrap();
+    let pids = session.text("select string_agg(pid::text, ' ') from pg_stat_activity").unwrap();
+    let mut pids: Vec<u32> = pids.split(' ').map(|pid| pid.parse().unwrap()).collect();
+    pids.push(server.postmaster_pid());
+    assert!(pids.len() > 5, "{pids:?}");
+    for pid in pids {
+        let census = census(pid);
+        assert_eq!(census.contexts[0].name, "TopMemoryContext");
+        assert!(census.contexts.len() > 5, "{pid}: {}", census.contexts.len());
+    }
+    let pid = session.backend_pid();
+    let running = census(pid);
+    xtask::process::signal(pid, libc::SIGSTOP).unwrap();
+    let stopped = census(pid);
+    xtask::process::signal(pid, libc::SIGCONT).unwrap();
+    assert_eq!(expected(&running), expected(&stopped));
+    assert_eq!(session.integer("select 1").unwrap(), 1);
+}
+
+#[test]
+fn the_command_shows_the_tree_the_largest_json_and_growth() {
+    let server = server(&Build::packaged(15).unwrap());
+    planted::install(&server).unwrap();
+    let mut session = planted::session(&server).unwrap();
+    session.run("prepare secret as select 4711, 'hush'").unwrap();
+    let pid = session.backend_pid().to_string();
+    let tree = run(["contexts", &pid]).unwrap().success().unwrap().stdout;
+    assert!(tree.lines().any(|line| line.ends_with("  TopMemoryContext")), "{tree}");
+    assert!(tree.lines().any(|line| line.contains("    CacheMemoryContext")), "{tree}");
+    assert!(tree.contains("prepare secret as select ?, ?"), "{tree}");
+    assert!(!tree.contains("hush") && !tree.contains("NOT COMPLETE"), "{tree}");
+    let shown = run(["contexts", &pid, "--show-queries"]).unwrap().success().unwrap().stdout;
+    assert!(shown.contains("select 4711, 'hush'"), "{shown}");
+    let top = run(["contexts", &pid, "--top", "3"]).unwrap().success().unwrap().stdout;
+    assert_eq!(top.lines().count(), 5, "{top}");
+    let json = run(["contexts", &pid, "--json"]).unwrap().success().unwrap().stdout;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["complete"], true);
+    assert_eq!(json["contexts"][0]["name"], "TopMemoryContext");
+    assert!(!json.to_string().contains("hush"));
+
+    let mut command = pgleak_tests::pgleak::command(["contexts", &pid, "--watch", "200ms"]).unwrap();
+    let watching = pgleak_tests::pgleak::Running::spawn(&mut command).unwrap();
+    watching.wait_for("TopMemoryContext", PATIENCE).unwrap();
+    Call::PALLOC.run(&mut session, &[1000, 1000]).unwrap();
+    let line = watching.wait_for("planted leak", PATIENCE).unwrap();
+    assert!(line.contains("+1.0 MB") || line.contains("MB"), "{line}");
+    watching.signal(libc::SIGINT).unwrap();
+    watching.finish().unwrap();
+
+    let refused = run(["contexts", &std::process::id().to_string()]).unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", refused.stderr);
+    assert!(refused.stderr.contains("not a PostgreSQL server"), "{}", refused.stderr);
+    // Reading leaves no mark: the session goes on.
+    let observed = Observed::of(session.backend_pid()).unwrap();
+    let top = observed.census(Limits::default()).unwrap().contexts[0].address;
+    assert!(observed.memory.word(top).is_ok());
+    assert_eq!(session.integer("select 1").unwrap(), 1);
+}

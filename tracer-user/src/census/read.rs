@@ -1,0 +1,224 @@
+//! From `TopMemoryContext` through the tree.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Census, Kind, MemoryContext, Troubles, Usage,
+    allocset::{Torn, read_usage},
+};
+use crate::{addr::AbsAddr, catalog::Layout, target::ReadMemory};
+
+/// Room for a `MemoryContextData` of every major.
+const MOST_HEADER_BYTES: usize = 128;
+
+/// The most bytes of a name or an ident.
+const MOST_TEXT: usize = 256;
+
+/// How often a part that changes while it is read is read again.
+const TRIES: u32 = 8;
+
+/// How much a census may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Time for all of it.
+    pub time: Duration,
+    /// Contexts.
+    pub contexts: usize,
+    /// Blocks and free chunks of one context.
+    pub blocks: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { time: Duration::from_secs(2), contexts: 1 << 20, blocks: 1 << 22 }
+    }
+}
+
+/// Reads the tree below `top`.
+pub fn take(memory: &dyn ReadMemory, layout: &Layout, top: AbsAddr, limits: Limits) -> Census {
+    let started = Instant::now();
+    let mut census = Reader::new(memory, layout, limits).tree(top);
+    census.took = started.elapsed();
+    census
+}
+
+/// What reads, and what it has met.
+pub(super) struct Reader<'a> {
+    pub(super) memory: &'a dyn ReadMemory,
+    pub(super) layout: &'a Layout,
+    pub(super) limits: Limits,
+    pub(super) deadline: Instant,
+    pub(super) troubles: Troubles,
+    /// Constant strings of the server, by their address.
+    names: HashMap<u64, String>,
+}
+
+/// The words of a `MemoryContextData`.
+struct Header {
+    kind: Kind,
+    allocated: Option<u64>,
+    parent: u64,
+    first_child: u64,
+    next_child: u64,
+    name: u64,
+    ident: u64,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(memory: &'a dyn ReadMemory, layout: &'a Layout, limits: Limits) -> Self {
+        let deadline = Instant::now() + limits.time;
+        Self { memory, layout, limits, deadline, troubles: Troubles::default(), names: HashMap::new() }
+    }
+
+    fn tree(mut self, top: AbsAddr) -> Census {
+        let mut contexts: Vec<MemoryContext> = Vec::new();
+        let mut seen = HashSet::new();
+        let mut to_read = vec![(top, None)];
+        while let Some((address, parent)) = to_read.pop() {
+            if contexts.len() >= self.limits.contexts || Instant::now() > self.deadline {
+                self.troubles.cut = 1;
+                break;
+            }
+            if !seen.insert(address.0) {
+                self.troubles.loops += 1;
+                continue;
+            }
+            let above = parent.map_or(0, |parent: usize| contexts[parent].address.0);
+            // One that is not there any more ended since its parent was read.
+            let Some((context, children)) = self.context(address, parent, above) else { continue };
+            let index = contexts.len();
+            to_read.extend(children.into_iter().rev().map(|child| (child, Some(index))));
+            contexts.push(context);
+        }
+        Census { contexts, troubles: self.troubles, took: Duration::ZERO }
+    }
+
+    /// A context and where its children are; `None` if it is none, or that of another parent.
+    fn context(
+        &mut self,
+        address: AbsAddr,
+        parent: Option<usize>,
+        above: u64,
+    ) -> Option<(MemoryContext, Vec<AbsAddr>)> {
+        let mut header = self.header(address, above)?;
+        let mut children = self.children(address, &header);
+        let mut usage = self.usage(address, &header);
+        for _ in 1..TRIES {
+            if children.is_ok() && usage.is_ok() {
+                break;
+            }
+            header = self.header(address, above)?;
+            if children.is_err() {
+                children = self.children(address, &header);
+            }
+            if usage.is_err() {
+                usage = self.usage(address, &header);
+            }
+        }
+        self.troubles.torn += u64::from(children.is_err());
+        self.troubles.torn_blocks += u64::from(usage.is_err());
+        let (Ok(children) | Err(children)) = children;
+        let usage = usage.unwrap_or_default();
+        let total = header.allocated.or_else(|| usage.as_ref().map(Usage::total));
+        let ident = (header.ident != 0).then(|| self.ident(AbsAddr(header.ident))).flatten();
+        let name = self.name(header.name);
+        Some((MemoryContext { address, parent, name, ident, kind: header.kind, total, usage }, children))
+    }
+
+    /// The children; an error holds those up to where the list changed while it was read.
+    fn children(&mut self, of: AbsAddr, header: &Header) -> Result<Vec<AbsAddr>, Vec<AbsAddr>> {
+        let mut children = Vec::new();
+        let mut at = header.first_child;
+        while at != 0 {
+            if children.len() >= self.limits.contexts || Instant::now() > self.deadline {
+                self.troubles.cut = 1;
+                break;
+            }
+            match self.header(AbsAddr(at), of.0) {
+                Some(child) => {
+                    children.push(AbsAddr(at));
+                    at = child.next_child;
+                }
+                None => return Err(children),
+            }
+        }
+        Ok(children)
+    }
+
+    fn usage(&mut self, address: AbsAddr, header: &Header) -> Result<Option<Usage>, Torn> {
+        if header.kind == Kind::AllocSet { read_usage(self, address).map(Some) } else { Ok(None) }
+    }
+
+    /// The header of a context whose parent is `parent`.
+    fn header(&self, address: AbsAddr, parent: u64) -> Option<Header> {
+        let fields = &self.layout.context;
+        let mut bytes = [0; MOST_HEADER_BYTES];
+        let bytes = &mut bytes[..fields.size as usize];
+        if address.0 % 8 != 0 {
+            return None;
+        }
+        self.memory.read(address, bytes).ok()?;
+        let word = |at: u64| {
+            let at = at as usize;
+            bytes.get(at..at + 8).and_then(|word| word.try_into().ok()).map_or(0, u64::from_le_bytes)
+        };
+        let header = Header {
+            kind: self.kind(word(0) as u32)?,
+            allocated: fields.allocated.map(word),
+            parent: word(fields.parent),
+            first_child: word(fields.first_child),
+            next_child: word(fields.next_child),
+            name: word(fields.name),
+            ident: word(fields.ident),
+        };
+        (header.parent == parent && header.name != 0).then_some(header)
+    }
+
+    fn kind(&self, tag: u32) -> Option<Kind> {
+        let tags = self.layout.other_tags;
+        [
+            (Some(self.layout.node_tag), Kind::AllocSet),
+            (Some(tags.generation), Kind::Generation),
+            (Some(tags.slab), Kind::Slab),
+            (tags.bump, Kind::Bump),
+        ]
+        .into_iter()
+        .find(|(known, _)| *known == Some(tag))
+        .map(|(_, kind)| kind)
+    }
+
+    fn name(&mut self, address: u64) -> String {
+        if let Some(name) = self.names.get(&address) {
+            return name.clone();
+        }
+        match text(self.memory, AbsAddr(address)) {
+            Some(name) => self.names.entry(address).or_insert(name).clone(),
+            None => {
+                self.troubles.unreadable += 1;
+                "[unreadable name]".to_owned()
+            }
+        }
+    }
+
+    /// It may be gone, which the source says of it: no trouble of ours.
+    fn ident(&self, address: AbsAddr) -> Option<String> {
+        text(self.memory, address).filter(|ident| !ident.is_empty())
+    }
+}
+
+/// A string, with as few reads as pages allow.
+fn text(memory: &dyn ReadMemory, address: AbsAddr) -> Option<String> {
+    let mut bytes = [0; MOST_TEXT];
+    let in_page = (4096 - address.0 % 4096) as usize;
+    let mut known = MOST_TEXT;
+    if memory.read(address, &mut bytes).is_err() {
+        // The page after it may not be there.
+        known = in_page.min(MOST_TEXT);
+        memory.read(address, &mut bytes[..known]).ok()?;
+    }
+    let end = bytes[..known].iter().position(|byte| *byte == 0).unwrap_or(known);
+    Some(String::from_utf8_lossy(&bytes[..end]).into_owned())
+}
