@@ -1,6 +1,6 @@
 //! Questions that tests ask about a capture.
 
-use pgleak::profile::{Capture, Group, Stack, Tally};
+use pgleak::profile::{Capture, Group, Stack, Tally, What};
 
 /// Names along a stack, innermost first; inlined functions are not among them.
 pub fn names<'c>(capture: &'c Capture, stack: &'c Stack) -> impl Iterator<Item = &'c str> {
@@ -12,14 +12,16 @@ pub fn stack<'c>(capture: &'c Capture, group: &Group) -> &'c Stack {
     &capture.profile.stacks[group.stack.0 as usize]
 }
 
-/// Groups in contexts of that name whose stack goes through that function.
+/// Groups of chunks in contexts of that name whose stack goes through that function.
 pub fn groups<'c>(
     capture: &'c Capture,
     context: &'c str,
     function: &'c str,
 ) -> impl Iterator<Item = &'c Group> + 'c {
     capture.profile.groups.iter().filter(move |group| {
-        group.context == context && names(capture, stack(capture, group)).any(|name| name == function)
+        group.what == What::Chunks
+            && capture.profile.place(group).name == context
+            && names(capture, stack(capture, group)).any(|name| name == function)
     })
 }
 
@@ -70,4 +72,16 @@ fn summed(capture: &Capture, function: &str, of: impl Fn(&Stack) -> Tally) -> Ta
             sum
         },
     )
+}
+
+/// Contexts of that name that were made below that function and are still there, with their own bytes.
+pub fn made(capture: &Capture, context: &str, function: &str) -> Tally {
+    let mut sum = Tally::default();
+    for group in &capture.profile.groups {
+        let is_of_it = group.what == What::Contexts && capture.profile.place(group).name == context;
+        if is_of_it && names(capture, stack(capture, group)).any(|name| name == function) {
+            sum += group.survived;
+        }
+    }
+    sum
 }

@@ -136,6 +136,9 @@ pub struct RenderArgs {
     /// Only memory contexts of this name.
     #[arg(long)]
     pub context: Option<String>,
+    /// Put the path of the memory contexts below the stacks.
+    #[arg(long)]
+    pub by_context: bool,
     /// Title of the flame graphs.
     #[arg(long)]
     pub title: Option<String>,

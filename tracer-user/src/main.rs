@@ -301,6 +301,7 @@ fn run_render(args: &RenderArgs) -> Result<(), Failure> {
         reverse: args.reverse,
         min_bytes: args.min_bytes,
         context: args.context.clone(),
+        by_context: args.by_context,
         title: args.title.clone(),
         colours: colours.unwrap_or_default(),
     };

@@ -79,6 +79,12 @@ impl ControlPage {
         self.word32(|record| unsafe { &raw mut (*record).mapset }).store(number, Ordering::Release);
     }
 
+    /// The number that the next context, or reset of one, will have.
+    pub fn next_epoch(&self) -> u64 {
+        // SAFETY: an address computation.
+        self.word64(|record| unsafe { &raw mut (*record).next_epoch }).load(Ordering::Acquire)
+    }
+
     /// How often the dynamic loader has said that it has loaded something.
     pub fn loads(&self) -> u32 {
         // SAFETY: an address computation.

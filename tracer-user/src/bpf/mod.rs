@@ -16,5 +16,5 @@ pub use limits::Limits;
 pub use load::{Counters, LoadError, Tracer, check_kernel};
 pub use rawmap::MapError;
 pub use sample::{RawSample, Sampler, StackBytes};
-pub use snapshot::{LiveChunk, RawSnapshot, take as take_snapshot};
+pub use snapshot::{LiveChunk, RawContext, RawSnapshot, take as take_snapshot};
 pub use stacks::RawStack;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use tracer_ebpf::abi::StackTotals;
+use tracer_ebpf::abi::{Context, StackTotals};
 
 use super::{MapError, Tracer};
 
@@ -11,10 +11,10 @@ use super::{MapError, Tracer};
 pub struct LiveChunk {
     /// The stack's id.
     pub stack: u32,
+    /// The chunk's address.
+    pub chunk: u64,
     /// The context's address.
     pub context: u64,
-    /// The address of the context's name.
-    pub name: u64,
     /// Bytes asked for.
     pub requested: u64,
     /// Bytes taken.
@@ -23,11 +23,26 @@ pub struct LiveChunk {
     pub born_ns: u64,
 }
 
+/// A context at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawContext {
+    /// Its number: whatever happens to it raises it.
+    pub epoch: u64,
+    /// The address of its name.
+    pub name: u64,
+    /// The stack that made it, if that was seen.
+    pub made_by: Option<u32>,
+    /// `CLOCK_MONOTONIC` of its making, if that was seen.
+    pub born_ns: u64,
+}
+
 /// The maps at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct RawSnapshot {
     /// Chunks, and growths of chunks, that were neither freed nor reset.
     pub chunks: Vec<LiveChunk>,
+    /// Contexts that these are in, or that were made, by their address.
+    pub contexts: HashMap<u64, RawContext>,
     /// Names of contexts by their address.
     pub names: HashMap<u64, String>,
     /// What became of the chunks of each stack, by its id; stacks without any are left out.
@@ -44,19 +59,26 @@ pub struct RawSnapshot {
 pub fn take(tracer: &Tracer) -> Result<RawSnapshot, MapError> {
     let parts: HashMap<u64, _> = tracer.parts.all()?.into_iter().collect();
     let live = tracer.live.all()?;
-    let contexts: HashMap<u64, _> = tracer.contexts.all()?.into_iter().collect();
+    let raw = |context: Context| RawContext {
+        epoch: context.epoch,
+        name: context.name,
+        // One that was made without a stack of its own has its time all the same.
+        made_by: (context.born_ns != 0).then_some(context.stack),
+        born_ns: context.born_ns,
+    };
+    let contexts: HashMap<u64, RawContext> =
+        tracer.contexts.all()?.into_iter().map(|(address, context)| (address, raw(context))).collect();
     let records = live.len();
     let mut chunks = Vec::with_capacity(records);
     for (key, chunk) in live {
         // The same test as in the kernel: alive means the context has kept its epoch.
-        let Some(context) = contexts.get(&chunk.context).filter(|context| context.epoch == chunk.epoch)
-        else {
+        if contexts.get(&chunk.context).is_none_or(|context| context.epoch != chunk.epoch) {
             continue;
-        };
+        }
         let of = |stack, requested, held, born_ns| LiveChunk {
             stack,
+            chunk: key,
             context: chunk.context,
-            name: context.name,
             requested,
             held,
             born_ns,
@@ -79,5 +101,5 @@ pub fn take(tracer: &Tracer) -> Result<RawSnapshot, MapError> {
         .all()?
         .into_iter()
         .filter(|(_, totals)| totals.requested != 0 || totals.count != 0);
-    Ok(RawSnapshot { chunks, names, totals: totals.collect(), records })
+    Ok(RawSnapshot { chunks, contexts, names, totals: totals.collect(), records })
 }

@@ -89,7 +89,18 @@ impl Observed {
         let variable = top_context_variable(&main.image)
             .map_err(|source| CensusError::NoTop { pid, source })?
             .in_process(main.bias);
-        Ok(Self { process, version, layout, memory: ProcessMemory::new(pid), variable })
+        Ok(Self::new(process, version, layout, variable))
+    }
+
+    /// A process that is known already; `variable` is where it has its `TopMemoryContext`.
+    pub fn new(
+        process: ProcessId,
+        version: ServerVersion,
+        layout: &'static Layout,
+        variable: AbsAddr,
+    ) -> Self {
+        let memory = ProcessMemory::new(process.pid);
+        Self { process, version, layout, memory, variable }
     }
 
     /// Reads its contexts as they are now.

@@ -1,13 +1,15 @@
 //! Leak, cache or work in flight: judged by when the survivors of a place were allocated.
 
-use super::Tally;
+use super::{Life, Tally};
 
 /// What a place that holds memory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// Survivors from nearly every part of the record window, at a steady rate.
+    /// Survivors from nearly every part of the record window, at a steady rate, for good.
     Leak,
-    /// Grew at first and then no more.
+    /// The same, in contexts that end with a statement, a query or a transaction.
+    Held,
+    /// Grew at first and then no more, or by an entry for each object that was touched.
     Cache,
     /// Survivors from the end of the window only: work that had not ended.
     InFlight,
@@ -20,6 +22,7 @@ impl Class {
     pub fn name(self) -> &'static str {
         match self {
             Self::Leak => "leak",
+            Self::Held => "held until reset",
             Self::Cache => "cache",
             Self::InFlight => "in flight",
             Self::Unclear => "unclear",
@@ -65,6 +68,27 @@ pub struct Course {
     pub growth_per_second: f64,
     /// The part of it that is steady, without bursts.
     pub steady_per_second: f64,
+    /// How sure this is, from 0 to 1.
+    pub confidence: f64,
+    /// Whether it grew until the end of the recording, whatever it is.
+    pub still_grows: bool,
+}
+
+impl Course {
+    /// What steady growth is, by how long it lives and by the objects that explain it.
+    pub(super) fn of_what_kind(&mut self, life: Life, objects: Option<&'static str>) {
+        self.still_grows = true;
+        if let Some(object) = objects {
+            self.class = Class::Cache;
+            self.reason.push_str(&format!(
+                ". It is one entry for each {object} that the process has touched; PostgreSQL keeps them for \
+                 good, so this ends when all have been touched"
+            ));
+        } else if life != Life::Process {
+            self.class = Class::Held;
+            self.reason.push_str(&format!(", but no longer than {}", life.end()));
+        }
+    }
 }
 
 /// Classes a place by its survivors in equal slices of a record window.
@@ -78,6 +102,8 @@ pub(super) fn classify(slices: &[Tally], record_ns: u64) -> Course {
         reason: String::new(),
         growth_per_second: per_second(held),
         steady_per_second: per_second(held),
+        confidence: 0.0,
+        still_grows: false,
     };
     let slice_seconds = seconds / slices.len().max(1) as f64;
     if slices.len() < MIN_SLICES || count == 0 {
@@ -99,6 +125,7 @@ pub(super) fn classify(slices: &[Tally], record_ns: u64) -> Course {
         && steady.late >= HARDLY_ANY
     {
         course.class = Class::Leak;
+        course.confidence = confidence(slices, count, &steady);
         let filled = slices.iter().filter(|slice| slice.count > 0).count();
         course.reason = format!(
             "{filled} of {} time slices left survivors, so that what is allocated here stays{}",
@@ -108,6 +135,8 @@ pub(super) fn classify(slices: &[Tally], record_ns: u64) -> Course {
         return course;
     }
 
+    // What is no leak is told by where nothing survives, which takes chunks to be sure of.
+    course.confidence = 1.0 - (-(count as f64) / 8.0).exp();
     let raw = Shares::of(slices);
     let grown = grown_until(slices, held);
     let begun = slices.iter().position(|slice| slice.count > 0).unwrap_or(0);
@@ -150,6 +179,15 @@ pub(super) fn classify(slices: &[Tally], record_ns: u64) -> Course {
     };
     (course.class, course.reason) = (class, reason);
     course
+}
+
+/// How sure a leak is: many survivors, from all slices, and as many late as early. Eight chunks
+/// at the floor are worth a half, some hundred steady ones nearly one.
+fn confidence(slices: &[Tally], count: u64, steady: &Shares) -> f64 {
+    let many = 1.0 - (-(count as f64) / 12.0).exp();
+    let filled = slices.iter().filter(|slice| slice.count > 0).count() as f64 / slices.len() as f64;
+    let trend = (steady.late / steady.early.max(f64::EPSILON)).clamp(0.0, 1.0).sqrt();
+    many * filled * trend
 }
 
 /// What a steady leak's parts say about its rate.

@@ -5,11 +5,14 @@ mod model;
 pub use model::SCHEMA;
 
 pub use model::{
-    Capture, CounterValue, EndReason, Frame, FrameId, FrameName, Group, Module, ModuleId, Profile,
-    SiteReport, Slice, Stack, StackEnd, StackId, StackSummary, Tally, Target, Tool, Window,
+    Capture, ContextGrowth, ContextId, ContextPlace, CounterValue, EndReason, Frame, FrameId, FrameName,
+    Group, MemoryGrowth, Module, ModuleId, Profile, SiteReport, Slice, Stack, StackEnd, StackId,
+    StackSummary, Tally, Target, Tool, What, Window,
 };
 
 mod class;
+mod life;
+mod objects;
 mod place;
 mod tree;
 mod verdict;
@@ -19,5 +22,6 @@ pub mod wrappers;
 pub(crate) mod testing;
 
 pub use class::{Class, Course, FLOOR, Floor};
+pub use life::{Life, life};
 pub use place::{Child, ContextShare, Place, Step};
 pub use verdict::{Totals, Verdict, judge};

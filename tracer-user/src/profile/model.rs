@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::addr::{BuildId, VirtAddr};
 
 /// Version of the `capture.json` schema that this program writes.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// A number of chunks and their bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,45 @@ pub struct StackId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ModuleId(pub u32);
+
+/// Index into [`Profile::contexts`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ContextId(pub u32);
+
+/// Memory contexts of one name at one place of the tree.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ContextPlace {
+    /// Their name.
+    pub name: String,
+    /// What they are for, where the name does not tell: the table of a `dynahash`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ident: Option<String>,
+    /// Names from `TopMemoryContext` to the parent; `None` if they were gone before they could be
+    /// looked at.
+    pub path: Option<Vec<String>>,
+}
+
+impl ContextPlace {
+    /// The name, and what they are for if the name does not tell.
+    pub fn label(&self) -> String {
+        match &self.ident {
+            Some(ident) => format!("{} {ident}", self.name),
+            None => self.name.clone(),
+        }
+    }
+}
+
+/// What a group counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    /// Chunks that were allocated in the contexts.
+    #[default]
+    Chunks,
+    /// The contexts themselves: their headers, and what of their blocks is in no chunk.
+    Contexts,
+}
 
 /// How a stack ends at its outer side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -96,21 +135,35 @@ pub struct StackSummary {
     pub exited: Tally,
 }
 
-/// What survived of one stack in contexts of one name.
+/// What survived of one stack in contexts of one place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
     /// The stack.
     pub stack: StackId,
-    /// The memory context's name.
-    pub context: String,
-    /// How many different contexts of that name.
+    /// The memory contexts.
+    pub context: ContextId,
+    /// What is counted.
+    #[serde(default)]
+    pub what: What,
+    /// How many different contexts.
     pub contexts: u64,
     /// What was there when recording ended.
     pub recorded: Tally,
     /// What is still there after settling.
     pub survived: Tally,
+    /// Bytes that the surviving chunks keep from all others: the headers of blocks that were made while
+    /// recording, and the free chunks between them.
+    #[serde(default)]
+    pub pinned: u64,
     /// `survived` by the time of birth: one entry for each of [`Window::slices`].
     pub slices: Vec<Tally>,
+}
+
+impl Group {
+    /// Bytes that the process would be smaller by.
+    pub fn weight(&self) -> u64 {
+        self.survived.held.saturating_add(self.pinned)
+    }
 }
 
 /// Stacks with what they hold, and frames of type `F`.
@@ -120,6 +173,8 @@ pub struct Profile<F> {
     pub frames: Vec<F>,
     /// Each different stack once.
     pub stacks: Vec<Stack>,
+    /// Each place of contexts once.
+    pub contexts: Vec<ContextPlace>,
     /// What survives, by stack and context.
     pub groups: Vec<Group>,
 }
@@ -130,8 +185,14 @@ impl<F> Profile<F> {
         Profile {
             frames: self.frames.into_iter().map(each).collect(),
             stacks: self.stacks,
+            contexts: self.contexts,
             groups: self.groups,
         }
+    }
+
+    /// The contexts of a group. Every id leads somewhere: a capture that is read is checked for that.
+    pub fn place(&self, group: &Group) -> &ContextPlace {
+        &self.contexts[group.context.0 as usize]
     }
 }
 
@@ -326,6 +387,44 @@ pub struct SiteReport {
     pub returns: Option<u64>,
 }
 
+/// What the contexts of one label have gained while the process was captured, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContextGrowth {
+    /// Their name, with what they are for if the name does not tell.
+    pub label: String,
+    /// How many there were before.
+    pub contexts_before: u64,
+    /// How many there are at the end.
+    pub contexts_after: u64,
+    /// Their blocks before.
+    pub before: u64,
+    /// Their blocks at the end.
+    pub after: u64,
+    /// What survives of the recorded allocations: requested bytes.
+    pub requested: u64,
+    /// The same with chunk headers and rounding.
+    pub traced: u64,
+    /// Growth of what is in no used chunk: headers of contexts and blocks, free chunks, unused ends
+    /// of blocks.
+    pub overhead: i64,
+    /// Used chunks that were not there before and not traced; less than zero if chunks from before
+    /// were freed. `None` where only AllocSets could tell.
+    pub untraced: Option<i64>,
+}
+
+/// The memory of the process, before and after.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryGrowth {
+    /// Blocks of all contexts before.
+    pub contexts_before: u64,
+    /// The same at the end.
+    pub contexts_after: u64,
+    /// By label: those that grew or shrank, what grew most first.
+    pub by_label: Vec<ContextGrowth>,
+    /// What stood in the way of a whole answer, in words; empty if nothing did.
+    pub troubles: String,
+}
+
 /// Everything a capture found. This is `capture.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Capture {
@@ -343,6 +442,9 @@ pub struct Capture {
     pub modules: Vec<Module>,
     /// What was found.
     pub profile: Profile<Frame>,
+    /// The contexts before and after; `None` if they could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryGrowth>,
     /// What was counted.
     pub counters: Vec<CounterValue>,
     /// Things a reader has to know, in sentences: gaps in tables, limits that were hit.

@@ -1,38 +1,22 @@
 //! A place in the code that holds memory, described: contexts, callers, children, paths.
 
-use std::{cmp::Reverse, collections::HashMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+};
 
 use super::{
-    Course, Group, StackId, Tally,
+    Course, Group, Life, StackId, Tally, What, life,
     tree::{FunctionId, Tree},
     wrappers::Role,
 };
 
+/// Less than this part of what a place holds does not decide how long it lives.
+const HARDLY_ANY: f64 = 0.05;
+
 /// How many callers and children of a place are listed.
 const MOST_CALLERS: usize = 6;
 const MOST_CHILDREN: usize = 6;
-
-/// Contexts that belong to a statement or query, whose end takes what is in them.
-const QUERY_CONTEXTS: &[&str] = &[
-    "MessageContext",
-    "PortalContext",
-    "PortalHoldContext",
-    "ExecutorState",
-    "ExprContext",
-    "SPI Proc",
-    "SPI Exec",
-    "HashTableContext",
-    "HashBatchContext",
-    "HashAgg hash entries",
-    "HashAgg meta context",
-    "TupleSort main",
-    "TupleSort sort",
-    "Caller tuples",
-    "TupleHashTable",
-    "Subplan HashTable Context",
-    "Subplan HashTable Temp Context",
-    "AfterTriggerEvents",
-];
 
 /// A function, merged over all call paths, with what is held below it.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +33,10 @@ pub struct Place {
     pub course: Course,
     /// What it holds.
     pub survived: Tally,
+    /// Bytes that this keeps from others beside: headers of blocks, and free chunks between its own.
+    pub pinned: u64,
+    /// Contexts among what it holds, and the bytes that they take themselves.
+    pub made: Tally,
     /// `survived` by time of birth.
     pub slices: Vec<Tally>,
     /// Contexts that it holds memory in, by bytes held.
@@ -61,15 +49,24 @@ pub struct Place {
     pub hottest_held: u64,
     /// The hottest of them, innermost first.
     pub hottest: Vec<Step>,
-    /// Whether all of it is in contexts that end with a statement or query.
-    pub ends_with_query: bool,
+    /// How long most of it lives.
+    pub life: Life,
+}
+
+impl Place {
+    /// Bytes that the process would be smaller by.
+    pub fn weight(&self) -> u64 {
+        self.survived.held.saturating_add(self.pinned)
+    }
 }
 
 /// What a place holds in contexts of one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContextShare {
-    /// The contexts' name.
+    /// The contexts' name, with what they are for if the name does not tell.
     pub name: String,
+    /// Names from the top to their parent, of those that hold most; `None` if they were not seen.
+    pub path: Option<Vec<String>>,
     /// At least so many of them.
     pub contexts: u64,
     /// What is held there.
@@ -143,8 +140,14 @@ impl<'t, 'a> Members<'t, 'a> {
     /// All that is to be said about the place.
     pub(super) fn describe(&self, head: Head, course: Course, slices: Vec<Tally>) -> Place {
         let contexts = self.contexts();
-        let mut survived = Tally::default();
-        contexts.iter().for_each(|share| survived += share.tally);
+        let (mut survived, mut made, mut pinned) = (Tally::default(), Tally::default(), 0u64);
+        for (group, part) in &self.parts {
+            survived += *part;
+            pinned = pinned.saturating_add(group.pinned);
+            if group.what == What::Contexts {
+                made += *part;
+            }
+        }
         let function = match head {
             Head::Function(function) => Some(function),
             Head::UnknownStack => None,
@@ -173,8 +176,10 @@ impl<'t, 'a> Members<'t, 'a> {
             }),
             course,
             survived,
+            pinned,
+            made,
             slices,
-            ends_with_query: contexts.iter().all(|share| QUERY_CONTEXTS.contains(&share.name.as_str())),
+            life: self.life(),
             contexts,
             children: function.map_or_else(Vec::new, |function| self.children(function)),
             paths: paths.len(),
@@ -191,20 +196,37 @@ impl<'t, 'a> Members<'t, 'a> {
         }
     }
 
+    /// How long most of it lives: a place is held until an end only if hardly any of it is not.
+    pub(super) fn life(&self) -> Life {
+        let mut held: BTreeMap<Life, u64> = BTreeMap::new();
+        for (group, part) in &self.parts {
+            *held.entry(life(self.tree.place_of(group))).or_default() += part.held;
+        }
+        let all: u64 = held.values().sum();
+        let for_good = held.remove(&Life::Process).unwrap_or(0);
+        if for_good as f64 > all as f64 * HARDLY_ANY || all == 0 {
+            return Life::Process;
+        }
+        held.into_iter().max_by_key(|(_, held)| *held).map_or(Life::Process, |(life, _)| life)
+    }
+
     /// What is held in contexts of each name.
     fn contexts(&self) -> Vec<ContextShare> {
-        let mut contexts: HashMap<&str, ContextShare> = HashMap::new();
+        let mut contexts: HashMap<String, (ContextShare, u64)> = HashMap::new();
         for (group, part) in self.parts.iter().filter(|(_, part)| part.count > 0 || part.held > 0) {
-            let share = contexts.entry(&group.context).or_insert_with(|| ContextShare {
-                name: group.context.clone(),
-                contexts: 0,
-                tally: Tally::default(),
+            let place = self.tree.place_of(group);
+            let label = place.label();
+            let (share, most) = contexts.entry(label.clone()).or_insert_with(|| {
+                (ContextShare { name: label, path: None, contexts: 0, tally: Tally::default() }, 0)
             });
             share.tally += *part;
             // Stacks share contexts, so a sum would count them again and again.
             share.contexts = share.contexts.max(group.contexts);
+            if part.held >= *most {
+                (share.path, *most) = (place.path.clone(), part.held);
+            }
         }
-        let mut contexts: Vec<ContextShare> = contexts.into_values().collect();
+        let mut contexts: Vec<ContextShare> = contexts.into_values().map(|(share, _)| share).collect();
         contexts.sort_by(|a, b| b.tally.held.cmp(&a.tally.held).then(a.name.cmp(&b.name)));
         contexts
     }

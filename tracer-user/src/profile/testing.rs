@@ -1,8 +1,9 @@
 //! Captures made by hand for the tests of the verdict and of the report.
 
 use super::{
-    Capture, CounterValue, EndReason, Frame, FrameId, FrameName, Group, Module, ModuleId, Profile, SCHEMA,
-    SiteReport, Slice, Stack, StackEnd, StackId, StackSummary, Tally, Target, Tool, Window,
+    Capture, ContextId, ContextPlace, CounterValue, EndReason, Frame, FrameId, FrameName, Group, Module,
+    ModuleId, Profile, SCHEMA, SiteReport, Slice, Stack, StackEnd, StackId, StackSummary, Tally, Target,
+    Tool, What, Window,
 };
 use crate::addr::VirtAddr;
 
@@ -73,7 +74,13 @@ impl Maker {
                     nameless: 2,
                     symbols: vec![".symtab".into()],
                 }],
-                profile: Profile { frames: Vec::new(), stacks: Vec::new(), groups: Vec::new() },
+                profile: Profile {
+                    frames: Vec::new(),
+                    stacks: Vec::new(),
+                    contexts: Vec::new(),
+                    groups: Vec::new(),
+                },
+                memory: None,
                 counters: Vec::new(),
                 notes: Vec::new(),
             },
@@ -134,14 +141,30 @@ impl Maker {
                 _ => {}
             }
         }
+        let context = self.context(context);
         self.capture.profile.groups.push(Group {
             stack: StackId(at as u32),
-            context: context.into(),
+            context,
+            what: What::Chunks,
             contexts: survived.count.div_ceil(4),
             recorded,
             survived,
+            pinned: 0,
             slices,
         });
+    }
+
+    /// The contexts of a name; one written `TopMemoryContext > a > b` has a path.
+    fn context(&mut self, text: &str) -> ContextId {
+        let mut path: Vec<String> = text.split(" > ").map(str::to_owned).collect();
+        let name = path.pop().expect("split gives one at least");
+        let place = ContextPlace { name, ident: None, path: Some(path).filter(|path| !path.is_empty()) };
+        let contexts = &mut self.capture.profile.contexts;
+        let at = contexts.iter().position(|known| *known == place).unwrap_or_else(|| {
+            contexts.push(place);
+            contexts.len() - 1
+        });
+        ContextId(at as u32)
     }
 
     fn frame(&mut self, text: &str) -> FrameId {

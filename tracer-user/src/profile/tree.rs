@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use super::{
-    Capture, Frame, FrameId, ModuleId, StackId,
+    Capture, ContextPlace, Frame, FrameId, Group, ModuleId, Profile, StackId,
     wrappers::{Role, role, strip_suffixes},
 };
 use crate::addr::VirtAddr;
@@ -45,6 +45,7 @@ pub(super) struct Step<'a> {
 pub(super) struct Tree<'a> {
     functions: Vec<Function<'a>>,
     paths: Vec<Vec<Step<'a>>>,
+    profile: &'a Profile<Frame>,
 }
 
 /// How much of the growth each stack carries, by [`StackId`]; zero takes a stack out.
@@ -63,7 +64,7 @@ impl<'a> Tree<'a> {
             .iter()
             .map(|stack| stack.frames.iter().flat_map(of).copied().collect())
             .collect();
-        let mut tree = Self { functions: functions.list, paths };
+        let mut tree = Self { functions: functions.list, paths, profile: &capture.profile };
         tree.learn_drivers(capture);
         tree
     }
@@ -96,6 +97,17 @@ impl<'a> Tree<'a> {
 
     pub(super) fn function(&self, id: FunctionId) -> &Function<'a> {
         &self.functions[id.0]
+    }
+
+    /// The contexts of a group.
+    pub(super) fn place_of(&self, group: &Group) -> &'a ContextPlace {
+        self.profile.place(group)
+    }
+
+    /// Every function that has a name.
+    pub(super) fn named(&self) -> impl Iterator<Item = (&'a str, FunctionId)> {
+        let ids = (0..self.functions.len()).map(FunctionId);
+        ids.filter(|id| !self.function(*id).nameless).map(|id| (self.function(id).label, id))
     }
 
     /// The calls of a stack, innermost first.

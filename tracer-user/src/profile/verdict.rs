@@ -7,8 +7,10 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::{
-    Capture, Class, Course, EndReason, Group, Place, StackId, Tally,
+    Capture, Class, Course, EndReason, Group, Life, Place, StackId, Tally, What,
     class::{FLOOR, classify},
+    life,
+    objects::ObjectCaches,
     place::{Head, Members},
     tree::{FunctionId, Tree},
 };
@@ -26,7 +28,8 @@ const MOST_ATTEMPTS: usize = 400;
 /// What a capture means.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
-    /// Places that leak, by bytes held.
+    /// Places that grow and go on growing, by bytes: leaks, what is held until a reset, and caches with
+    /// an entry for each object.
     pub suspects: Vec<Place>,
     /// Places of which too little is known, by bytes held.
     pub unclear: Vec<Place>,
@@ -70,16 +73,44 @@ pub struct Totals {
 
 /// Judges a capture.
 pub fn judge(capture: &Capture) -> Verdict {
-    Judge::new(capture).verdict()
+    let tree = Tree::new(capture);
+    let mut verdict = Verdict {
+        suspects: Vec::new(),
+        unclear: Vec::new(),
+        caches: Vec::new(),
+        in_flight: Vec::new(),
+        settled: Vec::new(),
+        rest: Tally::default(),
+        totals: totals(capture),
+        process_ended: matches!(capture.window.end, EndReason::TargetExited | EndReason::TargetExec),
+        settled_at_all: capture.window.settle_ns > 0,
+        not_recorded: not_recorded(capture),
+    };
+    // What ends with a query and what stays are looked at apart: a large sort must not become one
+    // place with a leak below the same function, nor hide it.
+    for stays in [true, false] {
+        Judge::new(capture, &tree, stays).add_to(&mut verdict);
+    }
+    for list in [
+        &mut verdict.suspects,
+        &mut verdict.unclear,
+        &mut verdict.caches,
+        &mut verdict.in_flight,
+        &mut verdict.settled,
+    ] {
+        list.sort_by(|a, b| b.weight().cmp(&a.weight()).then(a.head.cmp(&b.head)));
+    }
+    verdict
 }
 
 struct Judge<'a> {
     capture: &'a Capture,
-    tree: Tree<'a>,
+    tree: &'a Tree<'a>,
     /// Groups of each stack.
     groups: Vec<Vec<&'a Group>>,
     /// Stacks that belong to no place yet.
     free: Vec<bool>,
+    objects: ObjectCaches,
 }
 
 /// What to look for.
@@ -96,37 +127,28 @@ struct Search {
 }
 
 impl<'a> Judge<'a> {
-    fn new(capture: &'a Capture) -> Self {
-        let tree = Tree::new(capture);
+    /// With the groups whose memory stays, or with all others.
+    fn new(capture: &'a Capture, tree: &'a Tree<'a>, stays: bool) -> Self {
         let mut groups = vec![Vec::new(); capture.profile.stacks.len()];
         for group in &capture.profile.groups {
-            if let Some(of_stack) = groups.get_mut(group.stack.0 as usize) {
+            let is_of_these = (life(capture.profile.place(group)) == Life::Process) == stays;
+            if let Some(of_stack) = groups.get_mut(group.stack.0 as usize).filter(|_| is_of_these) {
                 of_stack.push(group);
             }
         }
-        let free = vec![true; groups.len()];
-        Self { capture, tree, groups, free }
+        let free = groups.iter().map(|groups| !groups.is_empty()).collect();
+        let objects = ObjectCaches::new(tree, |stack| survivors(&groups[stack.0 as usize]));
+        Self { capture, tree, groups, free, objects }
     }
 
-    fn verdict(mut self) -> Verdict {
-        let mut verdict = Verdict {
-            suspects: self.leaks(),
-            unclear: Vec::new(),
-            caches: Vec::new(),
-            in_flight: Vec::new(),
-            settled: Vec::new(),
-            rest: Tally::default(),
-            totals: self.totals(),
-            process_ended: matches!(self.capture.window.end, EndReason::TargetExited | EndReason::TargetExec),
-            settled_at_all: self.capture.window.settle_ns > 0,
-            not_recorded: self.not_recorded(),
-        };
+    fn add_to(mut self, verdict: &mut Verdict) {
+        verdict.suspects.extend(self.leaks());
         // Old survivors and young ones apart, lest a cache and a running query below the same
         // function become one place of neither kind.
         for young in [false, true] {
             for place in self.others(young) {
                 match place.course.class {
-                    Class::Leak => verdict.suspects.push(place),
+                    Class::Leak | Class::Held => verdict.suspects.push(place),
                     Class::Cache => verdict.caches.push(place),
                     Class::InFlight => verdict.in_flight.push(place),
                     Class::Unclear => verdict.unclear.push(place),
@@ -136,17 +158,7 @@ impl<'a> Judge<'a> {
         for stack in self.tree.stacks().filter(|stack| self.free[stack.0 as usize]) {
             verdict.rest += self.survived(stack);
         }
-        verdict.settled = self.settled();
-        for list in [
-            &mut verdict.suspects,
-            &mut verdict.unclear,
-            &mut verdict.caches,
-            &mut verdict.in_flight,
-            &mut verdict.settled,
-        ] {
-            list.sort_by(|a, b| b.survived.held.cmp(&a.survived.held).then(a.head.cmp(&b.head)));
-        }
-        verdict
+        verdict.settled.extend(self.settled());
     }
 
     /// Takes leaks out of the free stacks, heaviest first.
@@ -163,7 +175,8 @@ impl<'a> Judge<'a> {
             least: (FLOOR.bytes_per_second * self.capture.window.record_ns as f64 / 1e9 / 4.0) as u64,
             // Survivors of all ages join it, also on paths too rare to have some in the middle.
             joins: vec![true; self.groups.len()],
-            wanted: |course| course.class == Class::Leak,
+            // A cache of objects that still grows is one of the suspects.
+            wanted: |course| matches!(course.class, Class::Leak | Class::Held) || course.still_grows,
             tally: |group| group.survived,
         })
     }
@@ -183,7 +196,9 @@ impl<'a> Judge<'a> {
 
     /// What went while settling. It is no part of what survives, so every stack is free for it.
     fn settled(&mut self) -> Vec<Place> {
-        self.free.fill(true);
+        for (free, groups) in self.free.iter_mut().zip(&self.groups) {
+            *free = !groups.is_empty();
+        }
         let went = |groups: &Vec<&Group>| groups.iter().map(|group| gone(group).held).sum();
         let weights: Vec<u64> = self.groups.iter().map(went).collect();
         self.places(Search {
@@ -263,20 +278,20 @@ impl<'a> Judge<'a> {
 
     /// What a place at `head` with these stacks is, and whether it is wanted.
     fn judge_place(&self, head: Head, stacks: &[StackId], search: &Search) -> Option<Place> {
-        let members = Members::new(&self.tree, stacks, |stack| &self.groups[stack.0 as usize], search.tally);
+        let members = Members::new(self.tree, stacks, |stack| &self.groups[stack.0 as usize], search.tally);
         let slices = members.slices(self.capture.window.slices.len());
         let mut course = classify(&slices, self.capture.window.record_ns);
-        if course.class == Class::Cache && self.not_recorded() > 0 {
+        let not_recorded = not_recorded(self.capture) > 0;
+        if course.class == Class::Cache && not_recorded {
             course.class = Class::Unclear;
             course.reason.push_str("; but the kernel maps were full, and then nothing more was recorded");
         }
+        if course.class == Class::Leak {
+            let survivors = |stack: StackId| survivors(&self.groups[stack.0 as usize]);
+            let objects = self.objects.explains(self.tree, stacks, survivors);
+            course.of_what_kind(members.life(), objects);
+        }
         (search.wanted)(&course).then(|| members.describe(head, course, slices))
-    }
-
-    fn not_recorded(&self) -> u64 {
-        let full = ["live_full", "contexts_full", "stacks_full"];
-        let counters = self.capture.counters.iter();
-        counters.filter(|counter| full.contains(&&*counter.name)).map(|counter| counter.value).sum()
     }
 
     fn survived(&self, stack: StackId) -> Tally {
@@ -295,21 +310,32 @@ impl<'a> Judge<'a> {
         }
         young as f64 > all as f64 * 0.8
     }
+}
 
-    fn totals(&self) -> Totals {
-        let mut totals = Totals::default();
-        for stack in &self.capture.profile.stacks {
-            totals.recorded += stack.summary.allocated;
-            totals.freed += stack.summary.freed;
-            totals.reset += stack.summary.reset;
-            totals.exited += stack.summary.exited;
-        }
-        for group in &self.capture.profile.groups {
-            totals.at_record_end += group.recorded;
-            totals.survived += group.survived;
-        }
-        totals
+/// Chunks, and growths of chunks, that survive.
+fn survivors(groups: &[&Group]) -> u64 {
+    groups.iter().filter(|group| group.what == What::Chunks).map(|group| group.survived.count).sum()
+}
+
+fn not_recorded(capture: &Capture) -> u64 {
+    let full = ["live_full", "contexts_full", "stacks_full"];
+    let counters = capture.counters.iter();
+    counters.filter(|counter| full.contains(&&*counter.name)).map(|counter| counter.value).sum()
+}
+
+fn totals(capture: &Capture) -> Totals {
+    let mut totals = Totals::default();
+    for stack in &capture.profile.stacks {
+        totals.recorded += stack.summary.allocated;
+        totals.freed += stack.summary.freed;
+        totals.reset += stack.summary.reset;
+        totals.exited += stack.summary.exited;
     }
+    for group in capture.profile.groups.iter().filter(|group| group.what == What::Chunks) {
+        totals.at_record_end += group.recorded;
+        totals.survived += group.survived;
+    }
+    totals
 }
 
 /// What was there when recording ended and is no more.

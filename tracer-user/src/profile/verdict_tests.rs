@@ -142,7 +142,7 @@ fn one_chunk_a_row_is_found_where_it_is_allocated() {
         suspect.callers[..4],
         ["hash_numeric", "TupleHashTableHash_internal", "tuplehash_lookup", "FindTupleHashEntry"]
     );
-    assert!(suspect.ends_with_query);
+    assert_eq!((suspect.life, suspect.course.class), (Life::Query, Class::Held));
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn a_leak_right_below_the_main_loop_is_not_the_main_loop() {
     );
     assert_eq!(heads(&verdict.suspects), ["perform_default_encoding_conversion"]);
     assert_eq!(heads(&verdict.in_flight), ["PostgresMain"], "a driver heads what nothing else does");
-    assert!(!verdict.suspects[0].ends_with_query);
+    assert_eq!(verdict.suspects[0].life, Life::Process);
 }
 
 #[test]

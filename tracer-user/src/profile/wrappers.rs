@@ -33,6 +33,9 @@ const WRAPPERS: &[Match] = &[
     Exact("SlabRealloc"),
     Prefix("BumpAlloc"),
     Prefix("MemoryContextAlloc"),
+    Exact("MemoryContextCreate"),
+    Exact("AllocSetContextCreateInternal"),
+    Exact("AllocSetContextCreateExtended"),
     Exact("MemoryContextStrdup"),
     Prefix("palloc"),
     Prefix("repalloc"),
@@ -288,7 +291,7 @@ mod tests {
             assert_eq!(role(name), Role::Wrapper, "{name}");
         }
         // Their names begin alike, but they keep what they allocate.
-        for name in ["AllocSetContextCreateInternal", "hash_numeric", "list_sort", "MemoryContextCreate"] {
+        for name in ["MemoryContextSetParent", "hash_numeric", "list_sort"] {
             assert_eq!(role(name), Role::Worker, "{name}");
         }
     }

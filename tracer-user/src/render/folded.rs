@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::RenderOptions;
-use crate::profile::{Capture, Frame, Stack, StackEnd};
+use crate::profile::{Capture, ContextPlace, Frame, Stack, StackEnd};
 
 /// Writes Brendan Gregg's format.
 ///
@@ -32,14 +32,24 @@ pub(super) fn lines(capture: &Capture, options: &RenderOptions) -> Vec<String> {
 pub(super) fn stacks(capture: &Capture, options: &RenderOptions) -> BTreeMap<Vec<String>, u64> {
     let mut held: BTreeMap<Vec<String>, u64> = BTreeMap::new();
     for group in &capture.profile.groups {
-        if options.context.as_ref().is_some_and(|name| *name != group.context) || group.survived.held == 0 {
+        if !options.shows(capture.profile.place(group)) || group.weight() == 0 {
             continue;
         }
         let Some(stack) = capture.profile.stacks.get(group.stack.0 as usize) else { continue };
-        *held.entry(path(capture, stack, options.reverse)).or_default() += group.survived.held;
+        let mut names = path(capture, stack, options.reverse);
+        if options.by_context {
+            names.splice(0..0, contexts(capture.profile.place(group)));
+        }
+        *held.entry(names).or_default() += group.weight();
     }
     held.retain(|_, bytes| *bytes >= options.min_bytes);
     held
+}
+
+/// Names of contexts as the root frames of a stack.
+fn contexts(place: &ContextPlace) -> Vec<String> {
+    let path = place.path.clone().unwrap_or_else(|| vec!["[path unknown]".to_owned()]);
+    path.into_iter().chain([place.label()]).map(|name| format!("[{}]", clean(&name))).collect()
 }
 
 fn path(capture: &Capture, stack: &Stack, reverse: bool) -> Vec<String> {

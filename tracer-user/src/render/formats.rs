@@ -23,6 +23,7 @@ pub const FORMATS: &[Format] = &[
     Format { name: "folded", file: Some("stacks.folded"), write: folded::write },
     Format { name: "svg", file: Some("flame.svg"), write: svg::write },
     Format { name: "inverted", file: Some("flame-inverted.svg"), write: svg::write_inverted },
+    Format { name: "contexts", file: Some("contexts.svg"), write: svg::write_by_context },
     Format { name: "stap", file: None, write: stap::write },
 ];
 

@@ -4,6 +4,8 @@ use std::str::FromStr;
 
 use inferno::flamegraph::{Palette, color::BasicPalette};
 
+use crate::profile::ContextPlace;
+
 /// Colours of the flame graphs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Colours(pub(super) Palette);
@@ -46,10 +48,19 @@ pub struct RenderOptions {
     pub min_bytes: u64,
     /// Only contexts of this name.
     pub context: Option<String>,
+    /// Put the path of the contexts below the stacks.
+    pub by_context: bool,
     /// Title of the pictures.
     pub title: Option<String>,
     /// Colours of the pictures.
     pub colours: Colours,
+}
+
+impl RenderOptions {
+    /// Whether what is in such contexts is shown.
+    pub(super) fn shows(&self, place: &ContextPlace) -> bool {
+        self.context.as_ref().is_none_or(|wanted| *wanted == place.name || *wanted == place.label())
+    }
 }
 
 #[cfg(test)]

@@ -155,6 +155,12 @@ fn check(capture: &Capture) -> Result<(), String> {
         if group.stack.0 as usize >= profile.stacks.len() {
             return Err(format!("group {at} has a stack that is not there"));
         }
+        if group.context.0 as usize >= profile.contexts.len() {
+            return Err(format!("group {at} is in contexts that are not there"));
+        }
+        if group.pinned > MOST {
+            return Err(format!("group {at} has more bytes than a process can have"));
+        }
         if ![group.recorded, group.survived].iter().chain(&group.slices).all(is_plausible) {
             return Err(format!("group {at} has more bytes than a process can have"));
         }
@@ -201,7 +207,7 @@ mod tests {
             (String::new(), "damaged or no JSON"),
             ("{\"traceEvents\": []}".to_owned(), "no capture of pgleak"),
             ("[1, 2]".to_owned(), "no capture of pgleak"),
-            (whole.replacen("\"schema\": 1", "\"schema\": 2", 1), "schema 2"),
+            (whole.replacen("\"schema\": 2", "\"schema\": 1", 1), "schema 1"),
             (whole.replacen("\"pgleak\"", "\"heaptrack\"", 1), "written by heaptrack"),
             (whole.replacen("\"held\": 216", "\"held\": 18446744073709551615", 1), "more bytes than"),
         ] {

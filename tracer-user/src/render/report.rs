@@ -5,7 +5,7 @@ use super::{
     suspect::{one_line, suspect},
     units::{bytes, count, counted, exact_bytes, rate, seconds},
 };
-use crate::profile::{Capture, EndReason, FLOOR, Place, Tally, Verdict, judge};
+use crate::profile::{Capture, Class, EndReason, FLOOR, Place, Tally, Verdict, judge};
 
 /// How many places of one kind get a line.
 const MOST_LINES: usize = 5;
@@ -68,14 +68,24 @@ fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
             page.hang(if proven { "No leak proven: " } else { "No leak seen: " }, &text);
         }
         [first, others @ ..] => {
-            let (lead, verb) =
-                if verdict.process_ended { ("GREW UNTIL THE END: ", "kept") } else { ("LEAK: ", "leaks") };
+            let (lead, verb) = match first.course.class {
+                _ if verdict.process_ended => ("GREW UNTIL THE END: ", "kept"),
+                Class::Held => ("HELD UNTIL RESET: ", "piles up"),
+                Class::Cache => ("GROWING CACHE: ", "takes"),
+                _ => ("LEAK: ", "leaks"),
+            };
             let text = format!(
                 "{} {verb} {} in {}.",
                 named(first),
                 rate(first.course.growth_per_second),
                 contexts_in_short(first)
             );
+            let text = match first.course.class {
+                Class::Held if !verdict.process_ended => {
+                    format!("{text} It goes at the end of {}.", first.life.end())
+                }
+                _ => text,
+            };
             page.hang(lead, &text);
             let indent = " ".repeat(lead.len());
             match others {

@@ -4,13 +4,16 @@ use super::{
     page::Page,
     units::{bytes, count, counted, exact_bytes, percent, rate},
 };
-use crate::profile::{Place, Step, wrappers::Role};
+use crate::profile::{Class, Place, Step, wrappers::Role};
 
 /// The most lines of the hottest path; the middle of a longer one is left out.
 const MOST_STEPS: usize = 16;
 
 /// Contexts of a suspect that are named.
 const MOST_CONTEXTS: usize = 6;
+
+/// Nothing that was seen for some seconds is surer.
+const MOST_CONFIDENCE: f64 = 0.99;
 
 /// A suspect in full.
 pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, process_ended: bool) {
@@ -32,9 +35,19 @@ pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, process_end
         field("called by", &place.callers.join(" < "));
     }
     let survived = place.survived;
-    field("holds", &format!("{} in {}", exact_bytes(survived.held), counted(survived.count, "chunk")));
+    let chunks = counted(survived.count - place.made.count, "chunk");
+    let mut holds = format!("{} in {chunks}", exact_bytes(survived.held - place.made.held));
+    if place.made.count > 0 {
+        let made = counted(place.made.count, "context");
+        holds += &format!(", and {made} with {} of their own", exact_bytes(place.made.held));
+    }
+    if place.pinned > 0 {
+        holds += &format!(", and keeps {} of their blocks from others", exact_bytes(place.pinned));
+    }
+    field("holds", &holds);
     field("requested", &exact_bytes(survived.requested));
     field("why", &course.reason);
+    field("confidence", &format!("{:.2} of 1", course.confidence.min(MOST_CONFIDENCE)));
     if course.steady_per_second < course.growth_per_second * 0.7 {
         field("", &format!("{} of it is steady, the rest came in bursts", rate(course.steady_per_second)));
     }
@@ -49,16 +62,24 @@ pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, process_end
             } else {
                 String::new()
             };
-            format!("{} {}{many}", share.name, bytes(share.tally.held))
+            let below = share
+                .path
+                .as_ref()
+                .filter(|path| path.len() > 1)
+                .map_or(String::new(), |path| format!(" (below {})", path[1..].join(" > ")));
+            format!("{}{below} {}{many}", share.name, bytes(share.tally.held))
         })
         .collect();
     let more = place.contexts.len().saturating_sub(MOST_CONTEXTS);
     let more = if more > 0 { format!("; {more} more names") } else { String::new() };
     field("contexts", &format!("{}{more}", contexts.join("; ")));
-    if place.ends_with_query {
+    if course.class == Class::Held {
         field(
             "but",
-            "these contexts end with their statement: if one ran all the time, this may be its working memory",
+            &format!(
+                "all of it goes at the end of {}: it may be the working memory of what runs",
+                place.life.end()
+            ),
         );
     }
     let mut lead = "below it";

@@ -38,6 +38,19 @@ pub(super) fn write_inverted(
     draw(capture, options, true, true, out)
 }
 
+/// Writes `contexts.svg`: the stacks on top of the paths of the contexts.
+///
+/// # Errors
+/// Of the writer.
+pub(super) fn write_by_context(
+    capture: &Capture,
+    options: &RenderOptions,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let options = RenderOptions { by_context: true, ..options.clone() };
+    draw(capture, &options, options.inverted, options.reverse, out)
+}
+
 fn draw(
     capture: &Capture,
     options: &RenderOptions,

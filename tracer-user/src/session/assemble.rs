@@ -1,16 +1,23 @@
 //! From what was drained out of the kernel to a profile of addresses.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    cmp::Reverse,
+    collections::{HashMap, HashSet},
+};
 
 use tracer_ebpf::{
     abi::{NO_STACK, StackTotals},
     unwind::WalkEnd,
 };
 
+use super::look::{Looks, own_bytes, pinned};
 use crate::{
     addr::AbsAddr,
     bpf::{RawSnapshot, RawStack},
-    profile::{FrameId, Group, Profile, Slice, Stack, StackEnd, StackId, StackSummary, Tally},
+    profile::{
+        ContextId, ContextPlace, FrameId, Group, Profile, Slice, Stack, StackEnd, StackId, StackSummary,
+        Tally, What,
+    },
 };
 
 /// A frame before it has a name.
@@ -37,6 +44,8 @@ pub struct Drained {
     pub exited: bool,
     /// Code outside of every object that was made at run time.
     pub run_time_code: HashSet<AbsAddr>,
+    /// The contexts before, between and after.
+    pub looks: Looks,
 }
 
 /// Cuts the record window into `count` equal parts.
@@ -45,65 +54,126 @@ pub fn slices(record_ns: u64, count: u64) -> Vec<Slice> {
     (0..count).map(|index| Slice { start_ns: index * length_ns, length_ns }).collect()
 }
 
-/// Puts the pieces together: stacks with equal frames become one, chunks become groups by stack
-/// and context name.
+/// Puts the pieces together: stacks with equal frames become one, chunks and contexts become groups
+/// by stack and by the place of the context.
 pub fn assemble(drained: &Drained, slices: &[Slice]) -> Profile<RawFrame> {
-    let mut profile = Profile { frames: Vec::new(), stacks: Vec::new(), groups: Vec::new() };
+    let mut profile =
+        Profile { frames: Vec::new(), stacks: Vec::new(), contexts: Vec::new(), groups: Vec::new() };
     let ids = intern_stacks(drained, &mut profile);
-    let unknown = StackId(0);
-    let of = |raw: u32| ids.get(&raw).copied().unwrap_or(unknown);
-
-    let mut groups: HashMap<(StackId, &str), (Group, HashSet<u64>)> = HashMap::new();
-    // The later snapshot has every name that the earlier one has.
-    let names = &drained.survived.names;
-    let nameless = String::from("[unreadable name]");
-    for (snapshot, last) in [(&drained.recorded, false), (&drained.survived, true)] {
-        for chunk in &snapshot.chunks {
-            if chunk.requested == 0 && chunk.held == 0 {
-                continue;
-            }
-            let name = names.get(&chunk.name).unwrap_or(&nameless);
-            let stack = of(chunk.stack);
-            let (group, contexts) = groups.entry((stack, name)).or_insert_with(|| {
-                let group = Group {
-                    stack,
-                    context: name.clone(),
-                    contexts: 0,
-                    recorded: Tally::default(),
-                    survived: Tally::default(),
-                    slices: vec![Tally::default(); slices.len()],
-                };
-                (group, HashSet::new())
-            });
-            let tally = Tally { count: 1, requested: chunk.requested, held: chunk.held };
-            if !last {
-                group.recorded += tally;
-                continue;
-            }
-            group.survived += tally;
-            contexts.insert(chunk.context);
-            if let Some(slice) = slice_of(chunk.born_ns, drained.record_start_ns, slices) {
-                group.slices[slice] += tally;
-            }
-        }
+    let mut groups = Groups { drained, slices, ids: &ids, places: HashMap::new(), groups: HashMap::new() };
+    let pinned = pinned(&drained.looks, &drained.survived);
+    for is_last in [false, true] {
+        let snapshot = if is_last { &drained.survived } else { &drained.recorded };
+        groups.add(snapshot, is_last, &pinned);
+    }
+    let Groups { places, groups, .. } = groups;
+    // The order of a hash map is no order: an artifact must be the same each time.
+    let mut sorted: Vec<(&ContextPlace, ContextId)> = places.iter().map(|(place, id)| (place, *id)).collect();
+    sorted.sort();
+    let mut numbers = vec![ContextId(0); sorted.len()];
+    for (number, (place, id)) in (0..).zip(sorted) {
+        numbers[id.0 as usize] = ContextId(number);
+        profile.contexts.push(place.clone());
     }
     profile.groups = groups
         .into_values()
         .map(|(mut group, contexts)| {
             group.contexts = contexts.len() as u64;
+            group.context = numbers[group.context.0 as usize];
             group
         })
         .collect();
-    // The order of a hash map is no order: an artifact must be the same each time.
-    profile.groups.sort_by(|a, b| {
-        b.survived
-            .held
-            .cmp(&a.survived.held)
-            .then(a.stack.cmp(&b.stack))
-            .then_with(|| a.context.cmp(&b.context))
-    });
+    profile.groups.sort_by_key(|group| (Reverse(group.weight()), group.stack, group.context, group.what));
     summarize(drained, &ids, &mut profile);
     profile
+}
+
+/// Groups in the making.
+struct Groups<'a> {
+    drained: &'a Drained,
+    slices: &'a [Slice],
+    ids: &'a HashMap<u32, StackId>,
+    places: HashMap<ContextPlace, ContextId>,
+    /// With the contexts of each.
+    groups: HashMap<(StackId, ContextId, What), (Group, HashSet<u64>)>,
+}
+
+impl Groups<'_> {
+    fn add(&mut self, snapshot: &RawSnapshot, is_last: bool, pinned: &HashMap<u64, u64>) {
+        let mut places: HashMap<u64, ContextId> = HashMap::new();
+        let mut traced: HashMap<u64, u64> = HashMap::new();
+        // Parts of one chunk pin its block once.
+        let mut has_pinned = HashSet::new();
+        for chunk in snapshot.chunks.iter().filter(|chunk| chunk.requested != 0 || chunk.held != 0) {
+            let place = *places.entry(chunk.context).or_insert_with(|| self.place(chunk.context, snapshot));
+            *traced.entry(chunk.context).or_default() += chunk.held;
+            let tally = Tally { count: 1, requested: chunk.requested, held: chunk.held };
+            let key = (self.stack(chunk.stack), place, What::Chunks);
+            let group = self.count(key, chunk.context, tally, chunk.born_ns, is_last);
+            if is_last && has_pinned.insert(chunk.chunk) {
+                group.pinned += pinned.get(&chunk.chunk).copied().unwrap_or(0);
+            }
+        }
+        let looks = &self.drained.looks;
+        let look = if is_last { looks.survived.as_ref() } else { looks.recorded.as_ref() };
+        for (address, context) in &snapshot.contexts {
+            let Some(stack) = context.made_by else { continue };
+            let place = *places.entry(*address).or_insert_with(|| self.place(*address, snapshot));
+            let held = own_bytes(look, *address, traced.get(address).copied().unwrap_or(0));
+            let tally = Tally { count: 1, requested: 0, held };
+            let key = (self.stack(stack), place, What::Contexts);
+            self.count(key, *address, tally, context.born_ns, is_last);
+        }
+    }
+
+    fn stack(&self, raw: u32) -> StackId {
+        self.ids.get(&raw).copied().unwrap_or(StackId(0))
+    }
+
+    fn place(&mut self, address: u64, snapshot: &RawSnapshot) -> ContextId {
+        let last = &self.drained.survived;
+        // The later snapshot has every name that the earlier one has.
+        let place = self.drained.looks.place(address, snapshot, last, &last.names);
+        let next = ContextId(self.places.len() as u32);
+        *self.places.entry(place).or_insert(next)
+    }
+
+    fn count(
+        &mut self,
+        key: (StackId, ContextId, What),
+        context: u64,
+        tally: Tally,
+        born_ns: u64,
+        is_last: bool,
+    ) -> &mut Group {
+        let (stack, place, what) = key;
+        let slices = self.slices;
+        let (group, contexts) = self.groups.entry(key).or_insert_with(|| {
+            let none = Tally::default();
+            let slices = vec![none; slices.len()];
+            let group = Group {
+                stack,
+                context: place,
+                what,
+                contexts: 0,
+                recorded: none,
+                survived: none,
+                pinned: 0,
+                slices,
+            };
+            (group, HashSet::new())
+        });
+        if is_last {
+            group.survived += tally;
+            contexts.insert(context);
+            if let Some(slice) = slice_of(born_ns, self.drained.record_start_ns, slices) {
+                group.slices[slice] += tally;
+            }
+        } else {
+            group.recorded += tally;
+        }
+        group
+    }
 }
 
 /// Interns frames and stacks; the stack with id 0 is the unknown one.
@@ -156,8 +226,11 @@ fn summarize(drained: &Drained, ids: &HashMap<u32, StackId>, profile: &mut Profi
     }
     for group in &profile.groups {
         if let Some(stack) = profile.stacks.get_mut(group.stack.0 as usize) {
-            // `reset` holds what survives until the end of this function.
-            stack.summary.reset += group.survived;
+            // `reset` holds what survives until the end of this function. The bytes of contexts are
+            // known for those only that survive.
+            let Tally { count, requested, held } = group.survived;
+            let held = if group.what == What::Contexts { 0 } else { held };
+            stack.summary.reset += Tally { count, requested, held };
         }
     }
     for stack in &mut profile.stacks {
@@ -201,7 +274,7 @@ fn stack_end(raw: &RawStack, run_time_code: &HashSet<AbsAddr>) -> StackEnd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bpf::LiveChunk;
+    use crate::bpf::{LiveChunk, RawContext};
 
     fn stack(id: u32, frames: &[u64]) -> RawStack {
         RawStack {
@@ -213,7 +286,11 @@ mod tests {
     }
 
     fn chunk(stack: u32, held: u64, born_ns: u64) -> LiveChunk {
-        LiveChunk { stack, context: 0xc0, name: 0xa0, requested: held - 8, held, born_ns }
+        LiveChunk { stack, chunk: born_ns, context: 0xc0, requested: held - 8, held, born_ns }
+    }
+
+    fn contexts() -> HashMap<u64, RawContext> {
+        HashMap::from([(0xc0, RawContext { epoch: 1, name: 0xa0, made_by: None, born_ns: 0 })])
     }
 
     #[test]
@@ -232,18 +309,19 @@ mod tests {
             stacks: vec![stack(1, &[0x10, 0x20]), stack(2, &[0x10, 0x20]), stack(3, &[0x10, 0x30])],
             recorded: RawSnapshot {
                 chunks: vec![chunk(1, 32, 100), chunk(3, 64, 150)],
+                contexts: contexts(),
                 names: names.clone(),
                 ..Default::default()
             },
             survived: RawSnapshot {
                 chunks: vec![chunk(1, 32, 100), chunk(2, 32, 399)],
+                contexts: contexts(),
                 names,
                 totals: HashMap::from([(1, totals(4, 128)), (2, totals(2, 64))]),
                 records: 2,
             },
             record_start_ns: 100,
-            exited: false,
-            run_time_code: HashSet::new(),
+            ..Drained::default()
         };
         let profile = assemble(&drained, &slices(300, 3));
         assert_eq!(profile.stacks.len(), 3);
@@ -266,7 +344,7 @@ mod tests {
         let profile = assemble(&drained, &slices(10, 1));
         assert_eq!(profile.groups[0].stack, StackId(0));
         assert_eq!(profile.stacks[0].end, StackEnd::Unknown);
-        assert_eq!(profile.groups[0].context, "[unreadable name]");
+        assert_eq!(profile.place(&profile.groups[0]).name, "[unreadable name]");
     }
 
     #[test]

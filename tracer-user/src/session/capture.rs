@@ -15,7 +15,7 @@ use tracing::debug;
 
 use super::{
     CaptureError, Detaching, Interrupts, Prepared, Progress, RecordOptions, Recorder, Recording, assemble,
-    prepare, slices,
+    memory_growth, prepare, slices,
 };
 use crate::{
     addr::AbsAddr,
@@ -195,6 +195,7 @@ fn finish(
         sites: sites(prepared, recording),
         modules,
         profile,
+        memory: memory_growth(&recording.drained.looks, &recording.drained.survived),
         counters: counters(recording),
         notes,
     }

@@ -6,9 +6,10 @@ use tracer_ebpf::{abi::SiteHits, site::Role};
 
 use crate::{
     addr::Bias,
+    census::Observed,
     elf::{FunctionRange, Image},
     guard::EventRates,
-    probe::{CostClass, LiveProcess, ProbePlan, plan},
+    probe::{CostClass, LiveProcess, ProbePlan, plan, top_context_variable},
     target::{
         Binary, CpuTime, LoadedModules, ProcessId, ProcessMemory, Seccomp, Status, Title, command_line,
         cpu_time, parse_title, status,
@@ -68,6 +69,12 @@ pub fn prepare(pid: u32, cache: Option<TableCache>) -> Result<Prepared, CaptureE
 }
 
 impl Prepared {
+    /// Its memory contexts, if it says where they are.
+    pub fn observed(&self) -> Option<Observed> {
+        let variable = top_context_variable(&self.image).ok()?.in_process(self.bias);
+        Some(Observed::new(self.process.clone(), self.plan.version.clone(), self.plan.layout, variable))
+    }
+
     /// Whether return probes have to be tried out on a child first.
     pub fn is_filtered(&self) -> bool {
         !matches!(self.status.seccomp, None | Some(Seccomp::Disabled))

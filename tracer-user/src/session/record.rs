@@ -16,7 +16,8 @@ use tracer_ebpf::{
 };
 
 use super::{
-    CaptureError, Detaching, Drained, Figures, Interrupts, Prepared, Progress, RecordOptions, Recording,
+    CaptureError, Detaching, Drained, Figures, Interrupts, Look, Looks, Prepared, Progress, RecordOptions,
+    Recording,
     cost::{CostWatch, Sample},
     detach::hand_over,
     recording::Stop,
@@ -24,6 +25,7 @@ use super::{
 use crate::{
     addr::AbsAddr,
     bpf::{Attached, Counters, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
+    census::Observed,
     guard::{Decision, Manner, ProbeCosts, Watchdog, Yardstick, decide, expected_slowdown},
     target::{CpuTime, cpu_time, exe_link, status},
 };
@@ -48,6 +50,7 @@ pub struct Recorder<'a> {
     pidfd: OwnedFd,
     yardstick: Yardstick,
     options: RecordOptions,
+    observed: Option<Observed>,
     stacks: Vec<RawStack>,
     /// Code outside of every known object that was not looked at yet.
     unknown_code: Vec<AbsAddr>,
@@ -105,6 +108,13 @@ impl<'a> Recorder<'a> {
         if !prepared.is_there() {
             return Err(CaptureError::GoneTooEarly { pid });
         }
+        let observed = prepared.observed();
+        if observed.is_none() {
+            notes.push(
+                "the memory contexts of the process cannot be read: their paths and sizes are missing"
+                    .to_owned(),
+            );
+        }
         Ok(Self {
             prepared,
             tracer,
@@ -115,6 +125,7 @@ impl<'a> Recorder<'a> {
             pidfd,
             yardstick: Yardstick::new(costs, untouched),
             options,
+            observed,
             stacks: Vec::new(),
             unknown_code: Vec::new(),
             run_time_code: HashSet::new(),
@@ -132,6 +143,7 @@ impl<'a> Recorder<'a> {
         let expected_slowdown = self.count().await?;
 
         let memory_of = || status(pid).ok().and_then(|status| status.memory);
+        let mut looks = Looks { before: self.look(), ..Looks::default() };
         let memory_start = memory_of();
         let started = jiff::Timestamp::now();
         let cpu_before = cpu_time(pid).unwrap_or_default();
@@ -147,6 +159,7 @@ impl<'a> Recorder<'a> {
 
         self.tracer.control().advance(Phase::Record, Phase::Settle);
         self.watchdog.beat();
+        looks.recorded = self.look();
         let recorded = self.snapshot()?;
         let mut end = stop;
         let settle_start = Instant::now();
@@ -169,11 +182,17 @@ impl<'a> Recorder<'a> {
                 .push("interrupted before settling: what was in flight is among the survivors".to_owned());
         }
         self.progress.end();
+        looks.survived = self.look();
+        self.watchdog.beat();
         // Programs off, then read: the maps stand still, and the process has not to wait for us
         // to be rid of its probes.
         self.tracer.control().advance(Phase::Settle, Phase::Off);
         self.watchdog.beat();
         let survived = self.snapshot()?;
+        if let Some(observed) = &self.observed {
+            looks.walk_chunks(observed, &survived);
+            self.watchdog.beat();
+        }
         let counters = self.tracer.counters()?;
         let hits = self.tracer.site_hits()?;
         self.sort_unknown_code();
@@ -190,6 +209,7 @@ impl<'a> Recorder<'a> {
             record_start_ns,
             exited,
             run_time_code: self.run_time_code,
+            looks,
         };
         Ok(Recording {
             drained,
@@ -380,6 +400,11 @@ impl<'a> Recorder<'a> {
     fn sort_unknown_code(&mut self) {
         let made = |address: &AbsAddr| self.prepared.mappings.is_run_time_code(*address);
         self.run_time_code.extend(self.unknown_code.drain(..).filter(made));
+    }
+
+    /// The contexts as they are now, if the process can be read.
+    fn look(&self) -> Option<Look> {
+        Look::take(self.observed.as_ref(), monotonic_ns())
     }
 
     fn snapshot(&mut self) -> Result<RawSnapshot, CaptureError> {

@@ -1,0 +1,94 @@
+//! The contexts before and after, beside what was traced.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::Looks;
+use crate::{
+    bpf::RawSnapshot,
+    census::{Kind, MemoryContext, UsedChunk},
+    profile::{ContextGrowth, MemoryGrowth},
+};
+
+/// Smaller changes are no line of a report.
+const NOTABLE: u64 = 1 << 10;
+
+/// What all contexts have gained; `None` unless they were read before and at the end.
+pub fn memory_growth(looks: &Looks, survived: &RawSnapshot) -> Option<MemoryGrowth> {
+    let (before, after) = (looks.before.as_ref()?, looks.survived.as_ref()?);
+    let mut traced: HashMap<u64, HashMap<u64, [u64; 2]>> = HashMap::new();
+    for chunk in &survived.chunks {
+        let sums = traced.entry(chunk.context).or_default().entry(chunk.chunk).or_default();
+        sums[0] += chunk.requested;
+        sums[1] += chunk.held;
+    }
+    let mut by_label: BTreeMap<String, ContextGrowth> = BTreeMap::new();
+    for context in &before.census.contexts {
+        let growth = by_label.entry(context.label()).or_default();
+        growth.contexts_before += 1;
+        growth.before += context.total.unwrap_or(0);
+        growth.overhead -= overhead(context);
+        match (&mut growth.untraced, &context.usage) {
+            (Some(untraced), Some(usage)) => *untraced -= usage.used() as i64,
+            (none @ None, Some(usage)) if growth.contexts_before == 1 => *none = Some(-(usage.used() as i64)),
+            (untraced, _) => *untraced = None,
+        }
+    }
+    for context in &after.census.contexts {
+        let growth = by_label.entry(context.label()).or_default();
+        if growth.contexts_before + growth.contexts_after == 0 {
+            growth.untraced = Some(0);
+        }
+        growth.contexts_after += 1;
+        growth.after += context.total.unwrap_or(0);
+        growth.overhead += overhead(context);
+        let of_context = traced.get(&context.address.0);
+        for [requested, held] in of_context.into_iter().flat_map(HashMap::values) {
+            growth.requested += requested;
+            growth.traced += held;
+        }
+        let others = others(context, looks.chunks.get(&context.address.0), of_context);
+        growth.untraced = growth.untraced.zip(others).map(|(sum, others)| sum + others as i64);
+    }
+    let mut by_label: Vec<ContextGrowth> =
+        by_label.into_iter().map(|(label, growth)| ContextGrowth { label, ..growth }).collect();
+    by_label.retain(|growth| growth.before.abs_diff(growth.after) >= NOTABLE || growth.traced >= NOTABLE);
+    by_label.sort_by(|a, b| {
+        let gained = |growth: &ContextGrowth| growth.after as i64 - growth.before as i64;
+        gained(b).cmp(&gained(a)).then_with(|| a.label.cmp(&b.label))
+    });
+    let troubles = [before, after].map(|look| look.census.troubles.to_string());
+    Some(MemoryGrowth {
+        contexts_before: before.census.total(),
+        contexts_after: after.census.total(),
+        by_label,
+        troubles: troubles.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; "),
+    })
+}
+
+/// Bytes that are in no used chunk.
+fn overhead(context: &MemoryContext) -> i64 {
+    context.usage.as_ref().map_or(0, |usage| usage.total().saturating_sub(usage.used())) as i64
+}
+
+/// Bytes of used chunks that were not traced, by walking them; of a context that has not changed and
+/// holds nothing that was traced, as its blocks say.
+fn others(
+    context: &MemoryContext,
+    chunks: Option<&Vec<UsedChunk>>,
+    traced: Option<&HashMap<u64, [u64; 2]>>,
+) -> Option<u64> {
+    if context.kind != Kind::AllocSet {
+        return None;
+    }
+    match (chunks, traced) {
+        (Some(chunks), traced) => {
+            let of = |chunk: &UsedChunk| {
+                let traced = traced.and_then(|traced| traced.get(&chunk.pointer.0));
+                chunk.held.saturating_sub(traced.map_or(0, |[_, held]| *held))
+            };
+            Some(chunks.iter().map(of).sum())
+        }
+        (None, None) => context.usage.as_ref().map(crate::census::Usage::used),
+        (None, Some(_)) => None,
+    }
+}

@@ -1,0 +1,166 @@
+//! The memory contexts of the process at the moments that count, and what they say of a snapshot.
+
+use std::collections::{HashMap, HashSet};
+
+use tracing::debug;
+
+use crate::{
+    addr::AbsAddr,
+    bpf::{LiveChunk, RawContext, RawSnapshot},
+    census::{BLOCK_HEADER_BYTES, Block, Census, Limits, MemoryContext, Observed, UsedChunk, used_chunks},
+    profile::ContextPlace,
+};
+
+/// The end of a block that was never given out counts up to here: more of it is hardly ever in
+/// memory, since nobody has touched it. It is the first block of most contexts.
+const MOST_UNUSED: u64 = 8 << 10;
+
+/// The most bytes of blocks that are walked chunk by chunk.
+const MOST_WALKED: u64 = 1 << 30;
+
+/// A census and when it was taken.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    /// What was seen.
+    pub census: Census,
+    /// `CLOCK_MONOTONIC` before the first byte was read.
+    pub taken_ns: u64,
+    by_address: HashMap<AbsAddr, usize>,
+}
+
+impl Look {
+    /// Looks now; `None` if the process cannot be read, as one that has ended.
+    pub fn take(observed: Option<&Observed>, now_ns: u64) -> Option<Self> {
+        let census = observed?.census(Limits::default());
+        let census = census.inspect_err(|error| debug!("no census: {error}")).ok()?;
+        let by_address = census.by_address();
+        Some(Self { census, taken_ns: now_ns, by_address })
+    }
+
+    /// The context at an address.
+    pub fn at(&self, address: u64) -> Option<&MemoryContext> {
+        self.by_address.get(&AbsAddr(address)).map(|index| &self.census.contexts[*index])
+    }
+
+    /// The context at an address, if it is surely the one that the programs have seen there: it was
+    /// made before this look, and its name is the same.
+    fn same(&self, address: u64, raw: &RawContext, name: &str) -> Option<usize> {
+        let index = *self.by_address.get(&AbsAddr(address))?;
+        (raw.born_ns < self.taken_ns && self.census.contexts[index].name == name).then_some(index)
+    }
+
+    /// Where it stands.
+    fn place(&self, index: usize) -> ContextPlace {
+        let context = &self.census.contexts[index];
+        let mut path = self.census.path(index);
+        path.pop();
+        let ident = context.ident.clone().filter(|_| context.name == "dynahash");
+        ContextPlace { name: context.name.clone(), ident, path: Some(path) }
+    }
+}
+
+/// All looks of a capture; those that failed are not there.
+#[derive(Clone, Debug, Default)]
+pub struct Looks {
+    /// Before recording.
+    pub before: Option<Look>,
+    /// When recording ended.
+    pub recorded: Option<Look>,
+    /// At the end.
+    pub survived: Option<Look>,
+    /// Used chunks at the end, of AllocSets that changed, by the address of their context.
+    pub chunks: HashMap<u64, Vec<UsedChunk>>,
+}
+
+impl Looks {
+    /// Walks the chunks of every context that has changed since the first look, or in which something
+    /// survives.
+    pub fn walk_chunks(&mut self, observed: &Observed, survived: &RawSnapshot) {
+        let Some(look) = &self.survived else { return };
+        let with_survivors: HashSet<u64> = survived.chunks.iter().map(|chunk| chunk.context).collect();
+        let mut room = MOST_WALKED;
+        for context in &look.census.contexts {
+            let before = self.before.as_ref().and_then(|before| before.at(context.address.0));
+            let is_same = before.is_some_and(|before| before.usage == context.usage);
+            let Some(usage) = context.usage.as_ref().filter(|usage| usage.total() <= room) else { continue };
+            if is_same && !with_survivors.contains(&context.address.0) {
+                continue;
+            }
+            room -= usage.total();
+            let chunks = used_chunks(&observed.memory, observed.layout, context, Limits::default());
+            if let Some(chunks) = chunks {
+                self.chunks.insert(context.address.0, chunks);
+            }
+        }
+    }
+
+    /// Where a context of a snapshot stands: by the last look if it is still there, since contexts
+    /// are moved.
+    pub fn place(
+        &self,
+        address: u64,
+        snapshot: &RawSnapshot,
+        last: &RawSnapshot,
+        names: &HashMap<u64, String>,
+    ) -> ContextPlace {
+        let raw = snapshot.contexts.get(&address);
+        let name = raw.and_then(|raw| names.get(&raw.name)).map_or("[unreadable name]", String::as_str);
+        let is_there = |raw: &&RawContext| {
+            last.contexts.get(&address).is_some_and(|now| now.born_ns == raw.born_ns && now.name == raw.name)
+        };
+        let in_look = |look: &Option<Look>, raw: &RawContext| {
+            let look = look.as_ref()?;
+            Some(look.place(look.same(address, raw, name)?))
+        };
+        raw.filter(is_there)
+            .and_then(|raw| in_look(&self.survived, raw))
+            .or_else(|| raw.and_then(|raw| in_look(&self.recorded, raw)))
+            .unwrap_or_else(|| ContextPlace { name: name.to_owned(), ident: None, path: None })
+    }
+}
+
+/// Bytes that a context takes beside what was recorded in it: for one that was made while recording,
+/// and so has no chunks but these.
+pub(super) fn own_bytes(look: Option<&Look>, address: u64, traced: u64) -> u64 {
+    let Some(context) = look.and_then(|look| look.at(address)) else { return 0 };
+    let unused = context.usage.as_ref().map_or(0, |usage| usage.blocks.iter().map(not_counted).sum());
+    context.total.unwrap_or(0).saturating_sub(unused).saturating_sub(traced)
+}
+
+fn not_counted(block: &Block) -> u64 {
+    block.unused.saturating_sub(MOST_UNUSED)
+}
+
+/// Bytes that each surviving chunk keeps from all others, by its address: its part of the header and
+/// of the free chunks of a block that was made since the first look. Contexts that were made while
+/// recording are left out: all of theirs is [`own_bytes`].
+pub(super) fn pinned(looks: &Looks, survived: &RawSnapshot) -> HashMap<u64, u64> {
+    let (Some(before), Some(after)) = (&looks.before, &looks.survived) else { return HashMap::new() };
+    let of = |look: &Look| -> HashSet<AbsAddr> {
+        let usages = look.census.contexts.iter().filter_map(|context| context.usage.as_ref());
+        usages.flat_map(|usage| &usage.blocks).map(|block| block.address).collect()
+    };
+    let old = of(before);
+    let traced: HashMap<u64, &LiveChunk> = survived.chunks.iter().map(|chunk| (chunk.chunk, chunk)).collect();
+    let mut pinned = HashMap::new();
+    for (address, chunks) in &looks.chunks {
+        let is_made = survived.contexts.get(address).is_some_and(|context| context.made_by.is_some());
+        let Some(usage) = after.at(*address).and_then(|context| context.usage.as_ref()) else { continue };
+        if is_made {
+            continue;
+        }
+        let mut used = vec![0; usage.blocks.len()];
+        chunks.iter().for_each(|chunk| used[chunk.block] += chunk.held);
+        for chunk in chunks {
+            let block = &usage.blocks[chunk.block];
+            if old.contains(&block.address) || !traced.contains_key(&chunk.pointer.0) {
+                continue;
+            }
+            let free = block.bytes - block.unused - BLOCK_HEADER_BYTES.min(block.bytes - block.unused);
+            let free = free.saturating_sub(used[chunk.block]);
+            let share = (BLOCK_HEADER_BYTES + free) as f64 * chunk.held as f64 / used[chunk.block] as f64;
+            pinned.insert(chunk.pointer.0, share as u64);
+        }
+    }
+    pinned
+}
