@@ -103,7 +103,7 @@ fn words<const N: usize>(reader: &Reader<'_>, address: AbsAddr) -> Result<[u64; 
     if address.0 % 8 != 0 {
         return Err(Torn);
     }
-    reader.memory.read(address, bytes).map_err(|_| Torn)?;
+    reader.read(address, bytes).map_err(|_| Torn)?;
     let mut words = [0; N];
     for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
         *word = bytes.try_into().map_or(0, u64::from_le_bytes);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    io,
     time::{Duration, Instant},
 };
 
@@ -11,8 +12,9 @@ use super::{
 };
 use crate::{addr::AbsAddr, catalog::Layout, target::ReadMemory};
 
-/// Room for a `MemoryContextData` of every major.
-const MOST_HEADER_BYTES: usize = 128;
+/// A context, the fields of an AllocSet behind it, and the header of the block that was made with it,
+/// of every major: most contexts are read at once.
+const NEAR_BYTES: usize = 272;
 
 /// The most bytes of a name or an ident.
 const MOST_TEXT: usize = 256;
@@ -54,6 +56,17 @@ pub(super) struct Reader<'a> {
     pub(super) troubles: Troubles,
     /// Constant strings of the server, by their address.
     names: HashMap<u64, String>,
+    /// The context at hand.
+    near: Near,
+}
+
+/// The memory that begins with a context, as it was at one moment.
+#[derive(Clone, Copy)]
+struct Near {
+    start: u64,
+    bytes: [u8; NEAR_BYTES],
+    /// How many of them could be read.
+    known: usize,
 }
 
 /// The words of a `MemoryContextData`.
@@ -70,14 +83,26 @@ struct Header {
 impl<'a> Reader<'a> {
     pub(super) fn new(memory: &'a dyn ReadMemory, layout: &'a Layout, limits: Limits) -> Self {
         let deadline = Instant::now() + limits.time;
-        Self { memory, layout, limits, deadline, troubles: Troubles::default(), names: HashMap::new() }
+        let near = Near { start: 0, bytes: [0; NEAR_BYTES], known: 0 };
+        Self { memory, layout, limits, deadline, troubles: Troubles::default(), names: HashMap::new(), near }
+    }
+
+    /// Reads memory; what is near the context at hand is there already.
+    pub(super) fn read(&self, address: AbsAddr, into: &mut [u8]) -> io::Result<()> {
+        let from = address.0.wrapping_sub(self.near.start);
+        let end = from.saturating_add(into.len() as u64);
+        if end <= self.near.known as u64 {
+            into.copy_from_slice(&self.near.bytes[from as usize..end as usize]);
+            return Ok(());
+        }
+        self.memory.read(address, into)
     }
 
     fn tree(mut self, top: AbsAddr) -> Census {
         let mut contexts: Vec<MemoryContext> = Vec::new();
         let mut seen = HashSet::new();
-        let mut to_read = vec![(top, None)];
-        while let Some((address, parent)) = to_read.pop() {
+        let mut to_read = vec![(top, None, None)];
+        while let Some((address, parent, near)) = to_read.pop() {
             if contexts.len() >= self.limits.contexts || Instant::now() > self.deadline {
                 self.troubles.cut = 1;
                 break;
@@ -88,9 +113,10 @@ impl<'a> Reader<'a> {
             }
             let above = parent.map_or(0, |parent: usize| contexts[parent].address.0);
             // One that is not there any more ended since its parent was read.
-            let Some((context, children)) = self.context(address, parent, above) else { continue };
+            let Some((context, children)) = self.context(address, parent, above, near) else { continue };
             let index = contexts.len();
-            to_read.extend(children.into_iter().rev().map(|child| (child, Some(index))));
+            let children = children.into_iter().rev();
+            to_read.extend(children.map(|near| (AbsAddr(near.start), Some(index), Some(near))));
             contexts.push(context);
         }
         Census { contexts, troubles: self.troubles, took: Duration::ZERO }
@@ -102,8 +128,12 @@ impl<'a> Reader<'a> {
         address: AbsAddr,
         parent: Option<usize>,
         above: u64,
-    ) -> Option<(MemoryContext, Vec<AbsAddr>)> {
-        let mut header = self.header(address, above)?;
+        near: Option<Near>,
+    ) -> Option<(MemoryContext, Vec<Near>)> {
+        let mut header = match near {
+            Some(near) => self.header_in(near, above)?,
+            None => self.header(address, above)?,
+        };
         let mut children = self.children(address, &header);
         let mut usage = self.usage(address, &header);
         for _ in 1..TRIES {
@@ -129,7 +159,14 @@ impl<'a> Reader<'a> {
     }
 
     /// The children; an error holds those up to where the list changed while it was read.
-    fn children(&mut self, of: AbsAddr, header: &Header) -> Result<Vec<AbsAddr>, Vec<AbsAddr>> {
+    fn children(&mut self, of: AbsAddr, header: &Header) -> Result<Vec<Near>, Vec<Near>> {
+        let own = self.near;
+        let children = self.list(of, header);
+        self.near = own;
+        children
+    }
+
+    fn list(&mut self, of: AbsAddr, header: &Header) -> Result<Vec<Near>, Vec<Near>> {
         let mut children = Vec::new();
         let mut at = header.first_child;
         while at != 0 {
@@ -139,7 +176,7 @@ impl<'a> Reader<'a> {
             }
             match self.header(AbsAddr(at), of.0) {
                 Some(child) => {
-                    children.push(AbsAddr(at));
+                    children.push(self.near);
                     at = child.next_child;
                 }
                 None => return Err(children),
@@ -152,18 +189,26 @@ impl<'a> Reader<'a> {
         if header.kind == Kind::AllocSet { read_usage(self, address).map(Some) } else { Ok(None) }
     }
 
-    /// The header of a context whose parent is `parent`.
-    fn header(&self, address: AbsAddr, parent: u64) -> Option<Header> {
-        let fields = &self.layout.context;
-        let mut bytes = [0; MOST_HEADER_BYTES];
-        let bytes = &mut bytes[..fields.size as usize];
+    /// The header of a context whose parent is `parent`, and all that is near it, read anew.
+    fn header(&mut self, address: AbsAddr, parent: u64) -> Option<Header> {
+        let mut near = Near { start: address.0, bytes: [0; NEAR_BYTES], known: NEAR_BYTES };
         if address.0 % 8 != 0 {
             return None;
         }
-        self.memory.read(address, bytes).ok()?;
+        if self.memory.read(address, &mut near.bytes).is_err() {
+            // The memory may end behind a small context.
+            near.known = self.layout.context.size as usize;
+            self.memory.read(address, &mut near.bytes[..near.known]).ok()?;
+        }
+        self.header_in(near, parent)
+    }
+
+    fn header_in(&mut self, near: Near, parent: u64) -> Option<Header> {
+        self.near = near;
+        let fields = &self.layout.context;
         let word = |at: u64| {
             let at = at as usize;
-            bytes.get(at..at + 8).and_then(|word| word.try_into().ok()).map_or(0, u64::from_le_bytes)
+            near.bytes.get(at..at + 8).and_then(|word| word.try_into().ok()).map_or(0, u64::from_le_bytes)
         };
         let header = Header {
             kind: self.kind(word(0) as u32)?,

@@ -387,20 +387,20 @@ pub struct SiteReport {
     pub returns: Option<u64>,
 }
 
-/// What the contexts of one label have gained while the process was captured, in bytes.
+/// What the contexts of one label have gained while recording, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContextGrowth {
     /// Their name, with what they are for if the name does not tell.
     pub label: String,
     /// How many there were before.
     pub contexts_before: u64,
-    /// How many there are at the end.
+    /// How many there were when recording ended.
     pub contexts_after: u64,
     /// Their blocks before.
     pub before: u64,
-    /// Their blocks at the end.
+    /// Their blocks when recording ended.
     pub after: u64,
-    /// What survives of the recorded allocations: requested bytes.
+    /// What was left of the recorded allocations: requested bytes.
     pub requested: u64,
     /// The same with chunk headers and rounding.
     pub traced: u64,
@@ -412,12 +412,16 @@ pub struct ContextGrowth {
     pub untraced: Option<i64>,
 }
 
-/// The memory of the process, before and after.
+/// The memory of the process, before and after recording.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryGrowth {
+    /// Anonymous resident bytes before.
+    pub rss_anon_before: Option<u64>,
+    /// The same when recording ended.
+    pub rss_anon_after: Option<u64>,
     /// Blocks of all contexts before.
     pub contexts_before: u64,
-    /// The same at the end.
+    /// The same when recording ended.
     pub contexts_after: u64,
     /// By label: those that grew or shrank, what grew most first.
     pub by_label: Vec<ContextGrowth>,

@@ -25,6 +25,7 @@ pub fn report(capture: &Capture) -> String {
     other_places(&mut page, &verdict);
     totals(&mut page, capture, &verdict);
     process(&mut page, capture);
+    memory(&mut page, capture);
     window(&mut page, capture);
     probes(&mut page, capture);
     losses(&mut page, capture);
@@ -126,20 +127,28 @@ fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
         page.hang(
             "",
             &format!(
-                "The process grew by {} more than this explains: by malloc (libraries, JIT), by other kinds \
-                 of context, or by blocks that a few chunks keep in use.",
+                "The process grew by {} more than its memory contexts: by malloc of libraries or JIT, or by \
+                 memory that PostgreSQL gave back and libc keeps.",
                 bytes(more)
             ),
         );
     }
 }
 
-/// Growth of the process beyond all that survives.
+/// Growth of the process beyond that of its contexts, or if these were not read, of all that survives.
 fn unexplained(capture: &Capture, verdict: &Verdict) -> Option<u64> {
-    let target = &capture.target;
-    let growth = target.rss_anon_end?.checked_sub(target.rss_anon_start?)?;
-    // Half-empty blocks of small leaked contexts take three times as much as their chunks.
-    let more = growth.checked_sub(verdict.totals.survived.held.saturating_mul(3))?;
+    let more = match &capture.memory {
+        Some(memory) => {
+            let growth = memory.rss_anon_after?.checked_sub(memory.rss_anon_before?)?;
+            growth.checked_sub(memory.contexts_after.saturating_sub(memory.contexts_before))?
+        }
+        None => {
+            let target = &capture.target;
+            let growth = target.rss_anon_end?.checked_sub(target.rss_anon_start?)?;
+            // Half-empty blocks of small leaked contexts take three times as much as their chunks.
+            growth.checked_sub(verdict.totals.survived.held.saturating_mul(3))?
+        }
+    };
     (more > UNEXPLAINED_BYTES).then_some(more)
 }
 
@@ -257,6 +266,68 @@ fn process(page: &mut Page, capture: &Capture) {
     if let Some(shared) = target.rss_shmem_end {
         page.hang("  RssShmem  ", &format!("{}: shared buffers that it has touched, no leak", bytes(shared)));
     }
+}
+
+/// How many contexts get a line.
+const MOST_CONTEXTS: usize = 10;
+
+/// Growth of the process = growth of its contexts + what is outside of them; growth of a context =
+/// what survives + its overhead + what was not traced.
+fn memory(page: &mut Page, capture: &Capture) {
+    let Some(memory) = &capture.memory else { return };
+    page.heading("MEMORY CONTEXTS while recording        before         after          grew");
+    let grew = |before: u64, after: u64| signed(after as i64 - before as i64);
+    let mut row = |name: &str, before: u64, after: u64| {
+        page.line(&format!(
+            "  {name:30} {:>12} {:>13} {:>13}",
+            bytes(before),
+            bytes(after),
+            grew(before, after)
+        ));
+    };
+    row("all contexts", memory.contexts_before, memory.contexts_after);
+    if let (Some(start), Some(end)) = (memory.rss_anon_before, memory.rss_anon_after) {
+        row("RssAnon", start, end);
+        let contexts = memory.contexts_after as i64 - memory.contexts_before as i64;
+        page.line(&format!(
+            "  {:30} {:>12} {:>13} {:>13}",
+            "outside of contexts, or kept",
+            "",
+            "",
+            signed(end as i64 - start as i64 - contexts)
+        ));
+        page.hang(
+            "  ",
+            "(malloc of libraries, and what PostgreSQL gave back and libc keeps; less than zero: \
+             blocks that were there and are touched only now)",
+        );
+    }
+    for growth in memory.by_label.iter().take(MOST_CONTEXTS) {
+        let parts = [
+            Some(format!("{} traced ({} requested)", signed(growth.traced as i64), bytes(growth.requested))),
+            Some(format!("{} free and headers", signed(growth.overhead))),
+            growth.untraced.map(|untraced| format!("{} not traced", signed(untraced))),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        let more = growth.contexts_after as i64 - growth.contexts_before as i64;
+        let more = if more == 0 { String::new() } else { format!(" ({more:+} contexts)") };
+        page.hang(
+            &format!("  {:>11}  ", grew(growth.before, growth.after)),
+            &format!("{}{more}: {}", growth.label, parts.join(", ")),
+        );
+    }
+    let others = memory.by_label.len().saturating_sub(MOST_CONTEXTS);
+    if others > 0 {
+        page.line(&format!("  and {}", counted(others as u64, "other name")));
+    }
+    if !memory.troubles.is_empty() {
+        page.hang("  ", &format!("not complete: {}", memory.troubles));
+    }
+}
+
+/// Bytes with a sign.
+fn signed(value: i64) -> String {
+    format!("{}{}", if value < 0 { '-' } else { '+' }, bytes(value.unsigned_abs()))
 }
 
 fn window(page: &mut Page, capture: &Capture) {

@@ -195,7 +195,11 @@ fn finish(
         sites: sites(prepared, recording),
         modules,
         profile,
-        memory: memory_growth(&recording.drained.looks, &recording.drained.survived),
+        memory: memory_growth(
+            &recording.drained.looks,
+            &recording.drained.recorded,
+            [rss(recording.memory_start), rss(recording.memory_recorded)],
+        ),
         counters: counters(recording),
         notes,
     }

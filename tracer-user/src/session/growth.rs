@@ -12,11 +12,14 @@ use crate::{
 /// Smaller changes are no line of a report.
 const NOTABLE: u64 = 1 << 10;
 
-/// What all contexts have gained; `None` unless they were read before and at the end.
-pub fn memory_growth(looks: &Looks, survived: &RawSnapshot) -> Option<MemoryGrowth> {
-    let (before, after) = (looks.before.as_ref()?, looks.survived.as_ref()?);
+/// What all contexts have gained while recording; `None` unless they were read before and after it.
+/// What was allocated while settling is no part of it, since it was not recorded.
+pub fn memory_growth(looks: &Looks, recorded: &RawSnapshot, anon: [Option<u64>; 2]) -> Option<MemoryGrowth> {
+    let (before, after) = (looks.before.as_ref()?, looks.recorded.as_ref()?);
     let mut traced: HashMap<u64, HashMap<u64, [u64; 2]>> = HashMap::new();
-    for chunk in &survived.chunks {
+    // What was allocated during the first look is taken to be in it.
+    let looked_ns = before.taken_ns + u64::try_from(before.census.took.as_nanos()).unwrap_or(0);
+    for chunk in recorded.chunks.iter().filter(|chunk| chunk.born_ns >= looked_ns) {
         let sums = traced.entry(chunk.context).or_default().entry(chunk.chunk).or_default();
         sums[0] += chunk.requested;
         sums[1] += chunk.held;
@@ -46,7 +49,7 @@ pub fn memory_growth(looks: &Looks, survived: &RawSnapshot) -> Option<MemoryGrow
             growth.requested += requested;
             growth.traced += held;
         }
-        let others = others(context, looks.chunks.get(&context.address.0), of_context);
+        let others = others(context, after.chunks.get(&context.address.0), of_context);
         growth.untraced = growth.untraced.zip(others).map(|(sum, others)| sum + others as i64);
     }
     let mut by_label: Vec<ContextGrowth> =
@@ -58,6 +61,8 @@ pub fn memory_growth(looks: &Looks, survived: &RawSnapshot) -> Option<MemoryGrow
     });
     let troubles = [before, after].map(|look| look.census.troubles.to_string());
     Some(MemoryGrowth {
+        rss_anon_before: anon[0],
+        rss_anon_after: anon[1],
         contexts_before: before.census.total(),
         contexts_after: after.census.total(),
         by_label,

@@ -11,12 +11,12 @@ use crate::{
     profile::ContextPlace,
 };
 
-/// The end of a block that was never given out counts up to here: more of it is hardly ever in
-/// memory, since nobody has touched it. It is the first block of most contexts.
-const MOST_UNUSED: u64 = 8 << 10;
+/// The end of a block that was never given out counts up to the end of its first page: nobody has
+/// touched the others, so that they are hardly ever in memory.
+const PAGE: u64 = 4096;
 
 /// The most bytes of blocks that are walked chunk by chunk.
-const MOST_WALKED: u64 = 1 << 30;
+const MOST_WALKED: u64 = 512 << 20;
 
 /// A census and when it was taken.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +26,8 @@ pub struct Look {
     /// `CLOCK_MONOTONIC` before the first byte was read.
     pub taken_ns: u64,
     by_address: HashMap<AbsAddr, usize>,
+    /// Used chunks of AllocSets that had changed, by the address of their context.
+    pub chunks: HashMap<u64, Vec<UsedChunk>>,
 }
 
 impl Look {
@@ -33,13 +35,33 @@ impl Look {
     pub fn take(observed: Option<&Observed>, now_ns: u64) -> Option<Self> {
         let census = observed?.census(Limits::default());
         let census = census.inspect_err(|error| debug!("no census: {error}")).ok()?;
+        debug!("{} contexts read in {:?}", census.contexts.len(), census.took);
         let by_address = census.by_address();
-        Some(Self { census, taken_ns: now_ns, by_address })
+        Some(Self { census, taken_ns: now_ns, by_address, chunks: HashMap::new() })
     }
 
     /// The context at an address.
     pub fn at(&self, address: u64) -> Option<&MemoryContext> {
         self.by_address.get(&AbsAddr(address)).map(|index| &self.census.contexts[*index])
+    }
+
+    /// Walks the chunks of every context that has changed since `before`, or that has recorded chunks.
+    pub fn walk_chunks(&mut self, observed: &Observed, before: Option<&Self>, snapshot: &RawSnapshot) {
+        let with_chunks: HashSet<u64> = snapshot.chunks.iter().map(|chunk| chunk.context).collect();
+        let mut room = MOST_WALKED;
+        for context in &self.census.contexts {
+            let was = before.and_then(|before| before.at(context.address.0));
+            let is_same = was.is_some_and(|was| was.usage == context.usage);
+            let Some(usage) = context.usage.as_ref().filter(|usage| usage.total() <= room) else { continue };
+            if is_same && !with_chunks.contains(&context.address.0) {
+                continue;
+            }
+            room -= usage.total();
+            let chunks = used_chunks(&observed.memory, observed.layout, context, Limits::default());
+            if let Some(chunks) = chunks {
+                self.chunks.insert(context.address.0, chunks);
+            }
+        }
     }
 
     /// The context at an address, if it is surely the one that the programs have seen there: it was
@@ -68,32 +90,9 @@ pub struct Looks {
     pub recorded: Option<Look>,
     /// At the end.
     pub survived: Option<Look>,
-    /// Used chunks at the end, of AllocSets that changed, by the address of their context.
-    pub chunks: HashMap<u64, Vec<UsedChunk>>,
 }
 
 impl Looks {
-    /// Walks the chunks of every context that has changed since the first look, or in which something
-    /// survives.
-    pub fn walk_chunks(&mut self, observed: &Observed, survived: &RawSnapshot) {
-        let Some(look) = &self.survived else { return };
-        let with_survivors: HashSet<u64> = survived.chunks.iter().map(|chunk| chunk.context).collect();
-        let mut room = MOST_WALKED;
-        for context in &look.census.contexts {
-            let before = self.before.as_ref().and_then(|before| before.at(context.address.0));
-            let is_same = before.is_some_and(|before| before.usage == context.usage);
-            let Some(usage) = context.usage.as_ref().filter(|usage| usage.total() <= room) else { continue };
-            if is_same && !with_survivors.contains(&context.address.0) {
-                continue;
-            }
-            room -= usage.total();
-            let chunks = used_chunks(&observed.memory, observed.layout, context, Limits::default());
-            if let Some(chunks) = chunks {
-                self.chunks.insert(context.address.0, chunks);
-            }
-        }
-    }
-
     /// Where a context of a snapshot stands: by the last look if it is still there, since contexts
     /// are moved.
     pub fn place(
@@ -128,7 +127,8 @@ pub(super) fn own_bytes(look: Option<&Look>, address: u64, traced: u64) -> u64 {
 }
 
 fn not_counted(block: &Block) -> u64 {
-    block.unused.saturating_sub(MOST_UNUSED)
+    let free_at = block.address.0 + block.bytes - block.unused;
+    block.unused.saturating_sub(free_at.next_multiple_of(PAGE) - free_at)
 }
 
 /// Bytes that each surviving chunk keeps from all others, by its address: its part of the header and
@@ -143,7 +143,7 @@ pub(super) fn pinned(looks: &Looks, survived: &RawSnapshot) -> HashMap<u64, u64>
     let old = of(before);
     let traced: HashMap<u64, &LiveChunk> = survived.chunks.iter().map(|chunk| (chunk.chunk, chunk)).collect();
     let mut pinned = HashMap::new();
-    for (address, chunks) in &looks.chunks {
+    for (address, chunks) in &after.chunks {
         let is_made = survived.contexts.get(address).is_some_and(|context| context.made_by.is_some());
         let Some(usage) = after.at(*address).and_then(|context| context.usage.as_ref()) else { continue };
         if is_made {

@@ -143,13 +143,15 @@ impl<'a> Recorder<'a> {
         let expected_slowdown = self.count().await?;
 
         let memory_of = || status(pid).ok().and_then(|status| status.memory);
-        let mut looks = Looks { before: self.look(), ..Looks::default() };
         let memory_start = memory_of();
         let started = jiff::Timestamp::now();
         let cpu_before = cpu_time(pid).unwrap_or_default();
         let record_start = Instant::now();
         let record_start_ns = monotonic_ns();
         self.tracer.control().advance(Phase::Count, Phase::Record);
+        // While everything is recorded, so that what is allocated meanwhile is known.
+        let mut looks = Looks { before: self.look(), ..Looks::default() };
+        self.watchdog.beat();
         let stop = self.phase("recording", self.options.duration, true).await?;
         let recorded_for = record_start.elapsed();
         let cpu_ns = cpu_time(pid).unwrap_or_default().since(cpu_before).total_ns;
@@ -157,10 +159,13 @@ impl<'a> Recorder<'a> {
             self.say_that_it_was_full(recorded_for);
         }
 
+        // Likewise.
+        looks.recorded = self.look();
+        let memory_recorded = memory_of();
         self.tracer.control().advance(Phase::Record, Phase::Settle);
         self.watchdog.beat();
-        looks.recorded = self.look();
         let recorded = self.snapshot()?;
+        self.walk_chunks(looks.recorded.as_mut(), looks.before.as_ref(), &recorded);
         let mut end = stop;
         let settle_start = Instant::now();
         let ended = matches!(stop, Stop::Exited | Stop::Replaced | Stop::Interrupted);
@@ -189,10 +194,7 @@ impl<'a> Recorder<'a> {
         self.tracer.control().advance(Phase::Settle, Phase::Off);
         self.watchdog.beat();
         let survived = self.snapshot()?;
-        if let Some(observed) = &self.observed {
-            looks.walk_chunks(observed, &survived);
-            self.watchdog.beat();
-        }
+        self.walk_chunks(looks.survived.as_mut(), looks.before.as_ref(), &survived);
         let counters = self.tracer.counters()?;
         let hits = self.tracer.site_hits()?;
         self.sort_unknown_code();
@@ -219,6 +221,7 @@ impl<'a> Recorder<'a> {
             end: end.reason(),
             cpu_ns,
             memory_start,
+            memory_recorded,
             memory_end,
             expected_slowdown,
             counters,
@@ -405,6 +408,14 @@ impl<'a> Recorder<'a> {
     /// The contexts as they are now, if the process can be read.
     fn look(&self) -> Option<Look> {
         Look::take(self.observed.as_ref(), monotonic_ns())
+    }
+
+    fn walk_chunks(&self, look: Option<&mut Look>, before: Option<&Look>, snapshot: &RawSnapshot) {
+        if let (Some(look), Some(observed)) = (look, &self.observed) {
+            self.watchdog.beat();
+            look.walk_chunks(observed, before, snapshot);
+            self.watchdog.beat();
+        }
     }
 
     fn snapshot(&mut self) -> Result<RawSnapshot, CaptureError> {

@@ -37,6 +37,8 @@ pub struct Recording {
     pub cpu_ns: u64,
     /// Its memory when recording began.
     pub memory_start: Option<Memory>,
+    /// Its memory when recording ended.
+    pub memory_recorded: Option<Memory>,
     /// Its memory when settling ended.
     pub memory_end: Option<Memory>,
     /// What was expected of it.
