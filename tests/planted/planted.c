@@ -209,6 +209,32 @@ planted_transient(int32 count, Size size)
 	return held;
 }
 
+/* Keeps each hundredth of some chunks, the first of them, and frees the others when all are there. */
+FRAME int64
+planted_leak_sparse(int32 count, Size size)
+{
+	MemoryContext old = MemoryContextSwitchTo(context());
+	void	  **others = malloc(sizeof(void *) * (count > 0 ? count : 1));
+	int64		held = 0;
+
+	if (others == NULL)
+		abort();
+	for (int32 i = 0; i < count; i++)
+	{
+		void	   *chunk = palloc(size);
+
+		others[i] = i % 100 == 0 ? NULL : chunk;
+		if (others[i] == NULL)
+			held += keep(chunk);
+	}
+	for (int32 i = 0; i < count; i++)
+		if (others[i] != NULL)
+			pfree(others[i]);
+	free(others);
+	MemoryContextSwitchTo(old);
+	return held;
+}
+
 /* Raises the error that `kind` names; see planted_error in SQL. */
 FRAME void
 planted_fail(int32 kind)
@@ -350,6 +376,13 @@ Datum
 planted_in_flight(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_INT64(planted_transient(COUNT, SIZE));
+}
+
+PG_FUNCTION_INFO_V1(planted_sparse);
+Datum
+planted_sparse(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(planted_leak_sparse(COUNT, SIZE));
 }
 
 PG_FUNCTION_INFO_V1(planted_many_paths);

@@ -3,6 +3,7 @@
 
 mod agreement;
 mod common;
+mod contexts;
 mod debugger;
 mod differential;
 mod exact;

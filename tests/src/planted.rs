@@ -54,6 +54,8 @@ impl Call {
     pub const KEEP_CONTEXT: Self = call("planted_keep_context", "int, bigint", "planted_leak_context");
     /// `(count, size)`: each chunk freed before the next is made; bytes that were held for a moment.
     pub const IN_FLIGHT: Self = call("planted_in_flight", "int, bigint", "planted_transient");
+    /// `(count, size)`: each hundredth of so many chunks stays, the others are freed; bytes held.
+    pub const SPARSE: Self = call("planted_sparse", "int, bigint", "planted_leak_sparse");
     /// `(count, size)`: as PALLOC by each of `planted_path_00` … `39`, through `planted_hub`; bytes held.
     pub const MANY_PATHS: Self = call("planted_many_paths", "int, bigint", "planted_leak_palloc");
     /// `(count, size)`: as PALLOC by each of `planted_leaf_00` … `39`, below `planted_root`; bytes held.
@@ -80,7 +82,7 @@ impl Call {
         call("planted_subtransaction", "int, bigint, int", "planted_leak_palloc");
 
     /// Every function there is.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::PALLOC,
         Self::PALLOC0,
         Self::HUGE,
@@ -91,6 +93,7 @@ impl Call {
         Self::CHURN,
         Self::KEEP_CONTEXT,
         Self::IN_FLIGHT,
+        Self::SPARSE,
         Self::MANY_PATHS,
         Self::MANY_LEAVES,
         Self::NULL,
