@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod build;
+mod cases;
 mod demo;
 mod forward;
 mod kernels;
@@ -28,6 +29,7 @@ enum Command {
     Setup(setup::Setup),
     Build(build::Build),
     Bench(bench::Bench),
+    Cases(cases::Cases),
     Demo(demo::Demo),
     Test(test::Test),
     Licences(licences::Licences),
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Command::Setup(command) => command.run(),
         Command::Build(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Cases(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Test(command) => command.run(),
         Command::Licences(command) => command.run(),

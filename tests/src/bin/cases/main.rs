@@ -1,0 +1,191 @@
+//! Real leaks of released servers, one folder each: does a capture name what leaks, and nothing in
+//! the build in which it was mended?
+
+mod case;
+mod judge;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use pgleak::profile::judge;
+use pgleak_tests::{
+    Build,
+    pgleak::{Running, command},
+};
+use xtask::postgres::{NpmBuild, OsUser};
+use xtask::workspace;
+
+use crate::{
+    case::{Case, Stage},
+    judge::Findings,
+};
+
+/// How long is recorded, unless it is said on the command line.
+const SECONDS: u64 = 10;
+/// One round of iterations takes about this long.
+const ROUND: Duration = Duration::from_millis(800);
+const PATIENCE: Duration = Duration::from_secs(60);
+const FIRST_PORT: u16 = 5810;
+
+struct Options {
+    dir: PathBuf,
+    names: Vec<String>,
+    seconds: u64,
+}
+
+fn main() -> ExitCode {
+    match options().and_then(|options| run(&options)) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(wrong) => {
+            eprintln!("{wrong} cases are not told as they are");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn options() -> Result<Options> {
+    let mut arguments = std::env::args().skip(1);
+    let mut options = Options { dir: PathBuf::new(), names: Vec::new(), seconds: SECONDS };
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--dir" => options.dir = arguments.next().context("--dir needs a directory")?.into(),
+            "--seconds" => options.seconds = arguments.next().context("--seconds needs a number")?.parse()?,
+            name => options.names.push(name.to_owned()),
+        }
+    }
+    Ok(options)
+}
+
+fn run(options: &Options) -> Result<usize> {
+    let mut folders: Vec<PathBuf> = fs::read_dir(&options.dir)
+        .with_context(|| format!("cannot read {}", options.dir.display()))?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.join("case.toml").exists())
+        .collect();
+    folders.sort();
+    let out = workspace::target().join("cases");
+    let (mut wrong, mut checked, mut left_out) = (0, 0, 0);
+    for folder in folders {
+        let case = Case::read(&folder)?;
+        if !options.names.is_empty() && !options.names.contains(&case.name) {
+            continue;
+        }
+        if let Some(why) = case.out_of_reach() {
+            println!("{:34} left out: {why}", case.name);
+            left_out += 1;
+            continue;
+        }
+        for (version, leaks) in [(&case.npm_leaking, true), (&case.npm_control, false)] {
+            if version.is_empty() {
+                continue;
+            }
+            let name = format!("{} {}", case.name, if leaks { "leaking" } else { "control" });
+            let artifacts = out.join(name.replace(' ', "-"));
+            let port = FIRST_PORT + 2 * checked as u16;
+            checked += 1;
+            let findings =
+                one(&case, &folder, version, leaks, options.seconds, port, &artifacts).unwrap_or_else(
+                    |error| Findings { wrong: vec![format!("{error:#}")], ..Findings::default() },
+                );
+            fs::write(artifacts.with_extension("json"), serde_json::to_vec_pretty(&findings)?)?;
+            println!("{}", line(&name, version, &case, &findings));
+            wrong += usize::from(!findings.wrong.is_empty());
+        }
+    }
+    println!("{checked} captures checked, {wrong} wrong, {left_out} cases left out");
+    if checked == 0 {
+        bail!("there was nothing to check in {}", options.dir.display());
+    }
+    Ok(wrong)
+}
+
+fn line(name: &str, version: &str, case: &Case, findings: &Findings) -> String {
+    let Findings { headline, rank, class, confidence, share, requested, iterations, wrong } = findings;
+    let seen = if headline.is_empty() {
+        "no suspect".to_owned()
+    } else {
+        format!(
+            "{rank}. {headline}: {class} ({confidence:.2}), {:.0} % of it, {requested:.0} of {} bytes an iteration",
+            share * 100.0,
+            case.requested_bytes_per_iteration
+        )
+    };
+    let result = if wrong.is_empty() { "ok".to_owned() } else { format!("WRONG: {}", wrong.join("; ")) };
+    format!("{name:42} {version:16} {iterations:6} iterations  {seen}  {result}")
+}
+
+fn one(
+    case: &Case,
+    folder: &Path,
+    version: &str,
+    leaks: bool,
+    seconds: u64,
+    port: u16,
+    artifacts: &Path,
+) -> Result<Findings> {
+    let _ = fs::remove_dir_all(artifacts);
+    fs::create_dir_all(artifacts.parent().context("below target")?)?;
+    let user = OsUser::for_servers()?;
+    // As long as this program, which is as long as it is used.
+    let version: &'static str = Box::leak(version.to_owned().into_boxed_str());
+    let major = version.split('.').next().unwrap_or_default().parse()?;
+    let build = NpmBuild { major, version };
+    build.unpack(&user)?;
+    let client = Build::newest_packaged()?.bin;
+    let stage = Stage::set(folder, &build.directory(&user)?.join("bin"), &client, port)?;
+    let (warm_up, most) = stage.iterations()?;
+    stage.load(warm_up)?;
+    let pid = stage.pid()?.to_string();
+    let duration = format!("{seconds}s");
+    let mut capture = command(["capture", "--pid", &pid, "--duration", &duration, "--settle", "2s"])?;
+    capture.args(["--map-memory", "256M", "--max-slowdown", "100"]).arg("--out").arg(artifacts);
+    let running = Running::spawn(&mut capture)?;
+    running.wait_for("recording for", PATIENCE)?;
+    let iterations = load_for(&stage, Duration::from_secs(seconds), most)?;
+    let finished = running.finish()?;
+    if !finished.status.success() {
+        bail!("pgleak: {}", finished.stderr.lines().last().unwrap_or_default());
+    }
+    let capture = pgleak::render::read_capture(&artifacts.join("capture.json"))?;
+    let verdict = judge(&capture);
+    Ok(if leaks {
+        judge::leaking(case, &capture, &verdict, iterations)
+    } else {
+        judge::control(&verdict, iterations)
+    })
+}
+
+/// Iterations that begin and end within the window, evenly: as many as fit, and at most `most`.
+fn load_for(stage: &Stage, window: Duration, most: u64) -> Result<u64> {
+    let started = Instant::now();
+    let rounds = (window.as_secs_f64() / ROUND.as_secs_f64()) as u64;
+    let (mut all, mut round) = (0, 1);
+    loop {
+        let begun = Instant::now();
+        stage.load(round)?;
+        let each = begun.elapsed().as_secs_f64() / round as f64;
+        if started.elapsed() > window {
+            bail!(
+                "{round} iterations took {:.1?}, longer than there was time: give more --seconds",
+                begun.elapsed()
+            );
+        }
+        all += round;
+        let fitting = (ROUND.as_secs_f64() / each.max(1e-6)) as u64;
+        round = fitting.min(round * 4).min(most / rounds.max(1)).max(1);
+        // Twice as long, since the machine has other work.
+        let next = Duration::from_secs_f64(each * round as f64 * 2.0).max(ROUND);
+        if all + round > most || started.elapsed() + next > window {
+            return Ok(all);
+        }
+        std::thread::sleep(ROUND.saturating_sub(begun.elapsed()));
+    }
+}
