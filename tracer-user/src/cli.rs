@@ -94,6 +94,9 @@ pub struct CaptureArgs {
     /// Capture whatever it costs.
     #[arg(long)]
     pub force: bool,
+    /// Keep the literals of the statements that it runs; otherwise they are `?` in every artifact.
+    #[arg(long)]
+    pub show_queries: bool,
     /// Kernel memory for the maps (64M, 1G).
     #[arg(long, default_value = "64M", value_parser = bytes)]
     pub map_memory: u64,

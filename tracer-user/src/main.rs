@@ -242,6 +242,7 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
             settle: args.settle,
             max_slowdown: args.max_slowdown,
             force: args.force,
+            show_queries: args.show_queries,
         },
         map_memory: args.map_memory,
         table_cache: !args.no_table_cache,

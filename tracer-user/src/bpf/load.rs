@@ -317,6 +317,16 @@ impl Tracer {
         Ok(hits.into_iter().map(|(_, hits)| hits).collect())
     }
 
+    /// Bytes that each stack has allocated and that were not freed one by one, by its id.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn held_by_stack(&self) -> Result<std::collections::HashMap<u32, u64>, MapError> {
+        let held =
+            |(stack, totals): (u32, StackTotals)| (stack, totals.held.saturating_sub(totals.freed_held));
+        Ok(self.stack_totals.all()?.into_iter().map(held).filter(|(_, held)| *held > 0).collect())
+    }
+
     /// Looks for dead chunks and asks the programs to sweep them, if the map of live chunks, of
     /// which `live` entries are used, fills up. Every look reads the whole map, so there is one
     /// only after it has grown by an eighth since the last.

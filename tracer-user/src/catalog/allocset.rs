@@ -108,6 +108,9 @@ pub struct Layout {
     pub node_tag: u32,
     /// The tags of contexts of other kinds.
     pub other_tags: OtherTags,
+    /// Where a `PgBackendStatus` has `st_query_id` (`src/include/utils/backend_status.h`, 14 on;
+    /// checked against `pg_stat_activity.query_id` on a server of each).
+    pub query_id: Option<u64>,
     /// How to find the functions without symbols or process; none where the constructor hands
     /// over an index instead of the table (16 on), and where the functions are exported anyway.
     pub static_table: Option<StaticTable>,
@@ -212,7 +215,8 @@ const fn postgresql(
 ) -> Layout {
     let (product, create) = (Product::PostgreSql, CREATE);
     let other_tags = other_tags(major, node_tag);
-    Layout { product, major, methods, create, header, context, node_tag, other_tags, static_table }
+    let query_id = if major < 14 { None } else { Some(424) };
+    Layout { product, major, methods, create, header, context, node_tag, other_tags, query_id, static_table }
 }
 
 const LAYOUTS: [Layout; 7] = [

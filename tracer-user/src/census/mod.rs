@@ -19,7 +19,7 @@ use std::{fmt, time::Duration};
 pub use chunks::{UsedChunk, used_chunks};
 pub use find::{CensusError, Observed};
 pub use json::json;
-pub use read::{Limits, take};
+pub use read::{Limits, take, text};
 pub use table::{Growth, Line, grown, growth_table, largest, lines, table};
 pub use text::masked;
 

@@ -239,7 +239,7 @@ impl<'a> Reader<'a> {
         if let Some(name) = self.names.get(&address) {
             return name.clone();
         }
-        match text(self.memory, AbsAddr(address)) {
+        match text(self.memory, AbsAddr(address), MOST_TEXT) {
             Some(name) => self.names.entry(address).or_insert(name).clone(),
             None => {
                 self.troubles.unreadable += 1;
@@ -250,18 +250,18 @@ impl<'a> Reader<'a> {
 
     /// It may be gone, which the source says of it: no trouble of ours.
     fn ident(&self, address: AbsAddr) -> Option<String> {
-        text(self.memory, address).filter(|ident| !ident.is_empty())
+        text(self.memory, address, MOST_TEXT).filter(|ident| !ident.is_empty())
     }
 }
 
-/// A string, with as few reads as pages allow.
-fn text(memory: &dyn ReadMemory, address: AbsAddr) -> Option<String> {
-    let mut bytes = [0; MOST_TEXT];
+/// A string, cut at `most` bytes, with as few reads as pages allow.
+pub fn text(memory: &dyn ReadMemory, address: AbsAddr, most: usize) -> Option<String> {
+    let mut bytes = vec![0; most];
     let in_page = (4096 - address.0 % 4096) as usize;
-    let mut known = MOST_TEXT;
+    let mut known = most;
     if memory.read(address, &mut bytes).is_err() {
         // The page after it may not be there.
-        known = in_page.min(MOST_TEXT);
+        known = in_page.min(most);
         memory.read(address, &mut bytes[..known]).ok()?;
     }
     let end = bytes[..known].iter().position(|byte| *byte == 0).unwrap_or(known);

@@ -16,7 +16,7 @@ pub use locate::{FoundBy, LocatedFunction, locate};
 pub use plan::{ProbeError, ProbePlan, plan};
 pub use site::{CostClass, ProbeSite, choose_site};
 pub use static_table::by_static_table;
-pub use symbols::{by_dynamic_symbols, by_full_symbols, constructor};
+pub use symbols::{by_dynamic_symbols, by_full_symbols, constructor, exported_variable};
 
 #[cfg(test)]
 mod fixture;

@@ -101,6 +101,11 @@ pub(super) fn exported_function(
     function_at(image, ranges, address).ok_or(MethodFailure::NotAFunction { what: name, address })
 }
 
+/// Where a server binary has a variable that it exports.
+pub fn exported_variable(image: &Image, name: &'static str) -> Option<VirtAddr> {
+    exported(image, name).ok()
+}
+
 /// The address of an exported symbol; the full table helps where the exports were trimmed.
 pub(super) fn exported(image: &Image, name: &'static str) -> Result<VirtAddr, MethodFailure> {
     let elf = image.elf()?;

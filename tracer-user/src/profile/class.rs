@@ -91,8 +91,12 @@ impl Course {
     }
 }
 
-/// Classes a place by its survivors in equal slices of a record window.
-pub(super) fn classify(slices: &[Tally], record_ns: u64) -> Course {
+/// Less than this part of all allocations was released: nothing, but for some that were in flight.
+const HARDLY_RELEASED: f64 = 0.02;
+
+/// Classes a place by its survivors in equal slices of a record window, and by the part of all its
+/// allocations that was released.
+pub(super) fn classify(slices: &[Tally], record_ns: u64, released: f64) -> Course {
     let seconds = record_ns as f64 / 1e9;
     let held: u64 = slices.iter().map(|slice| slice.held).sum();
     let count: u64 = slices.iter().map(|slice| slice.count).sum();
@@ -121,7 +125,8 @@ pub(super) fn classify(slices: &[Tally], record_ns: u64) -> Course {
     if count >= FLOOR.chunks
         && course.steady_per_second >= FLOOR.bytes_per_second
         && everywhere
-        && steady.early >= HARDLY_ANY
+        // Where nothing is released, few old ones only mean that there were few.
+        && (steady.early >= HARDLY_ANY || released < HARDLY_RELEASED)
         && steady.late >= HARDLY_ANY
     {
         course.class = Class::Leak;
@@ -180,6 +185,40 @@ pub(super) fn classify(slices: &[Tally], record_ns: u64) -> Course {
     (course.class, course.reason) = (class, reason);
     course
 }
+
+/// What is soon replaced and grows all the same: each chunk is young, and there is more of them, or
+/// they are larger, at the end of nearly every slice. `held` is what was there then.
+pub(super) fn grows_by_replacement(course: &mut Course, held: &[u64], record_ns: u64) {
+    let third = held.len() / 3;
+    if held.len() < MIN_SLICES || third == 0 || course.class == Class::Cache {
+        return;
+    }
+    let mean = |part: &[u64]| part.iter().sum::<u64>() as f64 / part.len() as f64;
+    let (early, late) = (mean(&held[..third]), mean(&held[held.len() - third..]));
+    let rises = held.windows(2).filter(|pair| pair[1] > pair[0]).count();
+    let seconds = record_ns as f64 / 1e9 * 2.0 / 3.0;
+    let per_second = (late - early) / seconds.max(f64::EPSILON);
+    let often = rises as f64 / (held.len() - 1) as f64;
+    if early > 0.0
+        && late >= early * LEAST_GROWTH
+        && often >= FLOOR.slices
+        && per_second >= FLOOR.bytes_per_second
+    {
+        course.class = Class::Leak;
+        course.growth_per_second = per_second;
+        course.steady_per_second = per_second;
+        course.confidence = often * (1.0 - early / late);
+        course.reason = format!(
+            "its chunks are released, but each time for more: it held more at the end of {rises} of {} time \
+             slices than before, {:.1} times as much late as early",
+            held.len() - 1,
+            late / early
+        );
+    }
+}
+
+/// What grows by replacement has at least doubled, which chance does not do in as many steps.
+const LEAST_GROWTH: f64 = 2.0;
 
 /// How sure a leak is: many survivors, from all slices, and as many late as early. Eight chunks
 /// at the floor are worth a half, some hundred steady ones nearly one.
@@ -286,7 +325,7 @@ mod tests {
             .iter()
             .map(|count| Tally { count: *count, requested: count * bytes, held: count * bytes })
             .collect();
-        classify(&slices, 10_000_000_000)
+        classify(&slices, 10_000_000_000, 0.5)
     }
 
     #[test]
@@ -313,7 +352,7 @@ mod tests {
     fn growth_by_doubling_is_a_leak_though_its_first_bytes_are_few() {
         let slices: Vec<Tally> =
             (0..10).map(|i| Tally { count: 2, requested: 1_000 << i, held: 1_000 << i }).collect();
-        let course = classify(&slices, 10_000_000_000);
+        let course = classify(&slices, 10_000_000_000, 0.5);
         assert_eq!(course.class, Class::Leak, "{}", course.reason);
     }
 
@@ -330,6 +369,16 @@ mod tests {
         assert_eq!(of(&[0, 0, 0, 0, 0, 0, 0, 0, 40, 700], 1_000).class, Class::InFlight);
         // One entry that is replaced again and again.
         assert_eq!(of(&[0, 0, 0, 0, 0, 0, 0, 0, 1, 0], 9_000).class, Class::InFlight);
+    }
+
+    #[test]
+    fn what_is_never_released_is_a_leak_however_it_speeds_up() {
+        let slices: Vec<Tally> =
+            (0..10).map(|i| Tally { count: 1 << i, requested: 500 << i, held: 500 << i }).collect();
+        assert_eq!(classify(&slices, 10_000_000_000, 0.5).class, Class::Unclear);
+        let course = classify(&slices, 10_000_000_000, 0.0);
+        assert_eq!(course.class, Class::Leak, "{}", course.reason);
+        assert!(course.reason.contains("it speeds up"), "{}", course.reason);
     }
 
     #[test]

@@ -6,8 +6,8 @@ pub use model::SCHEMA;
 
 pub use model::{
     Capture, ContextGrowth, ContextId, ContextPlace, CounterValue, EndReason, Frame, FrameId, FrameName,
-    Group, MemoryGrowth, Module, ModuleId, Profile, SiteReport, Slice, Stack, StackEnd, StackId,
-    StackSummary, Tally, Target, Tool, What, Window,
+    Group, MemoryGrowth, Module, ModuleId, Profile, Query, QueryShare, SiteReport, Slice, Stack, StackEnd,
+    StackId, StackSummary, Tally, Target, Tool, What, Window,
 };
 
 mod class;

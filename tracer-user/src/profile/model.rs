@@ -119,6 +119,10 @@ pub struct Stack {
     pub end: StackEnd,
     /// What happened to all that was allocated with it.
     pub summary: StackSummary,
+    /// Bytes that were allocated and not freed one by one at the end of each time slice, so that
+    /// growth shows even where each chunk is soon replaced by a larger one; empty if that was not seen.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held_over_time: Vec<u64>,
 }
 
 /// What became of all chunks that one stack allocated while recording. What is in none of the
@@ -155,6 +159,9 @@ pub struct Group {
     /// recording, and the free chunks between them.
     #[serde(default)]
     pub pinned: u64,
+    /// The statements that it was allocated in, the most frequent first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queries: Vec<QueryShare>,
     /// `survived` by the time of birth: one entry for each of [`Window::slices`].
     pub slices: Vec<Tally>,
 }
@@ -164,6 +171,26 @@ impl Group {
     pub fn weight(&self) -> u64 {
         self.survived.held.saturating_add(self.pinned)
     }
+}
+
+/// A statement that the process was seen at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Query {
+    /// Its id as `pg_stat_statements` knows it, if the server computes ids.
+    pub id: Option<i64>,
+    /// Its text, cut; without literals unless they were asked for.
+    pub statement: String,
+    /// How often it was seen.
+    pub samples: u64,
+}
+
+/// How much of a group was allocated while a statement ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueryShare {
+    /// Index into [`Capture::queries`].
+    pub query: u32,
+    /// Chunks and contexts.
+    pub count: u64,
 }
 
 /// Stacks with what they hold, and frames of type `F`.
@@ -446,6 +473,9 @@ pub struct Capture {
     pub modules: Vec<Module>,
     /// What was found.
     pub profile: Profile<Frame>,
+    /// Statements that the process was seen at, as often as was looked.
+    #[serde(default)]
+    pub queries: Vec<Query>,
     /// The contexts before and after; `None` if they could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryGrowth>,

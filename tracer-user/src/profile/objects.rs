@@ -8,67 +8,121 @@ use super::{
     tree::{FunctionId, Tree},
 };
 
-/// What makes the entries of a cache, and what an entry is of.
+/// A cache of objects (`src/backend/utils/cache/relcache.c`, `catcache.c`).
 struct Cache {
-    /// The function that makes an entry, or the nearest one with a name in a stripped server.
+    /// Functions that make its entries.
     builders: &'static [&'static str],
+    /// Functions that call these, and that a stripped server still has names of.
+    gates: &'static [&'static str],
     objects: &'static str,
 }
 
-/// `src/backend/utils/cache/relcache.c` and `catcache.c`.
-const CACHES: &[Cache] = &[
-    Cache { builders: &["RelationBuildDesc", "AllocateRelationDesc"], objects: "relation" },
-    Cache { builders: &["CatalogCacheCreateEntry"], objects: "catalog row" },
+const CACHES: [Cache; 2] = [
+    Cache {
+        builders: &["RelationBuildDesc", "AllocateRelationDesc"],
+        gates: &["RelationIdGetRelation"],
+        objects: "relation",
+    },
+    Cache {
+        builders: &["CatalogCacheCreateEntry"],
+        gates: &[
+            "SearchCatCache",
+            "SearchCatCache1",
+            "SearchCatCache2",
+            "SearchCatCache3",
+            "SearchCatCache4",
+            "SearchCatCacheList",
+        ],
+        objects: "catalog row",
+    },
+];
+
+/// Contexts in which other parts of the server keep something for each relation or catalog row:
+/// open files, statistics, indexes, rules, partitions, policies.
+const KEPT_WITH_OBJECTS: [&str; 13] = [
+    "CacheMemoryContext",
+    "index info",
+    "relation rules",
+    "partition descriptor",
+    "partition key",
+    "row security descriptor",
+    "publication description",
+    "dynahash smgr relation table",
+    "dynahash Relcache by OID",
+    "MdSmgr",
+    "PgStat Shared Ref",
+    "PgStat Shared Ref Hash",
+    "PgStat Pending",
 ];
 
 /// The most chunks that one entry has on one call path: a table has at most 1,600 columns, but hardly
 /// one in a hundred has as many as this.
 const MOST_A_PATH: u64 = 64;
+/// The most chunks that is kept elsewhere for one object on one call path.
+const MOST_BESIDE: u64 = 2;
 
-/// Tells what such a cache keeps from what is lost while one is built.
+/// Tells what such caches keep from what is lost while one is built.
 pub(super) struct ObjectCaches {
-    /// The functions of each cache, and how many of its entries survive.
-    caches: Vec<(Vec<FunctionId>, u64)>,
+    caches: Vec<Known>,
+}
+
+struct Known {
+    functions: Vec<FunctionId>,
+    /// How many entries survive.
+    entries: u64,
+    objects: &'static str,
 }
 
 impl ObjectCaches {
-    /// Counts the entries: each is one chunk that a builder allocates itself.
+    /// Counts the entries: each is a chunk that a builder allocates itself.
     pub(super) fn new(tree: &Tree<'_>, survivors: impl Fn(StackId) -> u64) -> Self {
-        let mut caches: Vec<(Vec<FunctionId>, u64)> = CACHES.iter().map(|_| (Vec::new(), 0)).collect();
         let ids: HashMap<&str, FunctionId> = tree.named().collect();
-        for ((functions, _), cache) in caches.iter_mut().zip(CACHES) {
-            functions.extend(cache.builders.iter().filter_map(|name| ids.get(name)));
-        }
-        for stack in tree.stacks() {
-            let Some(innermost) = tree.innermost(stack) else { continue };
-            for (functions, entries) in &mut caches {
-                if functions.contains(&innermost) {
-                    // A builder allocates more than one thing for an entry: the most frequent path
-                    // is counted, and not the sum.
-                    *entries = (*entries).max(survivors(stack));
-                }
-            }
-        }
-        Self { caches }
+        let found =
+            |names: &[&str]| names.iter().filter_map(|name| ids.get(name).copied()).collect::<Vec<_>>();
+        let caches = CACHES.iter().map(|cache| {
+            let (builders, gates) = (found(cache.builders), found(cache.gates));
+            let makes_entries = |stack: &StackId| {
+                tree.innermost(*stack).is_some_and(|innermost| {
+                    builders.contains(&innermost)
+                        || tree.function(innermost).nameless
+                            && tree.caller_of_nameless(*stack).is_some_and(|id| gates.contains(&id))
+                })
+            };
+            // A builder allocates more than one thing for an entry: the most frequent path counts, and
+            // not the sum.
+            let entries = tree.stacks().filter(makes_entries).map(&survivors).max().unwrap_or(0);
+            Known { functions: [builders, gates].concat(), entries, objects: cache.objects }
+        });
+        Self { caches: caches.collect() }
     }
 
-    /// What the entries are of, if all of these stacks build entries that survive as well.
+    /// What the entries are of, if all of these stacks build entries that survive as well, or keep
+    /// something for each in `contexts`.
     pub(super) fn explains(
         &self,
         tree: &Tree<'_>,
         stacks: &[StackId],
+        contexts: &[String],
         survivors: impl Fn(StackId) -> u64,
     ) -> Option<&'static str> {
+        let most = self.caches.iter().max_by_key(|cache| cache.entries).filter(|cache| cache.entries > 0)?;
+        let all: u64 = self.caches.iter().map(|cache| cache.entries).sum();
+        let are_kept_beside = contexts.iter().all(|name| KEPT_WITH_OBJECTS.contains(&name.as_str()));
         let mut objects = None;
         for stack in stacks.iter().filter(|stack| survivors(**stack) > 0) {
-            let cache = self.caches.iter().zip(CACHES).find(|((functions, _), _)| {
-                functions.iter().any(|function| tree.position(*stack, *function).is_some())
-            });
-            let ((_, entries), cache) = cache?;
-            if survivors(*stack) > entries.saturating_mul(MOST_A_PATH) {
+            let through = |cache: &&Known| {
+                cache.functions.iter().any(|function| tree.position(*stack, *function).is_some())
+            };
+            let cache = self.caches.iter().find(through);
+            let (limit, of) = match cache {
+                Some(cache) => (cache.entries.saturating_mul(MOST_A_PATH), cache.objects),
+                None if are_kept_beside => (all.saturating_mul(MOST_BESIDE), most.objects),
+                None => return None,
+            };
+            if survivors(*stack) > limit {
                 return None;
             }
-            objects = objects.or(Some(cache.objects));
+            objects = objects.or(Some(of));
         }
         objects
     }

@@ -51,6 +51,9 @@ pub struct Place {
     pub hottest: Vec<Step>,
     /// How long most of it lives.
     pub life: Life,
+    /// The statement during which most of it was allocated, as an index into
+    /// [`super::Capture::queries`], and that part of it.
+    pub query: Option<(u32, f64)>,
 }
 
 impl Place {
@@ -180,6 +183,7 @@ impl<'t, 'a> Members<'t, 'a> {
             made,
             slices,
             life: self.life(),
+            query: self.query(),
             contexts,
             children: function.map_or_else(Vec::new, |function| self.children(function)),
             paths: paths.len(),
@@ -208,6 +212,22 @@ impl<'t, 'a> Members<'t, 'a> {
             return Life::Process;
         }
         held.into_iter().max_by_key(|(_, held)| *held).map_or(Life::Process, |(life, _)| life)
+    }
+
+    /// Labels of all contexts that it holds something in.
+    pub(super) fn context_labels(&self) -> Vec<String> {
+        self.contexts().into_iter().map(|share| share.name).collect()
+    }
+
+    /// The statement that most of it was allocated in.
+    fn query(&self) -> Option<(u32, f64)> {
+        let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
+        for share in self.parts.iter().flat_map(|(group, _)| &group.queries) {
+            *counts.entry(share.query).or_default() += share.count;
+        }
+        let all: u64 = self.parts.iter().map(|(group, _)| group.survived.count).sum();
+        let (query, count) = counts.into_iter().max_by_key(|(query, count)| (*count, Reverse(*query)))?;
+        Some((query, count as f64 / all.max(1) as f64))
     }
 
     /// What is held in contexts of each name.

@@ -80,6 +80,7 @@ impl Maker {
                     contexts: Vec::new(),
                     groups: Vec::new(),
                 },
+                queries: Vec::new(),
                 memory: None,
                 counters: Vec::new(),
                 notes: Vec::new(),
@@ -128,7 +129,8 @@ impl Maker {
         let frames: Vec<FrameId> = path.split(" < ").map(|name| self.frame(name)).collect();
         let stacks = &mut self.capture.profile.stacks;
         let at = stacks.iter().position(|stack| stack.frames == frames).unwrap_or_else(|| {
-            stacks.push(Stack { frames, end: StackEnd::Bottom, summary: StackSummary::default() });
+            let summary = StackSummary::default();
+            stacks.push(Stack { frames, end: StackEnd::Bottom, summary, held_over_time: Vec::new() });
             stacks.len() - 1
         });
         // As much again was allocated and freed, and as much ended with its context.
@@ -150,6 +152,7 @@ impl Maker {
             recorded,
             survived,
             pinned: 0,
+            queries: Vec::new(),
             slices,
         });
     }

@@ -104,6 +104,16 @@ impl<'a> Tree<'a> {
         self.profile.place(group)
     }
 
+    /// The nearest caller with a name of the functions without one that a stack's wrappers are called
+    /// by.
+    pub(super) fn caller_of_nameless(&self, stack: StackId) -> Option<FunctionId> {
+        let mut callers = self.path(stack).iter().map(|step| step.function);
+        callers.find(|id| {
+            let function = self.function(*id);
+            !function.nameless && function.role != Role::Wrapper
+        })
+    }
+
     /// Every function that has a name.
     pub(super) fn named(&self) -> impl Iterator<Item = (&'a str, FunctionId)> {
         let ids = (0..self.functions.len()).map(FunctionId);

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::{
     Capture, Class, Course, EndReason, Group, Life, Place, StackId, Tally, What,
-    class::{FLOOR, classify},
+    class::{FLOOR, classify, grows_by_replacement},
     life,
     objects::ObjectCaches,
     place::{Head, Members},
@@ -280,7 +280,10 @@ impl<'a> Judge<'a> {
     fn judge_place(&self, head: Head, stacks: &[StackId], search: &Search) -> Option<Place> {
         let members = Members::new(self.tree, stacks, |stack| &self.groups[stack.0 as usize], search.tally);
         let slices = members.slices(self.capture.window.slices.len());
-        let mut course = classify(&slices, self.capture.window.record_ns);
+        let mut course = classify(&slices, self.capture.window.record_ns, self.released(stacks));
+        if matches!(course.class, Class::InFlight | Class::Unclear) {
+            grows_by_replacement(&mut course, &self.held_over_time(stacks), self.capture.window.record_ns);
+        }
         let not_recorded = not_recorded(self.capture) > 0;
         if course.class == Class::Cache && not_recorded {
             course.class = Class::Unclear;
@@ -288,10 +291,36 @@ impl<'a> Judge<'a> {
         }
         if course.class == Class::Leak {
             let survivors = |stack: StackId| survivors(&self.groups[stack.0 as usize]);
-            let objects = self.objects.explains(self.tree, stacks, survivors);
+            let contexts = members.context_labels();
+            let objects = self.objects.explains(self.tree, stacks, &contexts, survivors);
             course.of_what_kind(members.life(), objects);
         }
         (search.wanted)(&course).then(|| members.describe(head, course, slices))
+    }
+
+    /// What these stacks held at the end of each slice; nothing if some of it went with a reset, since
+    /// it is not known when.
+    fn held_over_time(&self, stacks: &[StackId]) -> Vec<u64> {
+        let mut sums = vec![0; self.capture.window.slices.len()];
+        for stack in stacks.iter().filter_map(|stack| self.capture.profile.stacks.get(stack.0 as usize)) {
+            if stack.summary.reset.held > 0 {
+                return Vec::new();
+            }
+            for (sum, held) in sums.iter_mut().zip(&stack.held_over_time) {
+                *sum += held;
+            }
+        }
+        sums
+    }
+
+    /// The part of all allocations of these stacks that was freed, or went with a reset.
+    fn released(&self, stacks: &[StackId]) -> f64 {
+        let (mut allocated, mut released) = (0u64, 0u64);
+        for stack in stacks.iter().filter_map(|stack| self.capture.profile.stacks.get(stack.0 as usize)) {
+            allocated += stack.summary.allocated.count;
+            released += stack.summary.freed.count + stack.summary.reset.count;
+        }
+        released as f64 / allocated.max(1) as f64
     }
 
     fn survived(&self, stack: StackId) -> Tally {

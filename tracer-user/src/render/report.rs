@@ -21,7 +21,7 @@ pub fn report(capture: &Capture) -> String {
     let verdict = judge(capture);
     let mut page = Page::default();
     answer(&mut page, capture, &verdict);
-    suspects(&mut page, &verdict);
+    suspects(&mut page, capture, &verdict);
     other_places(&mut page, &verdict);
     totals(&mut page, capture, &verdict);
     process(&mut page, capture);
@@ -124,11 +124,16 @@ fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
         page.hang("", "The recording is incomplete, see LOSSES below.");
     }
     if let Some(more) = unexplained(capture, verdict) {
+        let (than, because) = match &capture.memory {
+            Some(_) => ("its memory contexts", "by memory that PostgreSQL gave back and libc keeps"),
+            None => {
+                ("this explains", "by other kinds of context, or by blocks that a few chunks keep in use")
+            }
+        };
         page.hang(
             "",
             &format!(
-                "The process grew by {} more than its memory contexts: by malloc of libraries or JIT, or by \
-                 memory that PostgreSQL gave back and libc keeps.",
+                "The process grew by {} more than {than}: by malloc of libraries or JIT, or {because}.",
                 bytes(more)
             ),
         );
@@ -171,14 +176,14 @@ fn contexts_in_short(place: &Place) -> String {
     }
 }
 
-fn suspects(page: &mut Page, verdict: &Verdict) {
+fn suspects(page: &mut Page, capture: &Capture, verdict: &Verdict) {
     if verdict.suspects.is_empty() {
         return;
     }
     page.heading("SUSPECTS, by bytes held (in parentheses: allocator helpers, and what all work runs below)");
     for (index, place) in verdict.suspects.iter().take(MOST_SUSPECTS).enumerate() {
         page.blank();
-        suspect(page, index + 1, place, verdict.process_ended);
+        suspect(page, index + 1, place, &capture.queries, verdict.process_ended);
     }
     if let Some(more) = verdict.suspects.get(MOST_SUSPECTS..).filter(|more| !more.is_empty()) {
         page.blank();

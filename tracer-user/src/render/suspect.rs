@@ -4,7 +4,7 @@ use super::{
     page::Page,
     units::{bytes, count, counted, exact_bytes, percent, rate},
 };
-use crate::profile::{Class, Place, Step, wrappers::Role};
+use crate::profile::{Class, Place, Query, Step, wrappers::Role};
 
 /// The most lines of the hottest path; the middle of a longer one is left out.
 const MOST_STEPS: usize = 16;
@@ -12,11 +12,14 @@ const MOST_STEPS: usize = 16;
 /// Contexts of a suspect that are named.
 const MOST_CONTEXTS: usize = 6;
 
+/// The most characters of a statement.
+const MOST_STATEMENT: usize = 240;
+
 /// Nothing that was seen for some seconds is surer.
 const MOST_CONFIDENCE: f64 = 0.99;
 
 /// A suspect in full.
-pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, process_ended: bool) {
+pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, queries: &[Query], process_ended: bool) {
     let course = &place.course;
     // What was held by a process that ended is no leak by itself.
     let class = if process_ended { "GREW".to_owned() } else { course.class.name().to_uppercase() };
@@ -24,7 +27,7 @@ pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, process_end
         &format!("{number}. "),
         &format!("{}: {class}, {}", place.head, rate(course.growth_per_second)),
     );
-    let mut field = |name: &str, text: &str| page.hang(&format!("   {name:12} "), text);
+    let mut field = |name: &str, text: &str| page.hang(&format!("   {name:13} "), text);
     if let Some((file, line)) = &place.source {
         field("at", &line.map_or_else(|| file.clone(), |line| format!("{file}:{line}")));
     }
@@ -82,6 +85,14 @@ pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, process_end
             ),
         );
     }
+    let seen = place.query.and_then(|(at, part)| Some((queries.get(at as usize)?, part)));
+    if let Some((query, part)) = seen {
+        let id = query.id.map_or(String::new(), |id| format!("query id {id}: "));
+        let short: String = query.statement.chars().take(MOST_STATEMENT).collect();
+        let cut = if short.len() < query.statement.len() { " …" } else { "" };
+        let part = percent((part * 1000.0) as u64, 1000);
+        field("while running", &format!("{part} of it: {id}{short}{cut}"));
+    }
     let mut lead = "below it";
     for child in &place.children {
         let share = percent(child.held, survived.held);
@@ -89,7 +100,7 @@ pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, process_end
             true => format!("{share:>5}  by itself ({})", child.label),
             false => format!("{share:>5}  {}", child.label),
         };
-        page.line(&format!("   {lead:12} {text}"));
+        page.line(&format!("   {lead:13} {text}"));
         lead = "";
     }
     let paths = counted(place.paths as u64, "call path");
@@ -97,7 +108,7 @@ pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, process_end
         1 => paths,
         _ => format!("{paths}; the hottest has {}", percent(place.hottest_held, survived.held)),
     };
-    page.hang("   reached by   ", &format!("{hottest}, innermost first:"));
+    page.hang("   reached by    ", &format!("{hottest}, innermost first:"));
     path(page, &place.hottest);
 }
 

@@ -10,13 +10,16 @@ use tracer_ebpf::{
     unwind::WalkEnd,
 };
 
-use super::look::{Looks, own_bytes, pinned};
+use super::{
+    History,
+    look::{Looks, own_bytes, pinned},
+};
 use crate::{
     addr::AbsAddr,
     bpf::{RawSnapshot, RawStack},
     profile::{
-        ContextId, ContextPlace, FrameId, Group, Profile, Slice, Stack, StackEnd, StackId, StackSummary,
-        Tally, What,
+        ContextId, ContextPlace, FrameId, Group, Profile, QueryShare, Slice, Stack, StackEnd, StackId,
+        StackSummary, Tally, What,
     },
 };
 
@@ -46,6 +49,11 @@ pub struct Drained {
     pub run_time_code: HashSet<AbsAddr>,
     /// The contexts before, between and after.
     pub looks: Looks,
+    /// What it was running.
+    pub history: History,
+    /// Bytes allocated and not freed by the stacks that have some, at moments while recording
+    /// (`CLOCK_MONOTONIC`).
+    pub held: Vec<(u64, HashMap<u32, u64>)>,
 }
 
 /// Cuts the record window into `count` equal parts.
@@ -77,15 +85,43 @@ pub fn assemble(drained: &Drained, slices: &[Slice]) -> Profile<RawFrame> {
     }
     profile.groups = groups
         .into_values()
-        .map(|(mut group, contexts)| {
-            group.contexts = contexts.len() as u64;
+        .map(|making| {
+            let mut group = making.made();
             group.context = numbers[group.context.0 as usize];
             group
         })
         .collect();
     profile.groups.sort_by_key(|group| (Reverse(group.weight()), group.stack, group.context, group.what));
     summarize(drained, &ids, &mut profile);
+    add_course(drained, &ids, slices, &mut profile);
     profile
+}
+
+/// What each stack held at the end of each slice: the last that was seen in it.
+fn add_course(
+    drained: &Drained,
+    ids: &HashMap<u32, StackId>,
+    slices: &[Slice],
+    profile: &mut Profile<RawFrame>,
+) {
+    let mut last = vec![None; slices.len()];
+    for (ns, held) in &drained.held {
+        if let Some(slice) = slice_of(*ns, drained.record_start_ns, slices) {
+            last[slice] = Some(held);
+        }
+    }
+    if last.iter().any(Option::is_none) {
+        return;
+    }
+    for (slice, held) in last.into_iter().flatten().enumerate() {
+        for (raw, bytes) in held {
+            let Some(stack) = ids.get(raw).and_then(|id| profile.stacks.get_mut(id.0 as usize)) else {
+                continue;
+            };
+            stack.held_over_time.resize(slices.len(), 0);
+            stack.held_over_time[slice] += bytes;
+        }
+    }
 }
 
 /// Groups in the making.
@@ -95,7 +131,27 @@ struct Groups<'a> {
     ids: &'a HashMap<u32, StackId>,
     places: HashMap<ContextPlace, ContextId>,
     /// With the contexts of each.
-    groups: HashMap<(StackId, ContextId, What), (Group, HashSet<u64>)>,
+    groups: HashMap<(StackId, ContextId, What), Making>,
+}
+
+/// A group, its contexts, and how much of it each statement allocated.
+struct Making {
+    group: Group,
+    contexts: HashSet<u64>,
+    queries: HashMap<u32, u64>,
+}
+
+/// The most statements of a group.
+const MOST_QUERIES: usize = 3;
+
+impl Making {
+    fn made(self) -> Group {
+        let mut queries: Vec<QueryShare> =
+            self.queries.into_iter().map(|(query, count)| QueryShare { query, count }).collect();
+        queries.sort_by_key(|share| (Reverse(share.count), share.query));
+        queries.truncate(MOST_QUERIES);
+        Group { contexts: self.contexts.len() as u64, queries, ..self.group }
+    }
 }
 
 impl Groups<'_> {
@@ -148,9 +204,8 @@ impl Groups<'_> {
     ) -> &mut Group {
         let (stack, place, what) = key;
         let slices = self.slices;
-        let (group, contexts) = self.groups.entry(key).or_insert_with(|| {
+        let making = self.groups.entry(key).or_insert_with(|| {
             let none = Tally::default();
-            let slices = vec![none; slices.len()];
             let group = Group {
                 stack,
                 context: place,
@@ -159,13 +214,18 @@ impl Groups<'_> {
                 recorded: none,
                 survived: none,
                 pinned: 0,
-                slices,
+                queries: Vec::new(),
+                slices: vec![none; slices.len()],
             };
-            (group, HashSet::new())
+            Making { group, contexts: HashSet::new(), queries: HashMap::new() }
         });
+        let group = &mut making.group;
         if is_last {
             group.survived += tally;
-            contexts.insert(context);
+            making.contexts.insert(context);
+            if let Some(query) = self.drained.history.at(born_ns) {
+                *making.queries.entry(query).or_default() += 1;
+            }
             if let Some(slice) = slice_of(born_ns, self.drained.record_start_ns, slices) {
                 group.slices[slice] += tally;
             }
@@ -185,6 +245,7 @@ fn intern_stacks(drained: &Drained, profile: &mut Profile<RawFrame>) -> HashMap<
         frames: Vec::new(),
         end: StackEnd::Unknown,
         summary: StackSummary::default(),
+        held_over_time: Vec::new(),
     });
     for raw in &drained.stacks {
         let frames: Vec<FrameId> = raw
@@ -205,6 +266,7 @@ fn intern_stacks(drained: &Drained, profile: &mut Profile<RawFrame>) -> HashMap<
                 frames: frames.clone(),
                 end: *end,
                 summary: StackSummary::default(),
+                held_over_time: Vec::new(),
             });
             StackId(profile.stacks.len() as u32 - 1)
         });

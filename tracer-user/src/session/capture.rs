@@ -15,7 +15,7 @@ use tracing::debug;
 
 use super::{
     CaptureError, Detaching, Interrupts, Prepared, Progress, RecordOptions, Recorder, Recording, assemble,
-    memory_growth, prepare, slices,
+    memory_growth, prepare, record::SLICES, slices,
 };
 use crate::{
     addr::AbsAddr,
@@ -29,10 +29,6 @@ use crate::{
     target::{cgroup_memory, mem_available_bytes},
     unwind::cache::TableCache,
 };
-
-/// Equal parts of the record window: enough to tell a steady leak from a cache that fills, few
-/// enough that a slow leak is in each.
-const SLICES: u64 = 10;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -195,6 +191,7 @@ fn finish(
         sites: sites(prepared, recording),
         modules,
         profile,
+        queries: recording.drained.history.queries.clone(),
         memory: memory_growth(
             &recording.drained.looks,
             &recording.drained.recorded,

@@ -1,5 +1,6 @@
 //! One capture from beginning to end: the only place that sees every stage.
 
+mod activity;
 mod assemble;
 mod capture;
 mod cost;
@@ -14,6 +15,7 @@ mod record;
 mod recording;
 mod signals;
 
+pub use activity::{Activity, History};
 pub use assemble::{Drained, RawFrame, assemble, slices};
 pub use capture::{CaptureOptions, Naming, Ready, capture, ready};
 pub use detach::Detaching;

@@ -1,7 +1,7 @@
 //! Attach, count, record, settle, detach.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     os::fd::{AsRawFd as _, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
@@ -16,8 +16,8 @@ use tracer_ebpf::{
 };
 
 use super::{
-    CaptureError, Detaching, Drained, Figures, Interrupts, Look, Looks, Prepared, Progress, RecordOptions,
-    Recording,
+    Activity, CaptureError, Detaching, Drained, Figures, Interrupts, Look, Looks, Prepared, Progress,
+    RecordOptions, Recording,
     cost::{CostWatch, Sample},
     detach::hand_over,
     recording::Stop,
@@ -29,6 +29,10 @@ use crate::{
     guard::{Decision, Manner, ProbeCosts, Watchdog, Yardstick, decide, expected_slowdown},
     target::{CpuTime, cpu_time, exe_link, status},
 };
+
+/// Equal parts of the record window: enough to tell a steady leak from a cache that fills, few
+/// enough that a slow leak is in each.
+pub(super) const SLICES: u64 = 10;
 
 /// How often everything is looked at.
 const TICK: Duration = Duration::from_millis(50);
@@ -51,7 +55,10 @@ pub struct Recorder<'a> {
     yardstick: Yardstick,
     options: RecordOptions,
     observed: Option<Observed>,
+    activity: Activity,
     stacks: Vec<RawStack>,
+    /// Bytes allocated and not freed, by stack, at moments while recording.
+    held: Vec<(u64, HashMap<u32, u64>)>,
     /// Code outside of every known object that was not looked at yet.
     unknown_code: Vec<AbsAddr>,
     run_time_code: HashSet<AbsAddr>,
@@ -109,6 +116,7 @@ impl<'a> Recorder<'a> {
             return Err(CaptureError::GoneTooEarly { pid });
         }
         let observed = prepared.observed();
+        let activity = Activity::of(prepared, options.show_queries);
         if observed.is_none() {
             notes.push(
                 "the memory contexts of the process cannot be read: their paths and sizes are missing"
@@ -126,7 +134,9 @@ impl<'a> Recorder<'a> {
             yardstick: Yardstick::new(costs, untouched),
             options,
             observed,
+            activity,
             stacks: Vec::new(),
+            held: Vec::new(),
             unknown_code: Vec::new(),
             run_time_code: HashSet::new(),
             loads: 0,
@@ -212,6 +222,8 @@ impl<'a> Recorder<'a> {
             exited,
             run_time_code: self.run_time_code,
             looks,
+            history: self.activity.end(),
+            held: self.held,
         };
         Ok(Recording {
             drained,
@@ -372,6 +384,15 @@ impl<'a> Recorder<'a> {
         self.drain();
         let counters = self.tracer.counters()?;
         let live = counters.get(Counter::LiveInserted).saturating_sub(counters.get(Counter::LiveRemoved));
+        if self.tracer.control().phase() == Some(Phase::Record) {
+            let now = monotonic_ns();
+            self.activity.look(now);
+            // Twice in each slice.
+            let due = self.options.duration.as_nanos() as u64 / (2 * SLICES);
+            if self.held.last().is_none_or(|(last, _)| now - last >= due) {
+                self.held.push((now, self.tracer.held_by_stack()?));
+            }
+        }
         // Dead chunks stay until their address is used again.
         self.tracer.sweep_when_filling(live)?;
         self.progress.update(Figures {

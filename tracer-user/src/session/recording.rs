@@ -18,6 +18,8 @@ pub struct RecordOptions {
     pub max_slowdown: f64,
     /// Whatever it costs.
     pub force: bool,
+    /// Keep the literals of statements.
+    pub show_queries: bool,
 }
 
 /// What came out.

@@ -21,6 +21,8 @@ pub(crate) struct Case {
     pub(crate) expected_top_functions: Vec<String>,
     /// Bytes that one iteration asks for and leaves; 0 if nobody knows.
     pub(crate) requested_bytes_per_iteration: u64,
+    /// Bytes of anonymous memory that it takes.
+    pub(crate) rss_bytes_per_iteration: u64,
 }
 
 impl Case {

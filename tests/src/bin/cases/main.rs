@@ -108,14 +108,16 @@ fn run(options: &Options) -> Result<usize> {
 }
 
 fn line(name: &str, version: &str, case: &Case, findings: &Findings) -> String {
-    let Findings { headline, rank, class, confidence, share, requested, iterations, wrong } = findings;
+    let Findings { headline, rank, class, confidence, share, requested, anonymous, iterations, wrong } =
+        findings;
     let seen = if headline.is_empty() {
         "no suspect".to_owned()
     } else {
         format!(
-            "{rank}. {headline}: {class} ({confidence:.2}), {:.0} % of it, {requested:.0} of {} bytes an iteration",
+            "{rank}. {headline}: {class} ({confidence:.2}), {:.0} % of it, {requested:.0} of {} bytes an iteration, {anonymous:.0} of {} anonymous",
             share * 100.0,
-            case.requested_bytes_per_iteration
+            case.requested_bytes_per_iteration,
+            case.rss_bytes_per_iteration
         )
     };
     let result = if wrong.is_empty() { "ok".to_owned() } else { format!("WRONG: {}", wrong.join("; ")) };
@@ -142,14 +144,17 @@ fn one(
     let client = Build::newest_packaged()?.bin;
     let stage = Stage::set(folder, &build.directory(&user)?.join("bin"), &client, port)?;
     let (warm_up, most) = stage.iterations()?;
+    let begun = Instant::now();
     stage.load(warm_up)?;
+    // Several times slower while it is recorded.
+    let each = begun.elapsed() * 4 / u32::try_from(warm_up.max(1))?;
     let pid = stage.pid()?.to_string();
     let duration = format!("{seconds}s");
     let mut capture = command(["capture", "--pid", &pid, "--duration", &duration, "--settle", "2s"])?;
     capture.args(["--map-memory", "256M", "--max-slowdown", "100"]).arg("--out").arg(artifacts);
     let running = Running::spawn(&mut capture)?;
     running.wait_for("recording for", PATIENCE)?;
-    let iterations = load_for(&stage, Duration::from_secs(seconds), most)?;
+    let iterations = load_for(&stage, Duration::from_secs(seconds), most, each)?;
     let finished = running.finish()?;
     if !finished.status.success() {
         bail!("pgleak: {}", finished.stderr.lines().last().unwrap_or_default());
@@ -164,14 +169,15 @@ fn one(
 }
 
 /// Iterations that begin and end within the window, evenly: as many as fit, and at most `most`.
-fn load_for(stage: &Stage, window: Duration, most: u64) -> Result<u64> {
+fn load_for(stage: &Stage, window: Duration, most: u64, each: Duration) -> Result<u64> {
     let started = Instant::now();
     let rounds = (window.as_secs_f64() / ROUND.as_secs_f64()) as u64;
-    let (mut all, mut round) = (0, 1);
+    let fitting = (ROUND.as_secs_f64() / each.as_secs_f64().max(1e-6)) as u64;
+    let round = fitting.min(most / rounds.max(1)).max(1);
+    let mut all = 0;
     loop {
         let begun = Instant::now();
         stage.load(round)?;
-        let each = begun.elapsed().as_secs_f64() / round as f64;
         if started.elapsed() > window {
             bail!(
                 "{round} iterations took {:.1?}, longer than there was time: give more --seconds",
@@ -179,10 +185,8 @@ fn load_for(stage: &Stage, window: Duration, most: u64) -> Result<u64> {
             );
         }
         all += round;
-        let fitting = (ROUND.as_secs_f64() / each.max(1e-6)) as u64;
-        round = fitting.min(round * 4).min(most / rounds.max(1)).max(1);
         // Twice as long, since the machine has other work.
-        let next = Duration::from_secs_f64(each * round as f64 * 2.0).max(ROUND);
+        let next = (begun.elapsed() * 2).max(ROUND);
         if all + round > most || started.elapsed() + next > window {
             return Ok(all);
         }
