@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use pgleak::{
     elf::{Image, function_ranges},
-    probe::{CostClass, plan},
+    probe::{CostClass, plan, static_functions},
 };
 use pgleak_tests::{Build, BuildKind};
 
@@ -30,6 +30,14 @@ fn every_build_has_the_sites_that_were_read_from_its_disassembly() {
             BuildKind::Npm => build.name.clone(),
             BuildKind::Package => format!("debian-{}", plan.version.number),
         };
+        // From 12 on, whatever the compiler: 11 and older have one function instead.
+        let statics = static_functions(&image, &function_ranges(&image));
+        assert_eq!(statics.len(), 1, "{}: {statics:x?}", build.name);
+        if build.kind == BuildKind::Npm {
+            let symbol = xtask::process::output(std::process::Command::new("nm").arg(&binary)).unwrap();
+            let line = symbol.lines().find(|line| line.ends_with(" SearchCatCacheInternal")).unwrap();
+            assert_eq!(format!("{:016x}", statics[0].0.0), line.split(' ').next().unwrap(), "{}", build.name);
+        }
         let Some(rows) = expected.get(name.as_str()) else {
             assert_eq!(build.kind, BuildKind::Package, "no rows for {name}");
             continue;

@@ -289,6 +289,36 @@ planted_hub(int32 count, Size size)
 FORTY(DEFINE_PATH)
 FORTY(DEFINE_LEAF)
 
+/*
+ * A function that fetches what its caller throws away, in the cache's context, as Greenplum's
+ * GpPolicyFetch did below RelationBuildDesc (greenplum-db/gpdb issue 11244).
+ */
+FRAME int64
+planted_policy_fetch(int32 count, Size size)
+{
+	MemoryContext old = MemoryContextSwitchTo(CacheMemoryContext);
+	int64		held = 0;
+
+	for (int32 i = 0; i < count; i++)
+	{
+		held += (int64) GetMemoryChunkSpace(palloc(size));
+		held += (int64) GetMemoryChunkSpace(palloc0(size / 2 + 1));
+	}
+	MemoryContextSwitchTo(old);
+	return held;
+}
+
+#define DEFINE_FETCH(n) \
+	FRAME int64 planted_fetch_##n(int32 count, Size size) \
+	{ \
+		int64 held = planted_policy_fetch(count, size); \
+		NO_TAIL_CALL(); \
+		return held; \
+	}
+#define NAME_FETCH(n) planted_fetch_##n,
+
+FORTY(DEFINE_FETCH)
+
 FRAME int64
 planted_root(int32 count, Size size)
 {
@@ -395,6 +425,17 @@ planted_many_paths(PG_FUNCTION_ARGS)
 
 	FORTY(CALL_PATH)
 	PG_RETURN_INT64(held);
+}
+
+/* Never freed, and not counted among the chunks that are kept: by one of forty paths. */
+PG_FUNCTION_INFO_V1(planted_fetch);
+Datum
+planted_fetch(PG_FUNCTION_ARGS)
+{
+	static int64 (*const paths[]) (int32, Size) = {FORTY(NAME_FETCH)};
+	int32		path = PG_GETARG_INT32(2);
+
+	PG_RETURN_INT64(paths[(uint32_t) path % 40] (COUNT, SIZE));
 }
 
 PG_FUNCTION_INFO_V1(planted_many_leaves);

@@ -43,6 +43,7 @@ typedef struct ResourceOwnerData *ResourceOwner;
 #define MCXT_ALLOC_NO_OOM 0x02
 
 extern MemoryContext TopMemoryContext;
+extern MemoryContext CacheMemoryContext;
 extern MemoryContext CurrentMemoryContext;
 
 extern MemoryContext AllocSetContextCreateInternal(MemoryContext parent, const char *name, Size min_context_size,

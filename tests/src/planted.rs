@@ -60,6 +60,9 @@ impl Call {
     pub const MANY_PATHS: Self = call("planted_many_paths", "int, bigint", "planted_leak_palloc");
     /// `(count, size)`: as PALLOC by each of `planted_leaf_00` … `39`, below `planted_root`; bytes held.
     pub const MANY_LEAVES: Self = call("planted_many_leaves", "int, bigint", "planted_leak_palloc");
+    /// `(count, size, path)`: chunks that stay in `CacheMemoryContext` for good, two for each of `count`, by
+    /// one of `planted_fetch_00` … `39`, through `planted_policy_fetch`; bytes held.
+    pub const FETCH: Self = call("planted_fetch", "int, bigint, int", "planted_policy_fetch");
     /// `(count)`: requests that get NULL, and no error; how many got it.
     pub const NULL: Self = call("planted_null", "int", "planted_null");
     /// `()`: resets [`CONTEXT`], which deletes those below it; kept chunks that ended.
@@ -82,7 +85,7 @@ impl Call {
         call("planted_subtransaction", "int, bigint, int", "planted_leak_palloc");
 
     /// Every function there is.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::PALLOC,
         Self::PALLOC0,
         Self::HUGE,
@@ -96,6 +99,7 @@ impl Call {
         Self::SPARSE,
         Self::MANY_PATHS,
         Self::MANY_LEAVES,
+        Self::FETCH,
         Self::NULL,
         Self::RESET,
         Self::DELETE,
@@ -121,7 +125,7 @@ impl Call {
 
 /// Compiles the extension for the server's build and creates its functions in `postgres`.
 pub fn install(server: &Server) -> Result<()> {
-    let library = compile(server.build(), server.dir())?;
+    let library = compile(server.build(), server.dir(), "planted")?;
     let statements: Vec<String> = Call::ALL
         .iter()
         .map(|call| {
@@ -147,8 +151,13 @@ pub fn session(server: &Server) -> Result<Session> {
     Ok(session)
 }
 
-fn compile(build: &Build, dir: &Path) -> Result<PathBuf> {
-    let library = dir.join("planted.so");
+/// Compiles `redo.c`, which needs the server's headers, into a directory.
+pub fn compile_redo(build: &Build, dir: &Path) -> Result<PathBuf> {
+    compile(build, dir, "redo")
+}
+
+fn compile(build: &Build, dir: &Path, name: &str) -> Result<PathBuf> {
+    let library = dir.join(format!("{name}.so"));
     let mut command = Command::new("cc");
     // Sibling calls would take the frames away that tests look for.
     command
@@ -158,7 +167,7 @@ fn compile(build: &Build, dir: &Path) -> Result<PathBuf> {
         Some(headers) => command.arg("-DPLANTED_HEADERS").arg("-isystem").arg(headers),
         None => command.arg(format!("-DPG_MAJOR={}", build.major)),
     };
-    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("planted/planted.c"));
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("planted/{name}.c")));
     output(&mut command)
         .with_context(|| format!("cannot compile the planted extension for {}", build.name))?;
     Ok(library)

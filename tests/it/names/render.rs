@@ -7,8 +7,8 @@ use std::{
 
 use ::pgleak::{
     profile::{
-        Capture, EndReason, FrameId, Group, Profile, SCHEMA, Slice, Stack, StackEnd, StackId, StackSummary,
-        Tally, Target, Tool, Window,
+        Capture, ContextId, ContextPlace, EndReason, FrameId, Group, Profile, SCHEMA, Slice, Stack, StackEnd,
+        StackId, StackSummary, Tally, Target, Tool, What, Window,
     },
     symbolize::{DebugFiles, SymbolIndex, name_again},
 };
@@ -28,10 +28,13 @@ fn capture(named: Named) -> Capture {
     let tenth = Tally { count: 80, requested: 6400, held: 8000 };
     let group = Group {
         stack: StackId(0),
-        context: "Leaky".into(),
+        context: ContextId(0),
+        what: What::Chunks,
         contexts: 1,
         recorded: tally,
         survived: tally,
+        pinned: 0,
+        queries: Vec::new(),
         slices: vec![tenth; 10],
     };
     Capture {
@@ -69,9 +72,12 @@ fn capture(named: Named) -> Capture {
         modules: named.modules,
         profile: Profile {
             frames: named.frames,
-            stacks: vec![Stack { frames, end: StackEnd::Bottom, summary }],
+            stacks: vec![Stack { frames, end: StackEnd::Bottom, summary, held_over_time: Vec::new() }],
+            contexts: vec![ContextPlace { name: "Leaky".into(), ident: None, path: None }],
             groups: vec![group],
         },
+        queries: Vec::new(),
+        memory: None,
         counters: Vec::new(),
         notes: [named.notes, named.advice].concat(),
     }

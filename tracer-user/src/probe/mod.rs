@@ -8,6 +8,7 @@ mod locate;
 mod plan;
 mod site;
 mod static_table;
+mod statics;
 mod symbols;
 
 pub use error::{LocateError, MethodFailure};
@@ -16,6 +17,7 @@ pub use locate::{FoundBy, LocatedFunction, locate};
 pub use plan::{ProbeError, ProbePlan, plan};
 pub use site::{CostClass, ProbeSite, choose_site};
 pub use static_table::by_static_table;
+pub use statics::static_functions;
 pub use symbols::{by_dynamic_symbols, by_full_symbols, constructor, exported_variable};
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ struct Cache {
     objects: &'static str,
 }
 
+/// Relations first: of these other parts of the server keep something as well.
 const CACHES: [Cache; 2] = [
     Cache {
         builders: &["RelationBuildDesc", "AllocateRelationDesc"],
@@ -31,13 +32,14 @@ const CACHES: [Cache; 2] = [
             "SearchCatCache2",
             "SearchCatCache3",
             "SearchCatCache4",
+            "SearchCatCacheInternal",
             "SearchCatCacheList",
         ],
         objects: "catalog row",
     },
 ];
 
-/// Contexts in which other parts of the server keep something for each relation or catalog row:
+/// Contexts in which other parts of the server keep something for each relation:
 /// open files, statistics, indexes, rules, partitions, policies.
 const KEPT_WITH_OBJECTS: [&str; 13] = [
     "CacheMemoryContext",
@@ -73,6 +75,12 @@ struct Known {
     objects: &'static str,
 }
 
+impl Known {
+    fn is_on(&self, tree: &Tree<'_>, stack: StackId) -> bool {
+        self.functions.iter().any(|function| tree.position(stack, *function).is_some())
+    }
+}
+
 impl ObjectCaches {
     /// Counts the entries: each is a chunk that a builder allocates itself.
     pub(super) fn new(tree: &Tree<'_>, survivors: impl Fn(StackId) -> u64) -> Self {
@@ -96,6 +104,11 @@ impl ObjectCaches {
         Self { caches: caches.collect() }
     }
 
+    /// Whether a stack builds an entry.
+    pub(super) fn has(&self, tree: &Tree<'_>, stack: StackId) -> bool {
+        self.caches.iter().any(|cache| cache.is_on(tree, stack))
+    }
+
     /// What the entries are of, if all of these stacks build entries that survive as well, or keep
     /// something for each in `contexts`.
     pub(super) fn explains(
@@ -105,18 +118,15 @@ impl ObjectCaches {
         contexts: &[String],
         survivors: impl Fn(StackId) -> u64,
     ) -> Option<&'static str> {
-        let most = self.caches.iter().max_by_key(|cache| cache.entries).filter(|cache| cache.entries > 0)?;
-        let all: u64 = self.caches.iter().map(|cache| cache.entries).sum();
+        // Rows of catalogs are read and kept for everything, a leaking statement too.
+        let relations = self.caches.first()?;
         let are_kept_beside = contexts.iter().all(|name| KEPT_WITH_OBJECTS.contains(&name.as_str()));
         let mut objects = None;
         for stack in stacks.iter().filter(|stack| survivors(**stack) > 0) {
-            let through = |cache: &&Known| {
-                cache.functions.iter().any(|function| tree.position(*stack, *function).is_some())
-            };
-            let cache = self.caches.iter().find(through);
+            let cache = self.caches.iter().find(|cache| cache.is_on(tree, *stack));
             let (limit, of) = match cache {
                 Some(cache) => (cache.entries.saturating_mul(MOST_A_PATH), cache.objects),
-                None if are_kept_beside => (all.saturating_mul(MOST_BESIDE), most.objects),
+                None if are_kept_beside => (relations.entries.saturating_mul(MOST_BESIDE), relations.objects),
                 None => return None,
             };
             if survivors(*stack) > limit {

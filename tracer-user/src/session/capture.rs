@@ -23,7 +23,7 @@ use crate::{
     guard::{
         CaptureLock, check_memory, go_first_when_memory_is_short, measure_probe_costs, prove_return_probes,
     },
-    probe::{CostClass, ProbeSite},
+    probe::{CostClass, ProbeSite, static_functions},
     profile::{Capture, CounterValue, SCHEMA, SiteReport, Target, Tool, Window},
     symbolize::{DebugFiles, Debuginfod, OsRelease, Symbolizer, run_time_frame},
     target::{cgroup_memory, mem_available_bytes},
@@ -130,7 +130,9 @@ fn finish(
         .plan
         .sites
         .iter()
-        .map(|site| (site.function.address.in_process(prepared.bias), site.function.name.to_owned()))
+        .map(|site| (site.function.address, site.function.name))
+        .chain(static_functions(&prepared.image, &prepared.functions))
+        .map(|(address, name)| (address.in_process(prepared.bias), name.to_owned()))
         .collect();
     let debug_roots = vec![PathBuf::from(format!("/proc/{pid}/root")), PathBuf::from("/")];
     let files = DebugFiles::below(debug_roots).with_debuginfod(debuginfod);

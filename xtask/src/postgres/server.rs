@@ -32,12 +32,19 @@ const STOP_DEADLINE: Duration = Duration::from_secs(20);
 /// How often a starting server is asked again.
 const POLL: Duration = Duration::from_millis(10);
 
-/// `$1` bin directory, `$2` own directory. Says `started PID` or `failed`, then waits for the end of
+/// `$1` bin directory, `$2` own directory; `$3` the directory of the server's socket whose standby it
+/// becomes, `$4` where pg_basebackup is, or both empty. Says `started PID` or `failed`, then waits for the end of
 /// its input. No signal of the terminal reaches it, since it has its own process group.
 const SUPERVISOR: &str = r#"
 server=
-if "$1/initdb" -D "$2/data" -U postgres -A trust --no-sync --locale=C --encoding=UTF8 \
-    >"$2/server.log" 2>&1 </dev/null && cat "$2/extra.conf" >>"$2/data/postgresql.conf"
+create() {
+    if [ -n "$3" ]; then
+        "$4/pg_basebackup" -h "$3" -p 5432 -U postgres -D "$2/data" --write-recovery-conf --checkpoint=fast --no-sync
+    else
+        "$1/initdb" -D "$2/data" -U postgres -A trust --no-sync --locale=C --encoding=UTF8
+    fi
+}
+if create "$@" >"$2/server.log" 2>&1 </dev/null && cat "$2/extra.conf" >>"$2/data/postgresql.conf"
 then
     "$1/postgres" -D "$2/data" >>"$2/server.log" 2>&1 </dev/null &
     server=$!
@@ -65,6 +72,8 @@ rm -rf "$2"
 #[derive(Clone, Debug, Default)]
 pub struct ServerOptions {
     settings: BTreeMap<String, String>,
+    /// The socket directory of the primary.
+    primary: Option<PathBuf>,
 }
 
 impl ServerOptions {
@@ -72,6 +81,13 @@ impl ServerOptions {
     #[must_use]
     pub fn set(mut self, name: &str, value: &str) -> Self {
         self.settings.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Makes it a standby of another server, which must live longer.
+    #[must_use]
+    pub fn standby_of(mut self, primary: &Server) -> Self {
+        self.primary = Some(primary.socket_dir().to_owned());
         self
     }
 
@@ -123,7 +139,7 @@ impl Server {
         BufReader::new(stdout).read_line(&mut line).context("cannot hear the supervisor")?;
         match line.trim_end().strip_prefix("started ").map(str::parse) {
             Some(Ok(pid)) => server.postmaster = pid,
-            _ => bail!("initdb of {} failed:\n{}", build.name, server.log_tail()),
+            _ => bail!("making the cluster of {} failed:\n{}", build.name, server.log_tail()),
         }
         server.wait_until_ready()?;
         Ok(server)
@@ -256,6 +272,9 @@ fn supervise(build: &Build, user: &OsUser, dir: &Path, options: &ServerOptions) 
     user.owns(&conf)?;
     let mut command = Command::new("/bin/sh");
     command.args(["-c", SUPERVISOR, "pgleak-supervisor"]).arg(&build.bin).arg(dir);
+    if let Some(primary) = &options.primary {
+        command.arg(primary).arg(&build.client_bin);
+    }
     without_libpq_environment(&mut command)
         .env("LC_ALL", "C")
         .env_remove("LD_LIBRARY_PATH")
