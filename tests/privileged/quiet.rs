@@ -2,7 +2,7 @@
 
 use std::env;
 
-use pgleak::profile::{Class, judge};
+use pgleak::profile::{Class, Course, Place, judge};
 use pgleak_tests::{
     Build, Server, Session,
     findings::losses,
@@ -11,7 +11,7 @@ use pgleak_tests::{
 
 use crate::common::{recording, server};
 
-/// How often each is captured, unless this variable says so.
+/// How often each is captured in the long form, which this variable asks for; else once, and shortly.
 const ROUNDS: &str = "PGLEAK_QUIET";
 
 /// What a server needs for all of it.
@@ -85,25 +85,21 @@ const WORK: [(&str, &str); 14] = [
     ("statistics", "analyze names"),
 ];
 
-fn capture(server: &Server, what: &str, pid: u32) {
-    let running = recording(pid, &["--duration", "4s", "--settle", "1s", "--max-slowdown", "100"]);
+/// Captures it; gives what is called a leak.
+fn leaks(server: &Server, what: &str, pid: u32) -> Vec<String> {
+    let duration = if env::var_os(ROUNDS).is_some() { "4s" } else { "2500ms" };
+    let running = recording(pid, &["--duration", duration, "--settle", "500ms", "--max-slowdown", "100"]);
     let capture = running.finish().unwrap().success().unwrap().capture().unwrap();
     let lost = losses(&capture);
     assert!(lost.iter().all(|(name, _)| *name != "live_full"), "{what}: {lost:?}");
     let verdict = judge(&capture);
-    for place in &verdict.suspects {
-        println!(
-            "{} {what}: {} {} {:.2}, {} bytes: {}",
-            server.build().name,
-            place.head,
-            place.course.class.name(),
-            place.course.confidence,
-            place.weight(),
-            place.course.reason
-        );
-    }
-    let leaks: Vec<_> = verdict.suspects.iter().filter(|place| place.course.class == Class::Leak).collect();
-    assert!(leaks.is_empty(), "{} {what}: {leaks:#?}", server.build().name);
+    let said = |place: &Place| {
+        let Course { class, confidence, reason, .. } = &place.course;
+        let (build, bytes) = (&server.build().name, place.weight());
+        format!("{build} {what}: {} {} {confidence:.2}, {bytes} bytes: {reason}", place.head, class.name())
+    };
+    verdict.suspects.iter().for_each(|place| println!("{}", said(place)));
+    verdict.suspects.iter().filter(|place| place.course.class == Class::Leak).map(said).collect()
 }
 
 fn on(build: &Build) {
@@ -116,10 +112,12 @@ fn on(build: &Build) {
     let rounds = env::var(ROUNDS).map_or(1, |rounds| rounds.parse().expect("a number"));
     let list: Vec<String> = (0..2000).map(|i| i.to_string()).collect();
     let large_list = format!("select count(*) from numbers where id in ({})", list.join(","));
+    let (mut captures, mut found) = (0, Vec::new());
     for _ in 0..rounds {
         for script in [Script::SelectOnly, Script::TpcB] {
             let bench = Pgbench::start(&server, script, 1, 20).unwrap();
-            capture(&server, "pgbench", bench.backend_pid());
+            found.extend(leaks(&server, "pgbench", bench.backend_pid()));
+            captures += 1;
             drop(bench);
         }
         for (what, sql) in WORK {
@@ -129,10 +127,13 @@ fn on(build: &Build) {
             while work.rounds() < 8 {
                 std::thread::yield_now();
             }
-            capture(&server, what, work.backend_pid());
+            found.extend(leaks(&server, what, work.backend_pid()));
+            captures += 1;
             work.stop().unwrap();
         }
     }
+    println!("{}: {captures} captures", build.name);
+    assert!(found.is_empty(), "{}: {} of {captures}: {found:#?}", build.name, found.len());
 }
 
 #[test]

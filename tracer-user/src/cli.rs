@@ -81,6 +81,10 @@ pub struct CaptureArgs {
     /// How long to record allocations (500ms, 13s, 2m).
     #[arg(long, default_value = "13s", allow_negative_numbers = true, value_parser = record_duration)]
     pub duration: Duration,
+    /// Record on until it is clear how the process grows, for at most this long in all [default: 5m].
+    #[arg(long, value_name = "LONGEST", num_args = 0..=1, default_missing_value = "5m",
+        value_parser = record_duration)]
+    pub longer: Option<Duration>,
     /// How long to follow frees after that, so that what was in flight goes; 0 for not at all.
     #[arg(long, default_value = "3s", allow_negative_numbers = true, value_parser = settle_duration)]
     pub settle: Duration,

@@ -239,6 +239,7 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
         pid: args.pid,
         record: RecordOptions {
             duration: args.duration,
+            longest: args.longer,
             settle: args.settle,
             max_slowdown: args.max_slowdown,
             force: args.force,

@@ -91,6 +91,15 @@ impl Course {
     }
 }
 
+/// Surer than this is sure enough to stop recording.
+const FIRM: f64 = 0.9;
+
+/// Whether it is clear how something grows, so that recording it for longer would tell no more.
+pub fn is_firm(slices: &[Tally], record_ns: u64) -> bool {
+    let course = classify(slices, record_ns, 0.5);
+    course.class != Class::Unclear && course.confidence >= FIRM
+}
+
 /// Less than this part of all allocations was released: nothing, but for some that were in flight.
 const HARDLY_RELEASED: f64 = 0.02;
 
@@ -193,15 +202,17 @@ pub(super) fn grows_by_replacement(course: &mut Course, held: &[u64], record_ns:
     if held.len() < MIN_SLICES || third == 0 || course.class == Class::Cache {
         return;
     }
-    let mean = |part: &[u64]| part.iter().sum::<u64>() as f64 / part.len() as f64;
-    let (early, late) = (mean(&held[..third]), mean(&held[held.len() - third..]));
+    let (first, last) = (&held[..third], &held[held.len() - third..]);
+    // Not the means: what is in flight at some of these moments jumps up and down.
+    let early = first.iter().max().copied().unwrap_or(0) as f64;
+    let late = last.iter().min().copied().unwrap_or(0) as f64;
     let rises = held.windows(2).filter(|pair| pair[1] > pair[0]).count();
-    let seconds = record_ns as f64 / 1e9 * 2.0 / 3.0;
+    let seconds = record_ns as f64 / 1e9 / 3.0;
     let per_second = (late - early) / seconds.max(f64::EPSILON);
     let often = rises as f64 / (held.len() - 1) as f64;
     if early > 0.0
         && late >= early * LEAST_GROWTH
-        && often >= FLOOR.slices
+        && often >= MOST_RISE
         && per_second >= FLOOR.bytes_per_second
     {
         course.class = Class::Leak;
@@ -217,8 +228,10 @@ pub(super) fn grows_by_replacement(course: &mut Course, held: &[u64], record_ns:
     }
 }
 
-/// What grows by replacement has at least doubled, which chance does not do in as many steps.
-const LEAST_GROWTH: f64 = 2.0;
+/// What grows by replacement has grown by half from the most that it held in its first third to the
+/// least in its last, and in nearly every step between: chance does neither.
+const LEAST_GROWTH: f64 = 1.5;
+const MOST_RISE: f64 = 0.85;
 
 /// How sure a leak is: many survivors, from all slices, and as many late as early. Eight chunks
 /// at the floor are worth a half, some hundred steady ones nearly one.
@@ -387,6 +400,36 @@ mod tests {
         assert_eq!(of(&[1, 1, 1, 1, 1, 1, 1, 1, 1, 1], 100).class, Class::Unclear, "100 B/s");
         assert_eq!(of(&[1, 2, 4, 8, 16, 32, 64, 128, 256, 512], 500).class, Class::Unclear, "ageing");
         assert_eq!(of(&[0, 0, 0, 0, 20, 20, 0, 0, 0, 20], 5_000).class, Class::Unclear, "bursts");
+    }
+
+    #[test]
+    fn growth_by_replacement_is_no_matter_of_chance() {
+        let young = || of(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 7], 60_000);
+        let after = |held: &[u64]| {
+            let mut course = young();
+            grows_by_replacement(&mut course, held, 10_000_000_000);
+            course
+        };
+        let course = after(&[40, 80, 120, 160, 200, 240, 280, 320, 360, 420].map(|kilo| kilo * 1000));
+        assert_eq!(course.class, Class::Leak, "{}", course.reason);
+        assert!((course.growth_per_second - 60_000.0).abs() < 20_000.0, "{}", course.growth_per_second);
+        // What `create table` held at ten moments, between nothing and a lot.
+        for held in [
+            [100, 400, 900, 1_200, 0, 3_000, 9_000, 11_000, 700, 12_300],
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 420_000],
+            [420_000; 10],
+        ] {
+            assert_eq!(after(&held).class, Class::InFlight, "{held:?}");
+        }
+        assert_eq!(after(&[]).class, Class::InFlight);
+    }
+
+    #[test]
+    fn many_steady_survivors_are_firm_and_few_are_not() {
+        let steady = |count: u64| vec![Tally { count, requested: count * 900, held: count * 1000 }; 10];
+        assert!(is_firm(&steady(10), 10_000_000_000));
+        assert!(!is_firm(&steady(1), 10_000_000_000));
+        assert!(!is_firm(&[], 10_000_000_000));
     }
 
     #[test]

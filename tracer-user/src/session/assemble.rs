@@ -307,7 +307,8 @@ fn summarize(drained: &Drained, ids: &HashMap<u32, StackId>, profile: &mut Profi
     }
 }
 
-fn slice_of(born_ns: u64, start_ns: u64, slices: &[Slice]) -> Option<usize> {
+/// The slice that a moment is in.
+pub(super) fn slice_of(born_ns: u64, start_ns: u64, slices: &[Slice]) -> Option<usize> {
     let length_ns = slices.first()?.length_ns;
     let index = usize::try_from(born_ns.saturating_sub(start_ns) / length_ns).unwrap_or(usize::MAX);
     // The end of recording and the last allocation are not the same moment.

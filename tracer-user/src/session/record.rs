@@ -18,15 +18,18 @@ use tracer_ebpf::{
 use super::{
     Activity, CaptureError, Detaching, Drained, Figures, Interrupts, Look, Looks, Prepared, Progress,
     RecordOptions, Recording,
+    assemble::slice_of,
     cost::{CostWatch, Sample},
     detach::hand_over,
     recording::Stop,
+    slices,
 };
 use crate::{
     addr::AbsAddr,
     bpf::{Attached, Counters, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
     census::Observed,
     guard::{Decision, Manner, ProbeCosts, Watchdog, Yardstick, decide, expected_slowdown},
+    profile::{Tally, is_firm},
     target::{CpuTime, cpu_time, exe_link, status},
 };
 
@@ -162,7 +165,7 @@ impl<'a> Recorder<'a> {
         // While everything is recorded, so that what is allocated meanwhile is known.
         let mut looks = Looks { before: self.look(), ..Looks::default() };
         self.watchdog.beat();
-        let stop = self.phase("recording", self.options.duration, true).await?;
+        let stop = self.record(record_start, record_start_ns).await?;
         let recorded_for = record_start.elapsed();
         let cpu_ns = cpu_time(pid).unwrap_or_default().since(cpu_before).total_ns;
         if stop == Stop::MapFull {
@@ -241,6 +244,39 @@ impl<'a> Recorder<'a> {
             notes: self.notes,
             detaching,
         })
+    }
+
+    /// Records for as long as was asked for, and on until it is clear how the process grows if that
+    /// was.
+    async fn record(&mut self, start: Instant, start_ns: u64) -> Result<Stop, CaptureError> {
+        let mut next = self.options.duration;
+        loop {
+            let stop = self.phase("recording", next, true).await?;
+            let left = self.options.longest.unwrap_or_default().saturating_sub(start.elapsed());
+            if stop != Stop::TimeOver || left.is_zero() || self.is_clear(start, start_ns)? {
+                return Ok(stop);
+            }
+            self.progress.say("it is not clear yet how the process grows: recording goes on");
+            next = left.min(self.options.duration);
+        }
+    }
+
+    /// Whether it is clear how the contexts grow that hold most of what is left.
+    fn is_clear(&mut self, start: Instant, start_ns: u64) -> Result<bool, CaptureError> {
+        let elapsed_ns = start.elapsed().as_nanos() as u64;
+        let slices = slices(elapsed_ns, SLICES);
+        let snapshot = self.snapshot()?;
+        let mut held: HashMap<u64, Vec<Tally>> = HashMap::new();
+        for chunk in &snapshot.chunks {
+            let name = snapshot.contexts.get(&chunk.context).map_or(0, |context| context.name);
+            let of_name = held.entry(name).or_insert_with(|| vec![Tally::default(); slices.len()]);
+            if let Some(slice) = slice_of(chunk.born_ns, start_ns, &slices) {
+                of_name[slice] += Tally { count: 1, requested: chunk.requested, held: chunk.held };
+            }
+        }
+        let bytes = |slices: &Vec<Tally>| slices.iter().map(|slice| slice.held).sum::<u64>();
+        let most = held.into_values().max_by_key(bytes);
+        Ok(most.is_some_and(|slices| is_firm(&slices, elapsed_ns)))
     }
 
     /// CPU time of a process that has to be there still.

@@ -12,6 +12,8 @@ use crate::{bpf::Counters, profile::EndReason, target::Memory};
 pub struct RecordOptions {
     /// How long to record.
     pub duration: Duration,
+    /// Record on until it is clear how the process grows, at most for this long in all.
+    pub longest: Option<Duration>,
     /// How long to settle.
     pub settle: Duration,
     /// The most slowdown.

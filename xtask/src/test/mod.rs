@@ -23,6 +23,8 @@ const PRIVILEGED: &str = "privileged";
 const SKIPPED: &str = "PGLEAK_SKIPPED";
 /// How many stacks the differential test compares.
 const STACKS_COMPARED: &str = "PGLEAK_DIFFERENTIAL";
+/// How often work that leaks nothing is captured.
+const QUIET_ROUNDS: &str = "PGLEAK_QUIET";
 
 /// Run every check and test, the privileged ones included
 #[derive(clap::Args)]
@@ -33,6 +35,9 @@ pub(crate) struct Test {
     /// Compare 100,000 stacks of each server with another unwinder's, instead of 5,000
     #[arg(long, conflicts_with = "fast")]
     differential: bool,
+    /// Capture each of the workloads that leak nothing four times, and for longer
+    #[arg(long, conflicts_with = "fast")]
+    quiet: bool,
     /// Only boot these kernels, by series, as `6.1,6.12`, or `current`; all of them if none is named
     #[arg(long, value_name = "SERIES", num_args = 0.., value_delimiter = ',', conflicts_with = "fast")]
     kernels: Option<Vec<String>>,
@@ -43,7 +48,7 @@ impl Test {
         let tools = setup::for_build()?;
         if let Some(kernels) = self.kernels {
             build::bpf_object(&tools)?;
-            let mut session = Session::new(false, false)?;
+            let mut session = Session::new(false, Vec::new())?;
             match kernels[..] {
                 [] => session.kernels(kernels::ALL),
                 _ => session.kernels(kernels.iter().map(String::as_str)),
@@ -54,7 +59,9 @@ impl Test {
         build::bpf_object(&tools)?;
         build::program(!self.fast)?;
 
-        let mut session = Session::new(!self.fast, self.differential)?;
+        let long = [(self.differential, (STACKS_COMPARED, "100000")), (self.quiet, (QUIET_ROUNDS, "4"))];
+        let long = long.into_iter().filter(|(wanted, _)| *wanted).map(|(_, setting)| setting);
+        let mut session = Session::new(!self.fast, long.collect())?;
         session.check("formatting", || run(&mut cargo(["fmt", "--all", "--check"])));
         session.check("clippy", || {
             run(&mut cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
@@ -99,13 +106,14 @@ struct Session {
     left_out: u64,
     skipped: NamedTempFile,
     release: bool,
-    differential: bool,
+    /// What the long forms of tests are told by.
+    settings: Vec<(&'static str, &'static str)>,
 }
 
 impl Session {
-    fn new(release: bool, differential: bool) -> Result<Self> {
+    fn new(release: bool, settings: Vec<(&'static str, &'static str)>) -> Result<Self> {
         let skipped = NamedTempFile::new().context("cannot make a temporary file")?;
-        Ok(Self { tally: Tally::default(), left_out: 0, skipped, release, differential })
+        Ok(Self { tally: Tally::default(), left_out: 0, skipped, release, settings })
     }
 
     /// A check that passes or fails as a whole, and never ends the run.
@@ -174,9 +182,7 @@ impl Session {
             .args(target)
             .env(SKIPPED, self.skipped.path())
             .env("PGLEAK_BIN", workspace::pgleak(self.release));
-        if self.differential {
-            command.env(STACKS_COMPARED, "100000");
-        }
+        command.envs(self.settings.iter().copied());
         command
     }
 
