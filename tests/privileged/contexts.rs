@@ -92,6 +92,28 @@ fn contexts_that_stay_have_a_maker(session: &mut Session) {
     assert_eq!(depths, (2..14).collect::<Vec<_>>());
 }
 
+#[test]
+fn only_contexts_of_one_name_are_recorded() {
+    let server = server(&Build::packaged(15).unwrap());
+    planted::install(&server).unwrap();
+    let mut session = planted::session(&server).unwrap();
+    let arguments = ["--duration", "2s", "--settle", "0", "--force", "--context", NESTED_CONTEXT];
+    let running = recording(session.backend_pid(), &arguments);
+    Call::PALLOC.run(&mut session, &[1000, 40]).unwrap();
+    Call::NESTED.run(&mut session, &[2, 40, 12]).unwrap();
+    let capture = running.finish().unwrap().success().unwrap().capture().unwrap();
+    assert_eq!(survived(&capture, NESTED_CONTEXT, Call::NESTED.frame).count, 24);
+    assert_eq!(made(&capture, NESTED_CONTEXT, Call::NESTED.frame).count, 12);
+    let of = |group: &Group| &*capture.profile.place(group).name;
+    for group in &capture.profile.groups {
+        assert_eq!(of(group), NESTED_CONTEXT, "{group:?}");
+    }
+    // Nothing else had its stack walked.
+    assert_eq!(counter(&capture, "stacks_walked"), 24 + 12);
+    assert!(counter(&capture, "other_context") >= 1000);
+    assert!(capture.notes.iter().any(|note| note.contains(NESTED_CONTEXT)), "{:?}", capture.notes);
+}
+
 /// Of ten thousand chunks a hundred stay: the places of the others are free, and no other context can
 /// have them.
 fn blocks_that_few_chunks_keep(build: &Build, session: &mut Session) {

@@ -13,6 +13,9 @@ use crate::common::server;
 const MISUSE: i32 = 2;
 const FAILURE: i32 = 1;
 
+const ARTIFACTS: [&str; 6] =
+    ["capture.json", "contexts.svg", "flame-inverted.svg", "flame.svg", "report.txt", "stacks.folded"];
+
 fn refused(finished: &Finished, code: i32, says: &str) {
     assert_eq!(finished.status.code(), Some(code), "{}", finished.stderr);
     assert!(finished.stderr.contains(says), "{says:?} is not in {}", finished.stderr);
@@ -124,15 +127,16 @@ fn artifacts_are_private_and_render_makes_the_same_again() {
         .unwrap()
         .success()
         .unwrap();
-    let mut seen = 0;
+    let mut seen = Vec::new();
     for entry in fs::read_dir(directory).unwrap() {
         let entry = entry.unwrap();
         assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{entry:?}");
         let name = entry.file_name();
         assert_eq!(fs::read(entry.path()).unwrap(), fs::read(again.path().join(&name)).unwrap(), "{name:?}");
-        seen += 1;
+        seen.push(name.into_string().unwrap());
     }
-    assert_eq!(seen, 5);
+    seen.sort_unstable();
+    assert_eq!(seen, ARTIFACTS);
     let stap = run(["render", source.to_str().unwrap(), "--format", "stap"]).unwrap().success().unwrap();
     assert!(stap.stdout.contains("AllocSetAlloc"), "{}", stap.stdout);
     let nothing =

@@ -90,6 +90,8 @@ pub struct Control {
     pub loads_known: u32,
     /// Padding.
     pub pad: u32,
+    /// The name of the contexts that allocations are recorded in, NUL-padded; all zero for every one.
+    pub only: [u64; NAME_BYTES / 8],
 }
 
 /// One executable mapping. Kept sorted by `start`; unused ones start at `i64::MAX`.
@@ -210,8 +212,8 @@ pub struct Context {
     pub born_ns: u64,
     /// Stack that made it, or [`NO_STACK`].
     pub stack: u32,
-    /// Padding.
-    pub pad: u32,
+    /// 1 if it has another name than [`Control::only`]: nothing in it is recorded.
+    pub left_out: u32,
 }
 
 /// Key of `STACKS`: two independent 64-bit hashes of the frames.
@@ -412,7 +414,7 @@ pub struct Name {
 }
 
 const _: () = {
-    assert!(size_of::<Control>() == 80);
+    assert!(size_of::<Control>() == 144);
     assert!(size_of::<Range>() == 32);
     assert!(size_of::<MapSet>() == 8192);
     assert!(size_of::<Live>() == 64);

@@ -46,6 +46,7 @@ counters! {
     RecordedBytes = "recorded_bytes", Work, "bytes requested by the recorded allocations";
     Freed = "freed", Work, "recorded chunks that were freed";
     Resets = "resets", Work, "resets of a context that held recorded chunks";
+    OtherContext = "other_context", Normal, "allocations in contexts that were not asked for (--context)";
     Creates = "creates", Work, "contexts made";
     Deletes = "deletes", Work, "deletes of a context that was made while recording or held recorded chunks";
     ReallocGrown = "realloc_grown", Work, "reallocs that grew a chunk";

@@ -95,6 +95,10 @@ pub struct CaptureArgs {
     /// would cost more is shortened in proportion, or refused.
     #[arg(long, default_value_t = 25.0, value_parser = slowdown)]
     pub max_slowdown: f64,
+    /// Record only what is allocated in memory contexts of this name, which costs less: no other
+    /// allocation has its stack walked. `pgleak contexts PID --top 10` shows names.
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
     /// Capture whatever it costs.
     #[arg(long)]
     pub force: bool,

@@ -246,6 +246,7 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
             show_queries: args.show_queries,
         },
         map_memory: args.map_memory,
+        context: args.context.clone(),
         table_cache: !args.no_table_cache,
     };
     let rendering = RenderOptions { title: args.title.clone(), ..RenderOptions::default() };

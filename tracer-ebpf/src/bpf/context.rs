@@ -37,13 +37,22 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
     let Some(task) = task::current_or_new() else { return };
     let Some(now) = within_deadline(control) else { return };
     task::drop_left(task, regs.rsp);
-    let function = regs.rip.wrapping_sub(Site::skew_of(cookie));
-    let stack = stack::id_at_entry(control, task, function, regs);
     let key = read::argument(regs, cookie, ArgField::Context);
     let name = read::argument(regs, cookie, ArgField::Name);
-    if add(key, Context { epoch: next_epoch(control), name, born_ns: now, stack, pad: 0 }) {
+    let mut context = Context {
+        epoch: next_epoch(control),
+        name,
+        born_ns: now,
+        stack: NO_STACK,
+        left_out: is_left_out(control, name),
+    };
+    if context.left_out == 0 {
+        let function = regs.rip.wrapping_sub(Site::skew_of(cookie));
+        context.stack = stack::id_at_entry(control, task, function, regs);
+    }
+    if add(key, &context) && context.left_out == 0 {
         count(Counter::Creates);
-        add_allocated(stack, 1, 0, 0);
+        add_allocated(context.stack, 1, 0, 0);
     }
 }
 
@@ -80,31 +89,63 @@ fn of(ctx: &ProbeContext) -> Option<ContextKey> {
     Some(read::argument(unsafe { &*ctx.regs }, cookie, ArgField::Context))
 }
 
-/// The epoch of a context; one that was not seen before begins its first.
+/// The epoch of a context; one that was not seen before begins its first. `None` if nothing is to be
+/// recorded in it.
 #[inline(always)]
 pub(crate) fn epoch(control: *mut Control, key: ContextKey) -> Option<u64> {
-    if let Some(context) = CONTEXTS.get_ptr(&key) {
-        // SAFETY: a map value; one aligned word.
-        return Some(unsafe { core::ptr::read_volatile(&raw const (*context).epoch) });
+    let (epoch, left_out) = match CONTEXTS.get_ptr(&key) {
+        // SAFETY: a map value; aligned words.
+        Some(context) => unsafe {
+            (core::ptr::read_volatile(&raw const (*context).epoch), (*context).left_out)
+        },
+        None => {
+            let name = read::word(key.wrapping_add(name_offset())).unwrap_or(0);
+            let epoch = next_epoch(control);
+            let left_out = is_left_out(control, name);
+            if !add(key, &Context { epoch, name, born_ns: 0, stack: NO_STACK, left_out }) {
+                return None;
+            }
+            (epoch, left_out)
+        }
+    };
+    if left_out != 0 {
+        count(Counter::OtherContext);
+        return None;
     }
-    let name = read::word(key.wrapping_add(name_offset())).unwrap_or(0);
-    let epoch = next_epoch(control);
-    add(key, Context { epoch, name, born_ns: 0, stack: NO_STACK, pad: 0 }).then_some(epoch)
+    Some(epoch)
 }
 
 /// Notes a context, in the place of one that was at that address before.
 #[inline(always)]
-fn add(key: ContextKey, context: Context) -> bool {
-    if context.name == 0 {
-        count(Counter::NameUnreadable);
-    } else if NAMES.get_ptr(&context.name).is_none() {
-        remember_name(context.name);
-    }
-    let added = CONTEXTS.insert(&key, &context, 0).is_ok();
+fn add(key: ContextKey, context: &Context) -> bool {
+    let added = CONTEXTS.insert(&key, context, 0).is_ok();
     if !added {
         count(Counter::ContextsFull);
     }
     added
+}
+
+/// 1 if contexts of this name were not asked for. A name that cannot be read is none that was.
+#[inline(always)]
+fn is_left_out(control: *mut Control, name: u64) -> u32 {
+    if name == 0 {
+        count(Counter::NameUnreadable);
+    } else if NAMES.get_ptr(&name).is_none() {
+        remember_name(name);
+    }
+    // SAFETY: a map value, written before the programs are switched on.
+    let only = unsafe { &(*control).only };
+    if only[0] == 0 {
+        return 0;
+    }
+    let Some(known) = NAMES.get_ptr(&name) else { return 1 };
+    for (index, wanted) in only.iter().enumerate() {
+        // SAFETY: a map value, which is aligned to eight bytes and has as many as `only`.
+        if unsafe { known.cast::<u64>().add(index).read() } != *wanted {
+            return 1;
+        }
+    }
+    0
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use memmap2::{MmapOptions, MmapRaw};
-use tracer_ebpf::abi::{Control, Phase};
+use tracer_ebpf::abi::{Control, NAME_BYTES, Phase};
 
 use super::MapError;
 
@@ -48,6 +48,20 @@ impl ControlPage {
         unsafe {
             self.word64(|record| &raw mut (*record).next_epoch).store(1, Ordering::Relaxed);
             self.word32(|record| &raw mut (*record).next_stack).store(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Has only allocations in contexts of this name recorded. Before the programs are switched on.
+    pub fn record_only(&self, name: &str) {
+        let mut bytes = [0; NAME_BYTES];
+        // The programs cut names, too, and keep the NUL.
+        let length = name.len().min(NAME_BYTES - 1);
+        bytes[..length].copy_from_slice(&name.as_bytes()[..length]);
+        for (index, word) in bytes.chunks_exact(8).enumerate() {
+            let word = word.try_into().map_or(0, u64::from_le_bytes);
+            // SAFETY: an address computation inside of the record.
+            self.word64(|record| unsafe { (&raw mut (*record).only).cast::<u64>().add(index) })
+                .store(word, Ordering::Release);
         }
     }
 

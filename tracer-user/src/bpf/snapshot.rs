@@ -63,7 +63,7 @@ pub fn take(tracer: &Tracer) -> Result<RawSnapshot, MapError> {
         epoch: context.epoch,
         name: context.name,
         // One that was made without a stack of its own has its time all the same.
-        made_by: (context.born_ns != 0).then_some(context.stack),
+        made_by: (context.born_ns != 0 && context.left_out == 0).then_some(context.stack),
         born_ns: context.born_ns,
     };
     let contexts: HashMap<u64, RawContext> =

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// What is asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct CaptureOptions {
     /// The process.
     pub pid: u32,
@@ -39,6 +39,8 @@ pub struct CaptureOptions {
     pub record: RecordOptions,
     /// Kernel memory for the maps.
     pub map_memory: u64,
+    /// Record only what is allocated in contexts of this name.
+    pub context: Option<String>,
     /// Whether unwind tables are kept on disk, and taken from there.
     pub table_cache: bool,
 }
@@ -102,6 +104,9 @@ pub async fn capture(
         progress.say(&format!("cannot make pgleak the first to go when memory is short: {error}"));
     }
     let mut tracer = Tracer::load(limits, prepared.plan.layout.context.name)?;
+    if let Some(name) = &options.context {
+        tracer.control().record_only(name);
+    }
     let costs = measure_probe_costs(&mut tracer)?;
     if prepared.is_filtered() {
         prove_return_probes(&mut tracer, pid)?;
@@ -112,7 +117,11 @@ pub async fn capture(
 
     progress.say("naming the stacks");
     let Naming { debuginfod, hurry } = naming;
-    let named = move || (finish(&prepared, &recording, &record, debuginfod), recording.detaching);
+    let only = options.context.clone();
+    let named = move || {
+        let capture = finish(&prepared, &recording, &record, only.as_deref(), debuginfod);
+        (capture, recording.detaching)
+    };
     Ok(interrupts.during(named, || hurry.store(true, Ordering::Relaxed)).await)
 }
 
@@ -121,6 +130,7 @@ fn finish(
     prepared: &Prepared,
     recording: &Recording,
     options: &RecordOptions,
+    only: Option<&str>,
     debuginfod: Option<Debuginfod>,
 ) -> Capture {
     let pid = prepared.process.pid;
@@ -147,6 +157,9 @@ fn finish(
     });
 
     let mut notes: Vec<String> = recording.notes.clone();
+    if let Some(name) = only {
+        notes.push(format!("only what was allocated in contexts named {name} was recorded (--context)"));
+    }
     notes.extend(
         prepared
             .plan

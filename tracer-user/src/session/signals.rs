@@ -1,14 +1,19 @@
 //! Ctrl-C and its relatives: the first ends the capture early, a second Ctrl-C leaves at once.
 
 use std::{
+    ffi::c_int,
     fs,
     future::pending,
     io,
-    path::{Path, PathBuf},
+    path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+};
 
 /// Exit code after a second interrupt, as a shell reports SIGINT.
 const LEFT_AT_ONCE: i32 = 130;
@@ -20,17 +25,21 @@ const SAME_WISH: Duration = Duration::from_millis(500);
 /// Requests to end.
 #[derive(Debug)]
 pub struct Interrupts {
-    interrupt: Option<Signal>,
-    terminate: Option<Signal>,
-    hangup: Option<Signal>,
-    first: Option<Instant>,
-    directory: Option<PathBuf>,
+    /// The time of the first, when there was one.
+    first: watch::Receiver<Option<Instant>>,
+    /// Whether somebody was told of it.
+    told: bool,
+    /// Signals that are not ignored.
+    ours: Vec<c_int>,
 }
 
 impl Interrupts {
     /// Takes the signals over from their default, which would leave without writing. Those that
     /// are ignored, as by nohup, stay so. `directory` was made for the artifacts and goes again
     /// when pgleak leaves at once.
+    ///
+    /// They are received on a thread of their own, so that their times are true and a second Ctrl-C
+    /// leaves whatever the other threads do.
     ///
     /// # Errors
     /// If they cannot be handled.
@@ -39,34 +48,45 @@ impl Interrupts {
         // terminal's stop is not obeyed meanwhile.
         // SAFETY: setting a disposition.
         unsafe { libc::signal(libc::SIGTSTP, libc::SIG_IGN) };
-        Ok(Self {
-            interrupt: take_over(SignalKind::interrupt())?,
-            terminate: take_over(SignalKind::terminate())?,
-            hangup: take_over(SignalKind::hangup())?,
-            first: None,
-            directory: directory.map(Path::to_owned),
-        })
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let entered = runtime.enter();
+        let mut interrupt = take_over(SignalKind::interrupt())?;
+        let mut terminate = take_over(SignalKind::terminate())?;
+        let mut hangup = take_over(SignalKind::hangup())?;
+        drop(entered);
+        let kinds =
+            [(libc::SIGINT, &interrupt), (libc::SIGTERM, &terminate), (libc::SIGHUP, &hangup)];
+        let ours = kinds.into_iter().filter_map(|(number, signal)| signal.as_ref().map(|_| number)).collect();
+
+        let (sender, first) = watch::channel(None);
+        let directory = directory.map(Path::to_owned);
+        let receive = async move {
+            loop {
+                let is_interrupt = tokio::select! {
+                    () = next(&mut interrupt) => true,
+                    () = next(&mut terminate) => false,
+                    () = next(&mut hangup) => false,
+                };
+                let first: Option<Instant> = *sender.borrow();
+                match first {
+                    None => drop(sender.send_replace(Some(Instant::now()))),
+                    Some(first) if is_interrupt && first.elapsed() > SAME_WISH => leave(directory.as_deref()),
+                    Some(_) => {}
+                }
+            }
+        };
+        thread::Builder::new().name("signals".to_owned()).spawn(move || runtime.block_on(receive))?;
+        Ok(Self { first, told: false, ours })
     }
 
     /// Returns when the capture is to end, once. After that only a second Ctrl-C counts, which
-    /// leaves right here: a closed terminal, a shell and a service manager send more than one
-    /// signal for one wish. The kernel takes the probes of a process that exits.
+    /// leaves at once: a closed terminal, a shell and a service manager send more than one signal
+    /// for one wish. The kernel takes the probes of a process that exits.
     pub async fn requested(&mut self) {
-        loop {
-            let interrupt = tokio::select! {
-                () = next(&mut self.interrupt) => true,
-                () = next(&mut self.terminate) => false,
-                () = next(&mut self.hangup) => false,
-            };
-            match self.first {
-                None => {
-                    self.first = Some(Instant::now());
-                    return;
-                }
-                Some(first) if interrupt && first.elapsed() > SAME_WISH => self.leave(),
-                Some(_) => {}
-            }
+        if self.told || self.first.wait_for(Option::is_some).await.is_err() {
+            pending::<()>().await;
         }
+        self.told = true;
     }
 
     /// Does what has to be done whatever is requested meanwhile: a first request calls `hurry`, and
@@ -88,37 +108,32 @@ impl Interrupts {
         }
     }
 
-    fn leave(&self) -> ! {
-        if let Some(directory) = &self.directory {
-            // Files appear whole or not at all, so what is in there has its name already or is
-            // half of a file.
-            let whole = fs::read_dir(directory).is_ok_and(|entries| {
-                entries.flatten().any(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
-            });
-            if !whole {
-                let _ = fs::remove_dir_all(directory);
-            }
-        }
-        std::process::exit(LEFT_AT_ONCE);
-    }
-
     /// Gives the signals back to their default, which leaves at once: everything is written. A
     /// second signal for the same wish may be on its way and is waited for.
     pub async fn end(self) {
-        if let Some(first) = self.first {
+        let first = *self.first.borrow();
+        if let Some(first) = first {
             tokio::time::sleep(SAME_WISH.saturating_sub(first.elapsed())).await;
         }
-        let ours = [
-            (libc::SIGINT, self.interrupt.is_some()),
-            (libc::SIGTERM, self.terminate.is_some()),
-            (libc::SIGHUP, self.hangup.is_some()),
-            (libc::SIGTSTP, true),
-        ];
-        for (signal, _) in ours.into_iter().filter(|(_, ours)| *ours) {
+        for signal in self.ours.into_iter().chain([libc::SIGTSTP]) {
             // SAFETY: setting a disposition.
             unsafe { libc::signal(signal, libc::SIG_DFL) };
         }
     }
+}
+
+fn leave(directory: Option<&Path>) -> ! {
+    if let Some(directory) = directory {
+        // Files appear whole or not at all, so what is in there has its name already or is half of
+        // a file.
+        let whole = fs::read_dir(directory).is_ok_and(|entries| {
+            entries.flatten().any(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
+        });
+        if !whole {
+            let _ = fs::remove_dir_all(directory);
+        }
+    }
+    std::process::exit(LEFT_AT_ONCE);
 }
 
 fn take_over(kind: SignalKind) -> io::Result<Option<Signal>> {
