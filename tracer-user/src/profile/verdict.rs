@@ -18,7 +18,7 @@ use super::{
 /// The most places of each kind that are told apart; the rest is summed up.
 const MOST_PLACES: usize = 20;
 
-/// A part of what survives that is too small to be told apart.
+/// A place with less than this part of those that were found is too small to be told apart.
 const NEGLIGIBLE: f64 = 0.01;
 
 /// The most attempts to find places. Every attempt takes a function out of the search, so this
@@ -235,22 +235,24 @@ impl<'a> Judge<'a> {
         for (weight, free) in weights.iter_mut().zip(&self.free) {
             *weight *= u64::from(*free);
         }
-        let part = (weights.iter().sum::<u64>() as f64 * NEGLIGIBLE).ceil() as u64;
-        let enough = search.least.max(part);
+        // Measured by what was found and not by all that there is, lest some megabytes that a query
+        // has in use hide a leak that has only begun.
+        let enough = |found: u64| search.least.max((found as f64 * NEGLIGIBLE).ceil() as u64);
+        let mut found_weight = 0;
         let mut places = Vec::new();
         let mut passed_over: HashSet<FunctionId> = HashSet::new();
         for _ in 0..MOST_ATTEMPTS {
             let found = self
                 .tree
                 .place(&weights, |id| self.tree.is_worker(id) && !passed_over.contains(&id))
-                .filter(|(_, weight)| *weight >= enough);
+                .filter(|(_, weight)| *weight >= enough(found_weight));
             let Some((function, _)) = found else { break };
             let runs_through = |stack: &StackId| self.tree.position(*stack, function).is_some();
             let stacks: Vec<StackId> = self.joining(&search).filter(runs_through).collect();
             match self.judge_place(Head::Function(function), &stacks, &search) {
                 Some(place) => {
                     places.push(place);
-                    self.take(&stacks, &mut weights);
+                    found_weight += self.take(&stacks, &mut weights);
                 }
                 None => {
                     passed_over.insert(function);
@@ -270,12 +272,12 @@ impl<'a> Judge<'a> {
         }
         for (head, stacks) in left {
             let weight: u64 = stacks.iter().map(|stack| weights[stack.0 as usize]).sum();
-            if weight < enough || places.len() >= MOST_PLACES {
+            if weight < enough(found_weight) || places.len() >= MOST_PLACES {
                 continue;
             }
             if let Some(place) = self.judge_place(head, &stacks, &search) {
                 places.push(place);
-                self.take(&stacks, &mut weights);
+                found_weight += self.take(&stacks, &mut weights);
             }
         }
         places
@@ -287,11 +289,14 @@ impl<'a> Judge<'a> {
         self.tree.stacks().zip(joins).filter(|(_, joins)| *joins).map(|(stack, _)| stack)
     }
 
-    fn take(&mut self, stacks: &[StackId], weights: &mut [u64]) {
+    /// Takes stacks out of what is free; what they weighed.
+    fn take(&mut self, stacks: &[StackId], weights: &mut [u64]) -> u64 {
+        let mut taken = 0;
         for stack in stacks {
-            weights[stack.0 as usize] = 0;
+            taken += std::mem::take(&mut weights[stack.0 as usize]);
             self.free[stack.0 as usize] = false;
         }
+        taken
     }
 
     /// What a place at `head` with these stacks is, and whether it is wanted.

@@ -1,7 +1,7 @@
 //! Leaks of released servers, as an exact tracer saw them, and what looks like one and is none.
 
 use super::*;
-use crate::profile::testing::{Maker, SIMPLE_QUERY, early, every, last, now_and_then};
+use crate::profile::testing::{Maker, SIMPLE_QUERY, SLICES, early, every, last, now_and_then};
 
 fn heads(places: &[Place]) -> Vec<&str> {
     places.iter().map(|place| place.head.as_str()).collect()
@@ -313,4 +313,22 @@ fn survivors_without_a_stack_are_still_counted() {
     let mut capture = Maker::new().survivors("AllocSetAlloc < f", "TopMemoryContext", 500, every(5)).build();
     capture.profile.stacks[0].frames.clear();
     assert_eq!(heads(&judge(&capture).suspects), ["[unknown stack]"]);
+}
+
+/// As a capture of a backend of PostgreSQL 15 showed it: buffers for temporary tables, which it keeps,
+/// from the middle of the recording.
+#[test]
+fn a_large_chunk_that_stays_hides_no_small_leak() {
+    let buffers = "AllocSetAlloc < MemoryContextAlloc < LocalBufferAlloc < ReadBuffer_common < heap_insert";
+    let leak = "AllocSetAlloc < palloc < fetch_policy < build_relation < open_relation";
+    let mut once = [0; SLICES];
+    once[SLICES / 2] = 1;
+    let verdict = judge(
+        &Maker::new()
+            .survivors(&format!("{buffers} < {SIMPLE_QUERY}"), "LocalBufferContext", 4 << 20, once)
+            .survivors(&format!("{leak} < {SIMPLE_QUERY}"), "CacheMemoryContext", 100, every(10))
+            .build(),
+    );
+    assert_eq!(heads(&verdict.suspects), ["fetch_policy"]);
+    assert_eq!(verdict.rest, Tally::default());
 }

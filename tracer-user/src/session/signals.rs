@@ -54,8 +54,7 @@ impl Interrupts {
         let mut terminate = take_over(SignalKind::terminate())?;
         let mut hangup = take_over(SignalKind::hangup())?;
         drop(entered);
-        let kinds =
-            [(libc::SIGINT, &interrupt), (libc::SIGTERM, &terminate), (libc::SIGHUP, &hangup)];
+        let kinds = [(libc::SIGINT, &interrupt), (libc::SIGTERM, &terminate), (libc::SIGHUP, &hangup)];
         let ours = kinds.into_iter().filter_map(|(number, signal)| signal.as_ref().map(|_| number)).collect();
 
         let (sender, first) = watch::channel(None);
