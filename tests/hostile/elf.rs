@@ -8,7 +8,9 @@ use pgleak::{
 };
 use pgleak_tests::Build;
 
-use crate::{damage::Random, memory::most_bytes};
+use pgleak_tests::damage::Random;
+
+use crate::memory::most_bytes;
 
 /// Bytes of memory for a byte of the section. An FDE of twelve bytes has a row and a span, 48
 /// bytes in all; a list that grows holds its old and its new place for a moment, up to three

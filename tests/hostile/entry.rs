@@ -11,7 +11,9 @@ use pgleak::{
 };
 use tracer_ebpf::{lookup::MAX_ROWS_A_PAGE, unwind::Row};
 
-use crate::{damage::Random, memory::most_bytes};
+use pgleak_tests::damage::Random;
+
+use crate::memory::most_bytes;
 
 const KEY: Key = Key([3; 32]);
 

@@ -1,7 +1,6 @@
 //! Input that was made to do harm: every reader gives a value or an error, in bounded memory.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod damage;
 mod memory;
 
 mod elf;

@@ -319,6 +319,53 @@ planted_policy_fetch(int32 count, Size size)
 
 FORTY(DEFINE_FETCH)
 
+/* Chunks of which the first quarter, and each third of the others, are freed; bytes of those that stay. */
+static int64
+fill(MemoryContext into, int32 count, Size size)
+{
+	MemoryContext old = MemoryContextSwitchTo(into);
+	void	  **chunks = malloc(count * sizeof(void *));
+	int64		held = 0;
+
+	if (chunks == NULL)
+		abort();
+	for (int32 i = 0; i < count; i++)
+		chunks[i] = palloc(size);
+	for (int32 i = 0; i < count; i++)
+	{
+		if (i < count / 4 || i % 3 == 0)
+			pfree(chunks[i]);
+		else
+			held += (int64) GetMemoryChunkSpace(chunks[i]);
+	}
+	free(chunks);
+	MemoryContextSwitchTo(old);
+	return held;
+}
+
+/* Contexts of the other kinds that the server has. */
+FRAME int64
+planted_other_kinds(int32 count, Size size)
+{
+	int64		held;
+	MemoryContext other;
+
+#if PG_MAJOR < 15
+	other = GenerationContextCreate(context(), "planted generation", 8 * 1024);
+#else
+	other = GenerationContextCreate(context(), "planted generation", 0, 8 * 1024, 64 * 1024);
+#endif
+	fill(other, count, size);
+	held = fill(SlabContextCreate(context(), "planted slab", 8 * 1024, size), count, size);
+#if PG_MAJOR >= 17
+	other = MemoryContextSwitchTo(BumpContextCreate(context(), "planted bump", 0, 8 * 1024, 64 * 1024));
+	for (int32 i = 0; i < count; i++)
+		(void) palloc(size);
+	MemoryContextSwitchTo(other);
+#endif
+	return held;
+}
+
 FRAME int64
 planted_root(int32 count, Size size)
 {
@@ -399,6 +446,13 @@ Datum
 planted_keep_context(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_INT64(planted_leak_context(COUNT, SIZE));
+}
+
+PG_FUNCTION_INFO_V1(planted_kinds);
+Datum
+planted_kinds(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(planted_other_kinds(COUNT, SIZE));
 }
 
 PG_FUNCTION_INFO_V1(planted_in_flight);

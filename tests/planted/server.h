@@ -19,6 +19,8 @@
 
 PG_MODULE_MAGIC;
 
+#define PG_MAJOR (PG_VERSION_NUM / 10000)
+
 #else
 
 #include <setjmp.h>
@@ -48,6 +50,17 @@ extern MemoryContext CurrentMemoryContext;
 
 extern MemoryContext AllocSetContextCreateInternal(MemoryContext parent, const char *name, Size min_context_size,
 												   Size initial_block_size, Size max_block_size);
+#if PG_MAJOR < 15
+extern MemoryContext GenerationContextCreate(MemoryContext parent, const char *name, Size block_size);
+#else
+extern MemoryContext GenerationContextCreate(MemoryContext parent, const char *name, Size min_context_size,
+											 Size initial_block_size, Size max_block_size);
+#endif
+extern MemoryContext SlabContextCreate(MemoryContext parent, const char *name, Size block_size, Size chunk_size);
+#if PG_MAJOR >= 17
+extern MemoryContext BumpContextCreate(MemoryContext parent, const char *name, Size min_context_size,
+									   Size initial_block_size, Size max_block_size);
+#endif
 extern void *palloc(Size size);
 extern void *palloc0(Size size);
 extern void pfree(void *pointer);

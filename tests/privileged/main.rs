@@ -15,6 +15,7 @@ mod mappings;
 mod names;
 mod quiet;
 mod reference;
+mod running;
 mod shapes;
 mod sites;
 mod trail;

@@ -52,6 +52,9 @@ impl Call {
     pub const CHURN: Self = call("planted_churn", "int, bigint, int", "planted_dropped_context");
     /// `(count, size)`: a context of its own that stays, at an address that CHURN has used; bytes held.
     pub const KEEP_CONTEXT: Self = call("planted_keep_context", "int, bigint", "planted_leak_context");
+    /// `(count, size)`: a Generation, a Slab and from 17 on a Bump context below [`CONTEXT`], with so many chunks
+    /// each; the first quarter and a third of the others are freed again, but in the last. Bytes held in the Slab.
+    pub const KINDS: Self = call("planted_kinds", "int, bigint", "planted_other_kinds");
     /// `(count, size)`: each chunk freed before the next is made; bytes that were held for a moment.
     pub const IN_FLIGHT: Self = call("planted_in_flight", "int, bigint", "planted_transient");
     /// `(count, size)`: each hundredth of so many chunks stays, the others are freed; bytes held.
@@ -85,7 +88,7 @@ impl Call {
         call("planted_subtransaction", "int, bigint, int", "planted_leak_palloc");
 
     /// Every function there is.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::PALLOC,
         Self::PALLOC0,
         Self::HUGE,
@@ -95,6 +98,7 @@ impl Call {
         Self::NESTED,
         Self::CHURN,
         Self::KEEP_CONTEXT,
+        Self::KINDS,
         Self::IN_FLIGHT,
         Self::SPARSE,
         Self::MANY_PATHS,

@@ -7,7 +7,7 @@
 
 use tracer_ebpf::site::{ChunkHeader, NO_ARG, Role};
 
-use super::{CatalogError, Product, ServerVersion};
+use super::{CatalogError, OtherKinds, Product, ServerVersion, kinds::other_kinds};
 
 /// A function of the allocator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,17 +67,6 @@ pub struct ContextFields {
     pub size: u64,
 }
 
-/// The node tags of other kinds of contexts (`src/include/nodes/nodes.h`, `nodetags.h`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OtherTags {
-    /// `T_GenerationContext`.
-    pub generation: u32,
-    /// `T_SlabContext`.
-    pub slab: u32,
-    /// `T_BumpContext`, from 17 on.
-    pub bump: Option<u32>,
-}
-
 /// How the code of a stripped server gives the method table away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StaticTable {
@@ -106,8 +95,8 @@ pub struct Layout {
     pub context: ContextFields,
     /// `T_AllocSetContext`, the first four bytes of such a context.
     pub node_tag: u32,
-    /// The tags of contexts of other kinds.
-    pub other_tags: OtherTags,
+    /// Contexts of other kinds.
+    pub others: OtherKinds,
     /// Where a `PgBackendStatus` has `st_query_id` (`src/include/utils/backend_status.h`, 14 on;
     /// checked against `pg_stat_activity.query_id` on a server of each).
     pub query_id: Option<u64>,
@@ -191,14 +180,6 @@ const FIELDS_13: ContextFields = ContextFields {
     size: 80,
 };
 
-/// The tags follow that of an AllocSet: to 15 in the order Slab, Generation; from 16 on, which
-/// sorts them, Generation, Slab, Bump.
-const fn other_tags(major: u32, node_tag: u32) -> OtherTags {
-    let (generation, slab) =
-        if major < 16 { (node_tag + 2, node_tag + 1) } else { (node_tag + 1, node_tag + 2) };
-    OtherTags { generation, slab, bump: if major < 17 { None } else { Some(node_tag + 3) } }
-}
-
 const TABLE_12: Option<StaticTable> = Some(StaticTable {
     constructor: "AllocSetContextCreateInternal",
     entries: 8,
@@ -214,9 +195,9 @@ const fn postgresql(
     static_table: Option<StaticTable>,
 ) -> Layout {
     let (product, create) = (Product::PostgreSql, CREATE);
-    let other_tags = other_tags(major, node_tag);
+    let others = other_kinds(major, node_tag, context.size);
     let query_id = if major < 14 { None } else { Some(424) };
-    Layout { product, major, methods, create, header, context, node_tag, other_tags, query_id, static_table }
+    Layout { product, major, methods, create, header, context, node_tag, others, query_id, static_table }
 }
 
 const LAYOUTS: [Layout; 7] = [

@@ -29,7 +29,8 @@ pub(super) fn read_usage(reader: &mut Reader<'_>, context: AbsAddr) -> Result<Us
     // A keeper block is never given back, so there is always one.
     let keeper = blocks.iter().find(behind).ok_or(Torn)?;
     let header = keeper.address.0 - context.0;
-    let mut usage = Usage { header, blocks, free_chunks: 0, free_chunk_bytes: 0 };
+    let unusable = blocks.len() as u64 * BLOCK_HEADER_BYTES;
+    let mut usage = Usage { header, blocks, free_chunks: 0, free_chunk_bytes: 0, unusable };
     for_each_free_chunk(reader, &words[1..], |_, bytes| {
         usage.free_chunks += 1;
         usage.free_chunk_bytes += bytes;
@@ -89,7 +90,7 @@ pub(super) fn free_lists(reader: &mut Reader<'_>, context: AbsAddr) -> Result<[u
 }
 
 /// Whether enough was read. A list that leads into itself ends here, too.
-fn out_of_bounds(reader: &mut Reader<'_>, count: usize) -> Result<(), Torn> {
+pub(super) fn out_of_bounds(reader: &mut Reader<'_>, count: usize) -> Result<(), Torn> {
     if count >= reader.limits.blocks || (count % 1024 == 1023 && Instant::now() > reader.deadline) {
         reader.troubles.cut = 1;
         return Err(Torn);
@@ -97,10 +98,10 @@ fn out_of_bounds(reader: &mut Reader<'_>, count: usize) -> Result<(), Torn> {
     Ok(())
 }
 
-fn words<const N: usize>(reader: &Reader<'_>, address: AbsAddr) -> Result<[u64; N], Torn> {
+pub(super) fn words<const N: usize>(reader: &Reader<'_>, address: AbsAddr) -> Result<[u64; N], Torn> {
     let mut bytes = [0; WORDS * 8];
     let bytes = &mut bytes[..N * 8];
-    if address.0 % 8 != 0 {
+    if !address.0.is_multiple_of(8) {
         return Err(Torn);
     }
     reader.read(address, bytes).map_err(|_| Torn)?;

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use tracer_ebpf::site::{ChunkHeader, ChunkSize, chunk_size, header_bytes};
 
 use super::{
-    BLOCK_HEADER_BYTES, Block, Limits, MemoryContext,
-    allocset::{Torn, for_each_free_chunk, free_lists},
+    BLOCK_HEADER_BYTES, Block, Kind, Limits, MemoryContext,
+    allocset::{Torn, for_each_free_chunk, free_lists, out_of_bounds},
     read::Reader,
 };
 use crate::{addr::AbsAddr, catalog::Layout, target::ReadMemory};
@@ -30,7 +30,7 @@ pub fn used_chunks(
     context: &MemoryContext,
     limits: Limits,
 ) -> Option<Vec<UsedChunk>> {
-    let usage = context.usage.as_ref()?;
+    let usage = context.usage.as_ref().filter(|_| context.kind == Kind::AllocSet)?;
     let mut reader = Reader::new(memory, layout, limits);
     let mut free = HashSet::new();
     let lists = free_lists(&mut reader, context.address).ok()?;
@@ -40,13 +40,13 @@ pub fn used_chunks(
     .ok()?;
     let mut chunks = Vec::new();
     for (index, block) in usage.blocks.iter().enumerate() {
-        walk(&reader, context.address, (index, block), &free, &mut chunks).ok()?;
+        walk(&mut reader, context.address, (index, block), &free, &mut chunks).ok()?;
     }
     Some(chunks)
 }
 
 fn walk(
-    reader: &Reader<'_>,
+    reader: &mut Reader<'_>,
     context: AbsAddr,
     (index, block): (usize, &Block),
     free: &HashSet<u64>,
@@ -60,6 +60,7 @@ fn walk(
     let mut piece = Piece { start: 0, bytes: Vec::new() };
     let mut at = block.address.0 + BLOCK_HEADER_BYTES;
     while at < used_end {
+        out_of_bounds(reader, chunks.len())?;
         if piece.words(at, header_len).is_none() {
             let mut bytes = vec![0; PIECE.min(used_end - at) as usize];
             reader.memory.read(AbsAddr(at), &mut bytes).map_err(|_| Torn)?;

@@ -9,6 +9,7 @@ mod allocset;
 mod chunks;
 mod find;
 mod json;
+mod kinds;
 mod read;
 mod table;
 mod text;
@@ -49,10 +50,10 @@ pub struct MemoryContext {
     pub ident: Option<String>,
     /// Its allocator.
     pub kind: Kind,
-    /// Bytes of its blocks, its own header included, as the server counts them; `None` for what
-    /// cannot be known from outside (12, for others than AllocSets).
+    /// Bytes of its blocks, its own header included, as the server counts them; `None` if 12, which keeps
+    /// no count, has blocks that could not be read.
     pub total: Option<u64>,
-    /// What is in them, for an AllocSet.
+    /// What is in them; `None` if it could not be read.
     pub usage: Option<Usage>,
 }
 
@@ -89,8 +90,10 @@ pub struct Usage {
     pub header: u64,
     /// Chunks in its free lists.
     pub free_chunks: u64,
-    /// Bytes of these, headers included.
+    /// Bytes of these, headers included; 0 for Generation contexts, whose free chunks do not say it.
     pub free_chunk_bytes: u64,
+    /// Bytes of blocks that no chunk can have: headers, and what is left over at the end of a slab's.
+    pub unusable: u64,
 }
 
 /// A block.
@@ -104,10 +107,21 @@ pub struct Block {
     pub unused: u64,
 }
 
-/// Size of the header of a block: aset, prev, next, freeptr, endptr (`aset.c`, every major).
+/// Size of the header of an AllocSet's block: aset, prev, next, freeptr, endptr (`aset.c`, every major).
 pub const BLOCK_HEADER_BYTES: u64 = 40;
 
+/// The most bytes of one context: no sum over as many as a census may have leaves an `i64`.
+pub(crate) const MOST_BYTES: u64 = 1 << 42;
+
 impl Usage {
+    /// Whether it adds up, as it does unless it was read while it changed.
+    pub(crate) fn is_sound(&self) -> bool {
+        let sum = |of: fn(&Block) -> u64| self.blocks.iter().map(|block| u128::from(of(block))).sum::<u128>();
+        let total = u128::from(self.header) + sum(|block| block.bytes);
+        let free = u128::from(self.free_chunk_bytes) + sum(|block| block.unused);
+        total <= u128::from(MOST_BYTES) && free + u128::from(self.overhead()) <= total
+    }
+
     /// Bytes of all blocks, and of the context itself.
     pub fn total(&self) -> u64 {
         self.header + self.blocks.iter().map(|block| block.bytes).sum::<u64>()
@@ -118,9 +132,9 @@ impl Usage {
         self.free_chunk_bytes + self.blocks.iter().map(|block| block.unused).sum::<u64>()
     }
 
-    /// Bytes of the headers of the context and of its blocks.
+    /// Bytes that are in no chunk and can be in none.
     pub fn overhead(&self) -> u64 {
-        self.header + self.blocks.len() as u64 * BLOCK_HEADER_BYTES
+        self.header + self.unusable
     }
 
     /// Bytes of chunks that are used, their headers included.

@@ -7,8 +7,9 @@ use std::{
 };
 
 use super::{
-    Census, Kind, MemoryContext, Troubles, Usage,
+    Census, Kind, MOST_BYTES, MemoryContext, Troubles, Usage,
     allocset::{Torn, read_usage},
+    kinds::{read_listed, read_slab},
 };
 use crate::{addr::AbsAddr, catalog::Layout, target::ReadMemory};
 
@@ -151,8 +152,10 @@ impl<'a> Reader<'a> {
         self.troubles.torn += u64::from(children.is_err());
         self.troubles.torn_blocks += u64::from(usage.is_err());
         let (Ok(children) | Err(children)) = children;
-        let usage = usage.unwrap_or_default();
-        let total = header.allocated.or_else(|| usage.as_ref().map(Usage::total));
+        let usage = usage.ok();
+        // Others do not count themselves.
+        let counted = header.allocated.filter(|_| header.kind == Kind::AllocSet || usage.is_none());
+        let total = counted.or_else(|| usage.as_ref().map(Usage::total));
         let ident = (header.ident != 0).then(|| self.ident(AbsAddr(header.ident))).flatten();
         let name = self.name(header.name);
         Some((MemoryContext { address, parent, name, ident, kind: header.kind, total, usage }, children))
@@ -185,14 +188,24 @@ impl<'a> Reader<'a> {
         Ok(children)
     }
 
-    fn usage(&mut self, address: AbsAddr, header: &Header) -> Result<Option<Usage>, Torn> {
-        if header.kind == Kind::AllocSet { read_usage(self, address).map(Some) } else { Ok(None) }
+    fn usage(&mut self, address: AbsAddr, header: &Header) -> Result<Usage, Torn> {
+        let others = &self.layout.others;
+        let usage = match header.kind {
+            Kind::AllocSet => read_usage(self, address),
+            Kind::Generation => read_listed(self, address, &others.generation.1),
+            Kind::Slab => read_slab(self, address, &others.slab.1),
+            Kind::Bump => match &others.bump {
+                Some((_, fields)) => read_listed(self, address, fields),
+                None => Err(Torn),
+            },
+        };
+        usage.and_then(|usage| if usage.is_sound() { Ok(usage) } else { Err(Torn) })
     }
 
     /// The header of a context whose parent is `parent`, and all that is near it, read anew.
     fn header(&mut self, address: AbsAddr, parent: u64) -> Option<Header> {
         let mut near = Near { start: address.0, bytes: [0; NEAR_BYTES], known: NEAR_BYTES };
-        if address.0 % 8 != 0 {
+        if !address.0.is_multiple_of(8) {
             return None;
         }
         if self.memory.read(address, &mut near.bytes).is_err() {
@@ -219,16 +232,19 @@ impl<'a> Reader<'a> {
             name: word(fields.name),
             ident: word(fields.ident),
         };
-        (header.parent == parent && header.name != 0).then_some(header)
+        let is_sound = header.parent == parent
+            && header.name != 0
+            && header.allocated.is_none_or(|bytes| bytes <= MOST_BYTES);
+        is_sound.then_some(header)
     }
 
     fn kind(&self, tag: u32) -> Option<Kind> {
-        let tags = self.layout.other_tags;
+        let others = &self.layout.others;
         [
             (Some(self.layout.node_tag), Kind::AllocSet),
-            (Some(tags.generation), Kind::Generation),
-            (Some(tags.slab), Kind::Slab),
-            (tags.bump, Kind::Bump),
+            (Some(others.generation.0), Kind::Generation),
+            (Some(others.slab.0), Kind::Slab),
+            (others.bump.map(|(tag, _)| tag), Kind::Bump),
         ]
         .into_iter()
         .find(|(known, _)| *known == Some(tag))

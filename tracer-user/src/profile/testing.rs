@@ -105,6 +105,18 @@ impl Maker {
         self
     }
 
+    /// `count` chunks that were freed again while recording.
+    pub(crate) fn released(mut self, path: &str, size: u64, count: u64) -> Self {
+        self.push(path, "MessageContext", Tally::default(), Tally::default(), vec![Tally::default(); SLICES]);
+        let frames: Vec<FrameId> = path.split(" < ").map(|name| self.frame(name)).collect();
+        let of_path = self.capture.profile.stacks.iter_mut().find(|stack| stack.frames == frames);
+        if let Some(stack) = of_path {
+            stack.summary.allocated += chunks(count, size);
+            stack.summary.freed += chunks(count, size);
+        }
+        self
+    }
+
     pub(crate) fn counter(mut self, name: &str, value: u64, loss: bool, meaning: &str) -> Self {
         self.capture.counters.push(CounterValue { name: name.into(), value, loss, meaning: meaning.into() });
         self

@@ -3,7 +3,7 @@
 //! Functions are merged over all call paths by their name without compiler suffixes, nameless ones
 //! by where they start. A function that stands in a stack more than once counts once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
     Capture, ContextPlace, Frame, FrameId, Group, ModuleId, Profile, StackId,
@@ -19,6 +19,36 @@ use crate::addr::VirtAddr;
 /// its own, smaller suspect. In the known leaks the right function carried 90 % or more of its
 /// branch; in a real capture of 15.18 the wrong one below `exec_prepare_plan` carried 75 %.
 const DOMINANT: f64 = 0.80;
+
+/// The most wrappers without a name that are known to call each other.
+const MOST_NESTED: usize = 3;
+
+/// How a function without a name allocates.
+#[derive(Default)]
+struct Shape {
+    /// Allocations that it is part of.
+    all: u64,
+    /// Those that it asked an allocator for by itself.
+    beside: u64,
+    /// What each caller got by it, and has kept.
+    callers: BTreeMap<FunctionId, (u64, u64)>,
+}
+
+impl Shape {
+    /// Fewer callers say nothing.
+    const LEAST_CALLERS: usize = 4;
+    /// A caller that keeps less than this has given back what it got, but for what is in flight.
+    const HARDLY_ANY: f64 = 0.02;
+
+    fn is_wrapper(&self) -> bool {
+        let gives_back =
+            |(got, kept): &&(u64, u64)| *got > 0 && *kept as f64 <= *got as f64 * Self::HARDLY_ANY;
+        self.all > 0
+            && self.beside as f64 >= self.all as f64 * 0.95
+            && self.callers.len() >= Self::LEAST_CALLERS
+            && self.callers.values().filter(gives_back).count() * 2 > self.callers.len()
+    }
+}
 
 /// Index into [`Tree::functions`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,6 +96,7 @@ impl<'a> Tree<'a> {
             .collect();
         let mut tree = Self { functions: functions.list, paths, profile: &capture.profile };
         tree.learn_drivers(capture);
+        tree.learn_wrappers(capture);
         tree
     }
 
@@ -91,6 +122,44 @@ impl<'a> Tree<'a> {
         for (function, (all, above)) in self.functions.iter_mut().zip(all.into_iter().zip(above)) {
             if function.nameless && all > 0 && above as f64 >= all as f64 * DOMINANT {
                 function.role = Role::Driver;
+            }
+        }
+    }
+
+    /// Finds the wrappers among functions without a name, by their shape: one that allocates for many
+    /// callers, most of which give back what they got. A leak in it would show by all of them.
+    fn learn_wrappers(&mut self, capture: &Capture) {
+        // One may call another.
+        for _ in 0..MOST_NESTED {
+            let mut shapes: BTreeMap<FunctionId, Shape> = BTreeMap::new();
+            for (path, stack) in self.paths.iter().zip(&capture.profile.stacks) {
+                let summary = &stack.summary;
+                let allocated = summary.allocated.count;
+                let released = summary.freed.count + summary.reset.count + summary.exited.count;
+                let is_wrapper = |step: &&Step| self.functions[step.function.0].role == Role::Wrapper;
+                let inner = path.iter().take_while(is_wrapper).count();
+                let mut seen = HashSet::new();
+                for (at, step) in path.iter().enumerate() {
+                    let function = &self.functions[step.function.0];
+                    if !function.nameless || function.role != Role::Worker || !seen.insert(step.function) {
+                        continue;
+                    }
+                    let shape = shapes.entry(step.function).or_default();
+                    shape.all += allocated;
+                    let caller = path[at..].iter().find(|caller| caller.function != step.function);
+                    if let (true, Some(caller)) = (at == inner, caller) {
+                        shape.beside += allocated;
+                        let of_caller = shape.callers.entry(caller.function).or_default();
+                        of_caller.0 += allocated;
+                        of_caller.1 += allocated.saturating_sub(released);
+                    }
+                }
+            }
+            let found: Vec<FunctionId> =
+                shapes.into_iter().filter(|(_, shape)| shape.is_wrapper()).map(|(id, _)| id).collect();
+            found.iter().for_each(|id| self.functions[id.0].role = Role::Wrapper);
+            if found.is_empty() {
+                return;
             }
         }
     }

@@ -332,3 +332,27 @@ fn a_large_chunk_that_stays_hides_no_small_leak() {
     assert_eq!(heads(&verdict.suspects), ["fetch_policy"]);
     assert_eq!(verdict.rest, Tally::default());
 }
+
+/// In a stripped server static helpers have no name.
+#[test]
+fn a_nameless_function_that_allocates_for_others_is_a_wrapper() {
+    let by = |caller: &str| format!("AllocSetAlloc < palloc < postgres+0x400 < {caller} < {SIMPLE_QUERY}");
+    let mut maker = Maker::new();
+    for caller in ["parse", "plan", "rewrite", "execute", "describe"] {
+        maker = maker.released(&by(caller), 64, 1000);
+    }
+    let maker = maker.survivors(&by("remember_one"), "CacheMemoryContext", 100, every(30)).survivors(
+        &by("remember_other"),
+        "CacheMemoryContext",
+        100,
+        every(20),
+    );
+    assert_eq!(heads(&judge(&maker.build()).suspects), ["remember_one", "remember_other"]);
+
+    // One that leaks by all its callers is no wrapper.
+    let mut maker = Maker::new();
+    for caller in ["parse", "plan", "rewrite", "execute", "describe"] {
+        maker = maker.survivors(&by(caller), "CacheMemoryContext", 100, every(30));
+    }
+    assert_eq!(heads(&judge(&maker.build()).suspects), ["postgres+0x400"]);
+}

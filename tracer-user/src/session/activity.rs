@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::{
     addr::AbsAddr,
     catalog::Layout,
-    census::masked,
+    census::{masked, text},
     probe::exported_variable,
     profile::Query,
     target::{ProcessMemory, ReadMemory as _},
@@ -67,8 +67,12 @@ impl Activity {
     }
 
     fn statement(&self) -> Option<(Option<i64>, String)> {
-        let at = self.memory.word(self.statement?).ok().filter(|at| *at != 0)?;
-        let text = crate::census::text(&self.memory, AbsAddr(at), MOST_BYTES)?;
+        // Read twice: half of one statement and half of the next could show a literal.
+        let look = || {
+            let at = self.memory.word(self.statement?).ok().filter(|at| *at != 0)?;
+            Some((at, text(&self.memory, AbsAddr(at), MOST_BYTES)?))
+        };
+        let (_, text) = look().filter(|seen| look().as_ref() == Some(seen))?;
         let plain = |c: char| if c.is_control() { ' ' } else { c };
         let text = if self.show_literals { text.chars().map(plain).collect() } else { masked(&text) };
         let id = self.entry.and_then(|(variable, offset)| {

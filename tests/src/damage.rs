@@ -2,27 +2,33 @@
 
 use std::ops::Range;
 
-/// Xorshift.
-pub(crate) struct Random(u64);
+/// Numbers by chance (xorshift), the same on every run.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) fn new() -> Self {
+    /// The beginning.
+    #[allow(clippy::new_without_default, reason = "a default would hide that it always begins alike")]
+    pub fn new() -> Self {
         Self(0x9e37_79b9_7f4a_7c15)
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    /// Any number.
+    #[allow(clippy::should_implement_trait, reason = "it never ends")]
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
     }
 
-    pub(crate) fn below(&mut self, end: usize) -> usize {
+    /// One below `end`.
+    pub fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }
 
     /// Changes up to eight places of `bytes[range]`: bits, bytes, or words that are on some edge.
-    pub(crate) fn damage(&mut self, bytes: &mut [u8], range: Range<usize>) {
+    pub fn damage(&mut self, bytes: &mut [u8], range: Range<usize>) {
         const EDGES: [u64; 8] =
             [0, 1, 0x7f, 0xffff_ffff, 0xffff_fffe, 1 << 31, 0x7fff_ffff_ffff_ffff, u64::MAX];
         for _ in 0..=self.below(8) {
