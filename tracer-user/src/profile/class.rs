@@ -94,10 +94,11 @@ impl Course {
 /// Surer than this is sure enough to stop recording.
 const FIRM: f64 = 0.9;
 
-/// Whether it is clear how something grows, so that recording it for longer would tell no more.
-pub fn is_firm(slices: &[Tally], record_ns: u64) -> bool {
+/// What something surely is, so that recording it for longer would tell no more.
+pub fn firm_class(slices: &[Tally], record_ns: u64) -> Option<Class> {
     let course = classify(slices, record_ns, 0.5);
-    course.class != Class::Unclear && course.confidence >= FIRM
+    let is_firm = course.class != Class::Unclear && course.confidence >= FIRM;
+    is_firm.then_some(course.class)
 }
 
 /// Less than this part of all allocations was released: nothing, but for some that were in flight.
@@ -427,9 +428,9 @@ mod tests {
     #[test]
     fn many_steady_survivors_are_firm_and_few_are_not() {
         let steady = |count: u64| vec![Tally { count, requested: count * 900, held: count * 1000 }; 10];
-        assert!(is_firm(&steady(10), 10_000_000_000));
-        assert!(!is_firm(&steady(1), 10_000_000_000));
-        assert!(!is_firm(&[], 10_000_000_000));
+        assert_eq!(firm_class(&steady(10), 10_000_000_000), Some(Class::Leak));
+        assert_eq!(firm_class(&steady(1), 10_000_000_000), None);
+        assert_eq!(firm_class(&[], 10_000_000_000), None);
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub mod wrappers;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use class::{Class, Course, FLOOR, Floor, is_firm};
+pub use class::{Class, Course, FLOOR, Floor, firm_class};
 pub use life::{Life, life};
 pub use place::{Child, ContextShare, Place, Step};
 pub use verdict::{Totals, Verdict, judge};

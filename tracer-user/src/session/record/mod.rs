@@ -1,5 +1,8 @@
 //! Attach, count, record, settle, detach.
 
+mod afford;
+mod clear;
+
 use std::{
     collections::{HashMap, HashSet},
     os::fd::{AsRawFd as _, OwnedFd},
@@ -9,28 +12,23 @@ use std::{
 
 use tokio::io::{Interest, unix::AsyncFd};
 use tracer_ebpf::{
-    abi::{Phase, SiteHits},
+    abi::Phase,
     counters::{Class, Counter},
     site::Role,
     unwind::WalkEnd,
 };
 
+use self::{afford::check_hits, clear::is_clear};
 use super::{
     Activity, CaptureError, Detaching, Drained, Figures, Interrupts, Look, Looks, Prepared, Progress,
-    RecordOptions, Recording,
-    assemble::slice_of,
-    cost::{CostWatch, Sample},
-    detach::hand_over,
-    recording::Stop,
-    slices,
+    RecordOptions, Recording, cost::CostWatch, detach::hand_over, recording::Stop,
 };
 use crate::{
     addr::AbsAddr,
     bpf::{Attached, Counters, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
     census::Observed,
-    guard::{Decision, Manner, ProbeCosts, Watchdog, Yardstick, decide, expected_slowdown},
-    profile::{Tally, is_firm},
-    target::{CpuTime, cpu_time, exe_link, status},
+    guard::{Manner, ProbeCosts, Watchdog, Yardstick},
+    target::{cpu_time, exe_link, status},
 };
 
 /// Equal parts of the record window: enough to tell a steady leak from a cache that fills, few
@@ -39,8 +37,6 @@ pub(super) const SLICES: u64 = 10;
 
 /// How often everything is looked at.
 const TICK: Duration = Duration::from_millis(50);
-/// How long hits are counted before recording.
-const COUNT_FOR: Duration = Duration::from_millis(500);
 /// Without a sign of life for this long, the programs stop recording.
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -253,89 +249,15 @@ impl<'a> Recorder<'a> {
         loop {
             let stop = self.phase("recording", next, true).await?;
             let left = self.options.longest.unwrap_or_default().saturating_sub(start.elapsed());
-            if stop != Stop::TimeOver || left.is_zero() || self.is_clear(start, start_ns)? {
+            if stop != Stop::TimeOver
+                || left.is_zero()
+                || is_clear(&self.snapshot()?, start_ns, start.elapsed().as_nanos() as u64)
+            {
                 return Ok(stop);
             }
             self.progress.say("it is not clear yet how the process grows: recording goes on");
             next = left.min(self.options.duration);
         }
-    }
-
-    /// Whether it is clear how the contexts grow that hold most of what is left.
-    fn is_clear(&mut self, start: Instant, start_ns: u64) -> Result<bool, CaptureError> {
-        let elapsed_ns = start.elapsed().as_nanos() as u64;
-        let slices = slices(elapsed_ns, SLICES);
-        let snapshot = self.snapshot()?;
-        let mut held: HashMap<u64, Vec<Tally>> = HashMap::new();
-        for chunk in &snapshot.chunks {
-            let name = snapshot.contexts.get(&chunk.context).map_or(0, |context| context.name);
-            let of_name = held.entry(name).or_insert_with(|| vec![Tally::default(); slices.len()]);
-            if let Some(slice) = slice_of(chunk.born_ns, start_ns, &slices) {
-                of_name[slice] += Tally { count: 1, requested: chunk.requested, held: chunk.held };
-            }
-        }
-        let bytes = |slices: &Vec<Tally>| slices.iter().map(|slice| slice.held).sum::<u64>();
-        let most = held.into_values().max_by_key(bytes);
-        Ok(most.is_some_and(|slices| is_firm(&slices, elapsed_ns)))
-    }
-
-    /// CPU time of a process that has to be there still.
-    fn cpu(&self) -> Result<CpuTime, CaptureError> {
-        let pid = self.prepared.process.pid;
-        cpu_time(pid).map_err(|_| CaptureError::GoneTooEarly { pid })
-    }
-
-    pub(super) fn sample(&self) -> Result<Sample, CaptureError> {
-        let counters = self.tracer.counters()?;
-        Ok(Sample::new(
-            cpu_time(self.prepared.process.pid).unwrap_or_default(),
-            self.tracer.site_hits()?,
-            counters.get(Counter::RecordTimed),
-            counters.get(Counter::RecordNs),
-        ))
-    }
-
-    /// Counts hits for a moment and decides whether recording is affordable.
-    async fn count(&mut self) -> Result<Option<f64>, CaptureError> {
-        let pid = self.prepared.process.pid;
-        let before = self.cpu()?;
-        self.tracer.control().advance(Phase::Off, Phase::Count);
-        match self.phase("counting", COUNT_FOR, false).await? {
-            Stop::TimeOver | Stop::TooSlow | Stop::MapFull => {}
-            Stop::Interrupted => return Err(CaptureError::InterruptedTooEarly),
-            Stop::Exited | Stop::Replaced => return Err(CaptureError::GoneTooEarly { pid }),
-        }
-        let cpu = self.cpu()?.since(before);
-        if !self.prepared.is_there() {
-            return Err(CaptureError::GoneTooEarly { pid });
-        }
-        let rates = self.prepared.rates(&self.tracer.site_hits()?, cpu);
-        let Some(slowdown) = expected_slowdown(&rates, &self.yardstick) else {
-            self.progress
-                .say("the process is nearly idle now: its slowdown cannot be foreseen and will be watched");
-            return Ok(None);
-        };
-        let per_second = rates.allocations as f64 / COUNT_FOR.as_secs_f64();
-        self.progress.say(&format!(
-            "{per_second:.0} allocations a second: while recording, the process will take about {slowdown:.1} times as long for its work; no other process is slowed down"
-        ));
-        let most = self.options.max_slowdown;
-        match decide(slowdown, most, self.options.duration) {
-            Decision::Go => {}
-            _ if self.options.force => {
-                self.progress.say("that is more than --max-slowdown, and --force was given");
-            }
-            Decision::Shorten(shorter) => {
-                let note = format!(
-                    "recording was shortened to {:.1} s: it was expected to make the process {slowdown:.0} times slower, and --max-slowdown is {most}",
-                    shorter.as_secs_f64()
-                );
-                self.say_and_note(note);
-                self.options.duration = shorter;
-            }
-            Decision::Refuse => return Err(CaptureError::TooSlow { pid, slowdown, most }),
-        }
-        Ok(Some(slowdown))
     }
 
     fn say_and_note(&mut self, note: String) {
@@ -348,21 +270,6 @@ impl<'a> Recorder<'a> {
             "recording ended early, after {:.1} s: the kernel maps were full. Give more with --map-memory, or record for a shorter time",
             after.as_secs_f64()
         ));
-    }
-
-    fn is_too_slow(&mut self, cost: &mut CostWatch) -> Result<bool, CaptureError> {
-        if self.options.force || !cost.is_due() {
-            return Ok(false);
-        }
-        let sample = self.sample()?;
-        let allowed = self.options.max_slowdown;
-        let Some(slowdown) = cost.look(sample, allowed, |hits, cpu| self.prepared.rates(hits, cpu)) else {
-            return Ok(false);
-        };
-        self.say_and_note(format!(
-            "recording ended early: it made the process about {slowdown:.0} times slower (--max-slowdown {allowed})"
-        ));
-        Ok(true)
     }
 
     /// Waits until the phase is over, and does meanwhile all that has to be done.
@@ -488,24 +395,6 @@ fn is_full(counters: &Counters) -> bool {
     [Counter::LiveFull, Counter::ContextsFull, Counter::StacksFull]
         .into_iter()
         .any(|counter| counters.get(counter) > 0)
-}
-
-/// Tells a process that waits from probes that do not work.
-fn check_hits(pid: u32, hits: &[SiteHits], cpu_ns: u64, notes: &mut Vec<String>) -> Result<(), CaptureError> {
-    /// Less CPU time than this is a process that waits: there may be nothing to see.
-    const BUSY: Duration = Duration::from_millis(200);
-    let entries: u64 = hits.iter().map(|hits| hits.entries).sum();
-    if entries > 0 {
-        return Ok(());
-    }
-    if u128::from(cpu_ns) >= BUSY.as_nanos() {
-        return Err(CaptureError::NeverHit { pid, cpu_ms: cpu_ns / 1_000_000 });
-    }
-    notes.push(
-        "the process was idle: it made no call of its allocator, so this says nothing about a leak"
-            .to_owned(),
-    );
-    Ok(())
 }
 
 /// `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
