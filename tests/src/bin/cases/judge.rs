@@ -85,16 +85,19 @@ pub(crate) fn leaking(case: &Case, capture: &Capture, verdict: &Verdict, iterati
     let each = |bytes: i64| bytes as f64 / iterations.max(1) as f64;
     findings.requested = each(requested as i64 - replaced(case, capture));
     findings.anonymous = each(anonymous(capture));
-    let allowed = if RACES.contains(&case.name.as_str()) { EXACT_RACE } else { EXACT };
+    let is_race = RACES.contains(&case.name.as_str());
     let differs =
         |seen: f64, expected: u64, allowed: f64| (seen - expected as f64).abs() > expected as f64 * allowed;
     let expected = case.requested_bytes_per_iteration;
-    // Where the figure was taken over some ten iterations that are not all alike, the memory of the
-    // process, taken over hundreds, says more.
-    if expected > 0
-        && differs(findings.requested, expected, allowed)
-        && (!case.npm_control.is_empty()
-            || differs(findings.anonymous, case.rss_bytes_per_iteration, EXACT_ANONYMOUS))
+    // Where the figure was taken over some ten iterations that are not all alike, or over one of a race,
+    // the memory of the process, taken over hundreds, says more.
+    let (exact, by_memory) = match (is_race, case.npm_control.is_empty()) {
+        (true, _) => (EXACT_RACE, Some(EXACT_RACE)),
+        (false, true) => (EXACT, Some(EXACT_ANONYMOUS)),
+        (false, false) => (EXACT, None),
+    };
+    let differs_by_memory = |allowed| differs(findings.anonymous, case.rss_bytes_per_iteration, allowed);
+    if expected > 0 && differs(findings.requested, expected, exact) && by_memory.is_none_or(differs_by_memory)
     {
         wrong.push(format!("{:.0} bytes an iteration, not {expected}", findings.requested));
     }
