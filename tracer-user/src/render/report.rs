@@ -159,7 +159,16 @@ fn unexplained(capture: &Capture, verdict: &Verdict) -> Option<u64> {
 
 fn named(place: &Place) -> String {
     match (&place.named_caller, place.callers.first()) {
-        (Some(caller), _) => format!("{} (nameless, below {caller})", place.head),
+        (Some(caller), _) => {
+            // What it mostly calls says as much.
+            let callee = place.children.first().filter(|child| {
+                !child.is_wrapper && !child.label.contains("+0x") && child.held * 2 > place.survived.held
+            });
+            match callee {
+                Some(callee) => format!("{} (nameless, between {caller} and {})", place.head, callee.label),
+                None => format!("{} (nameless, below {caller})", place.head),
+            }
+        }
         (None, Some(caller)) => format!("{} (called by {caller})", place.head),
         (None, None) => place.head.clone(),
     }

@@ -62,7 +62,7 @@ fn draw(
     let lines = folded::lines(capture, &options);
     let total: u64 = folded::stacks(capture, &options).values().sum();
     let header: Vec<String> = header(capture, &options, total).iter().flat_map(|line| wrap(line)).collect();
-    let title = shorten(&options.title.clone().unwrap_or_else(|| title(capture)));
+    let title = shorten(&options.title.clone().unwrap_or_else(|| title(capture, &options)));
     if lines.is_empty() {
         return out.write_all(nothing_survived(&title, &header).as_bytes());
     }
@@ -89,9 +89,11 @@ fn draw(
     )
 }
 
-fn title(capture: &Capture) -> String {
+fn title(capture: &Capture, options: &RenderOptions) -> String {
     let target = &capture.target;
-    format!("pgleak: memory allocated and not released by {} {} on {}", target.kind, target.pid, target.host)
+    let by_context = if options.by_context { ", by memory context" } else { "" };
+    let (kind, pid, host) = (&target.kind, target.pid, &target.host);
+    format!("pgleak: memory allocated and not released by {kind} {pid} on {host}{by_context}")
 }
 
 /// What the picture shows, in lines.

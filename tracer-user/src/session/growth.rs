@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::Looks;
 use crate::{
-    bpf::RawSnapshot,
+    bpf::{LiveChunk, RawSnapshot},
     census::{Kind, MemoryContext, UsedChunk},
     profile::{ContextGrowth, MemoryGrowth},
 };
@@ -17,9 +17,14 @@ const NOTABLE: u64 = 1 << 10;
 pub fn memory_growth(looks: &Looks, recorded: &RawSnapshot, anon: [Option<u64>; 2]) -> Option<MemoryGrowth> {
     let (before, after) = (looks.before.as_ref()?, looks.recorded.as_ref()?);
     let mut traced: HashMap<u64, HashMap<u64, [u64; 2]>> = HashMap::new();
-    // What was allocated during the first look is taken to be in it.
+    // What was allocated during the first look is taken to be in it, but for contexts that it has not seen.
     let looked_ns = before.taken_ns + u64::try_from(before.census.took.as_nanos()).unwrap_or(0);
-    for chunk in recorded.chunks.iter().filter(|chunk| chunk.born_ns >= looked_ns) {
+    let was_there = |address: u64| {
+        let born_ns = recorded.contexts.get(&address).map_or(0, |context| context.born_ns);
+        before.at(address).is_some() && born_ns < looked_ns
+    };
+    let is_new = |chunk: &&LiveChunk| chunk.born_ns >= looked_ns || !was_there(chunk.context);
+    for chunk in recorded.chunks.iter().filter(is_new) {
         let sums = traced.entry(chunk.context).or_default().entry(chunk.chunk).or_default();
         sums[0] += chunk.requested;
         sums[1] += chunk.held;

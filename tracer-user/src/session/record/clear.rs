@@ -53,8 +53,8 @@ mod tests {
         let cache = course([500, 90, 0, 0, 0, 0, 0, 0, 0, 0], 100);
         let begun = course([0, 0, 0, 1, 0, 1, 0, 1, 0, 1], 900);
         assert!(are_clear(&[leak.clone(), begun.clone()], SECONDS_10));
-        assert!(are_clear(&[cache.clone()], SECONDS_10));
-        assert!(!are_clear(&[cache.clone(), begun.clone()], SECONDS_10), "it may be a leak");
+        assert!(are_clear(std::slice::from_ref(&cache), SECONDS_10));
+        assert!(!are_clear(&[cache, begun.clone()], SECONDS_10), "it may be a leak");
         let large = course([0, 0, 0, 0, 0, 0, 0, 0, 0, 400], 10_000);
         assert!(are_clear(&[large, begun], SECONDS_10), "it is nothing beside this");
         assert!(!are_clear(&[], SECONDS_10));
