@@ -1,9 +1,9 @@
 //! Code that is mapped or made while it is traced.
 
 use pgleak::profile::{Capture, StackEnd};
-use pgleak_tests::{Build, Session, findings::counter, workload::Loop};
+use pgleak_tests::{Build, Session, findings::counter, pgleak::Running, workload::Loop};
 
-use crate::common::{recording, server};
+use crate::common::{PATIENCE, recording, server};
 
 /// Stacks that end so.
 fn ending(capture: &Capture, end: StackEnd) -> u64 {
@@ -63,4 +63,41 @@ fn a_library_that_is_opened_meanwhile_is_noticed() {
     assert!(cut * 20 < whole, "{cut} of {whole}");
     let loaded = |name: &str| capture.modules.iter().any(|module| module.path.contains(name));
     assert!(loaded("hstore") && loaded("pg_trgm"), "{:?}", capture.modules);
+}
+
+/// Between the first look at the mappings and the probe on the dynamic loader lies a second or so.
+#[test]
+fn a_library_that_is_opened_while_probes_are_set_is_known_when_recording_begins() {
+    const USES: [(&str, &str); 8] = [
+        ("hstore", "select (hstore('a', 'b') || hstore('c', 'd'))::text"),
+        ("pg_trgm", "select show_trgm('word')::text"),
+        ("citext", "select lower('A'::citext)"),
+        ("cube", "select cube(array[1, 2])::text"),
+        ("ltree", "select ('a.b'::ltree || 'c')::text"),
+        ("seg", "select '1 .. 2'::seg::text"),
+        ("isn", "select isbn('978-0-393-04002-9')::text"),
+        ("fuzzystrmatch", "select metaphone('word', 4)"),
+    ];
+    let server = server(&Build::npm(17).unwrap());
+    let mut session = Session::open(&server).unwrap();
+    for (extension, _) in USES {
+        session.run(&format!("create extension {extension}")).unwrap();
+    }
+    drop(session);
+    let mut session = Session::open(&server).unwrap();
+    let running = Running::capture(session.backend_pid(), &["--duration", "2s", "--settle", "0"]).unwrap();
+    // By then it has looked, and has not begun to set probes.
+    running.wait_for("kernel maps:", PATIENCE).unwrap();
+    for (_, sql) in USES {
+        session.text(sql).unwrap();
+    }
+    running.wait_for("recording for", PATIENCE).unwrap();
+    for (_, sql) in USES.iter().cycle().take(400) {
+        session.text(sql).unwrap();
+    }
+    let capture = running.finish().unwrap().success().unwrap().capture().unwrap();
+    let (cut, whole) = (counter(&capture, "walk_unknown_mapping"), counter(&capture, "walk_bottom"));
+    println!("{cut} stacks cut, {whole} whole");
+    assert!(whole > 400, "{whole}");
+    assert_eq!(cut, 0);
 }

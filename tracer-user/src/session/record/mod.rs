@@ -110,6 +110,8 @@ impl<'a> Recorder<'a> {
                     .to_owned(),
             ),
         }
+        // What was loaded before the loader had its probe.
+        prepared.mappings.look_now(&tracer);
         // Between the look at the process and the probes, the pid may have become another's.
         if !prepared.is_there() {
             return Err(CaptureError::GoneTooEarly { pid });
