@@ -52,7 +52,7 @@ pub struct Place {
     /// How long most of it lives.
     pub life: Life,
     /// The statement during which most of it was allocated, as an index into
-    /// [`super::Capture::queries`], and that part of it.
+    /// [`super::Capture::queries`], and that part of what any statement was seen for.
     pub query: Option<(u32, f64)>,
 }
 
@@ -225,7 +225,7 @@ impl<'t, 'a> Members<'t, 'a> {
         for share in self.parts.iter().flat_map(|(group, _)| &group.queries) {
             *counts.entry(share.query).or_default() += share.count;
         }
-        let all: u64 = self.parts.iter().map(|(group, _)| group.survived.count).sum();
+        let all: u64 = counts.values().sum();
         let (query, count) = counts.into_iter().max_by_key(|(query, count)| (*count, Reverse(*query)))?;
         Some((query, count as f64 / all.max(1) as f64))
     }

@@ -91,7 +91,7 @@ pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, queries: &[
         let short: String = query.statement.chars().take(MOST_STATEMENT).collect();
         let cut = if short.len() < query.statement.len() { " …" } else { "" };
         let part = percent((part * 1000.0) as u64, 1000);
-        field("while running", &format!("{part} of it: {id}{short}{cut}"));
+        field("while running", &format!("{part} of what was seen: {id}{short}{cut}"));
     }
     let mut lead = "below it";
     for child in &place.children {
