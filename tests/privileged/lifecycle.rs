@@ -101,7 +101,8 @@ fn a_hangup_that_is_ignored_stays_ignored() {
     let out = tempfile::tempdir().unwrap();
     let directory = out.path().join("capture");
     let pid = leak.backend_pid().to_string();
-    let mut command = command(["capture", "--pid", &pid, "--duration", "3s", "--settle", "0"]).unwrap();
+    let mut command =
+        command(["capture", "--pid", &pid, "--duration=3s", "--settle=0", "--map-memory=256M"]).unwrap();
     command.arg("--out").arg(&directory);
     // As nohup does.
     // SAFETY: setting a disposition is async-signal-safe.

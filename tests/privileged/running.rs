@@ -17,7 +17,7 @@ fn statements(build: &Build) {
     }
     let server = Server::start(build, &options).unwrap();
     planted::install(&server).unwrap();
-    let leak = Loop::start(&server, &Call::PALLOC.sql(&[300, 700])).unwrap();
+    let leak = Loop::start(&server, &Call::PALLOC.sql(&[5, 700])).unwrap();
     let pid = leak.backend_pid();
     let running = recording(pid, &["--duration", "2s", "--settle", "0"]);
     let id = (build.major >= 14).then(|| {
@@ -43,7 +43,7 @@ fn statements(build: &Build) {
     // Nothing that was written knows the literals.
     for artifact in ["capture.json", "report.txt", "stacks.folded", "flame.svg", "contexts.svg"] {
         let text = finished.artifact(artifact).unwrap();
-        assert!(!text.contains("(300, 700)"), "{}: {artifact}", build.name);
+        assert!(!text.contains("(5, 700)"), "{}: {artifact}", build.name);
     }
 }
 
@@ -53,11 +53,11 @@ on_builds!(statements: debian_15 npm_12 12 npm_13 13 npm_14 14 npm_15 15 npm_16 
 fn literals_are_kept_when_they_are_asked_for() {
     let server = server(&Build::packaged(15).unwrap());
     planted::install(&server).unwrap();
-    let leak = Loop::start(&server, &Call::PALLOC.sql(&[300, 700])).unwrap();
+    let leak = Loop::start(&server, &Call::PALLOC.sql(&[5, 700])).unwrap();
     let arguments = ["--duration", "1s", "--settle", "0", "--show-queries"];
     let finished = recording(leak.backend_pid(), &arguments).finish().unwrap().success().unwrap();
     leak.stop().unwrap();
-    assert!(finished.stdout.contains("planted_palloc(300, 700)"), "{}", finished.stdout);
+    assert!(finished.stdout.contains("planted_palloc(5, 700)"), "{}", finished.stdout);
 }
 
 /// A leak that is plain after a second needs no more; what says nothing is recorded to the end.
