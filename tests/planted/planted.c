@@ -366,6 +366,109 @@ planted_other_kinds(int32 count, Size size)
 	return held;
 }
 
+#define GENERATION 0
+#define SLAB 1
+#define BUMP 2
+#define ALIGNED 3
+#define ALIGNMENT 256
+
+static MemoryContext
+new_of_kind(int32 kind, Size size)
+{
+	if (kind == GENERATION)
+#if PG_MAJOR < 15
+		return GenerationContextCreate(context(), "planted generation", 8 * 1024);
+#else
+		return GenerationContextCreate(context(), "planted generation", 0, 8 * 1024, 64 * 1024);
+#endif
+	if (kind == SLAB)
+		return SlabContextCreate(context(), "planted slab", 8 * 1024, size);
+#if PG_MAJOR >= 17
+	if (kind == BUMP)
+		return BumpContextCreate(context(), "planted bump", 0, 8 * 1024, 64 * 1024);
+#endif
+	return new_context(context(), "planted aligned");
+}
+
+FRAME void *
+planted_new(Size size, int32 kind)
+{
+	void	   *chunk;
+
+#if PG_MAJOR >= 16
+	if (kind == ALIGNED)
+		chunk = MemoryContextAllocAligned(CurrentMemoryContext, size, ALIGNMENT, 0);
+	else
+#endif
+		chunk = palloc(size);
+	NO_TAIL_CALL();
+	return chunk;
+}
+
+FRAME void *
+planted_grown(void *chunk, Size size)
+{
+	chunk = repalloc(chunk, size);
+	NO_TAIL_CALL();
+	return chunk;
+}
+
+/*
+ * A context of one kind with so many chunks. A third of them is freed and another third is doubled, where that can
+ * be done.
+ */
+FRAME int64
+planted_leak_kind(int32 count, Size size, int32 kind)
+{
+	MemoryContext old = MemoryContextSwitchTo(new_of_kind(kind, size));
+	void	  **chunks = malloc(count * sizeof(void *));
+	int64		held = 0;
+
+	if (chunks == NULL)
+		abort();
+	for (int32 i = 0; i < count; i++)
+		chunks[i] = planted_new(size, kind);
+	for (int32 i = 0; i < count; i++)
+	{
+		if (kind == BUMP)
+		{
+			/* It has no chunk headers. */
+			held += (int64) ((size + 7) / 8 * 8);
+			continue;
+		}
+		if (i % 3 == 0)
+		{
+			pfree(chunks[i]);
+			continue;
+		}
+		if (i % 3 == 1 && kind != SLAB)
+			chunks[i] = planted_grown(chunks[i], size * 2);
+		held += (int64) GetMemoryChunkSpace(chunks[i]);
+	}
+	free(chunks);
+	MemoryContextSwitchTo(old);
+	return held;
+}
+
+/* Contexts of one kind, filled, reset, filled and deleted. */
+FRAME int64
+planted_dropped_kind(int32 count, Size size, int32 kind)
+{
+	MemoryContext own = new_of_kind(kind, size);
+	MemoryContext old = MemoryContextSwitchTo(own);
+
+	for (int32 round = 0; round < 2; round++)
+	{
+		if (round == 1)
+			MemoryContextReset(own);
+		for (int32 i = 0; i < count; i++)
+			(void) planted_new(size, kind);
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(own);
+	return 2 * (int64) count;
+}
+
 FRAME int64
 planted_root(int32 count, Size size)
 {
@@ -453,6 +556,20 @@ Datum
 planted_kinds(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_INT64(planted_other_kinds(COUNT, SIZE));
+}
+
+PG_FUNCTION_INFO_V1(planted_kind);
+Datum
+planted_kind(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(planted_leak_kind(COUNT, SIZE, PG_GETARG_INT32(2)));
+}
+
+PG_FUNCTION_INFO_V1(planted_no_kind);
+Datum
+planted_no_kind(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(planted_dropped_kind(COUNT, SIZE, PG_GETARG_INT32(2)));
 }
 
 PG_FUNCTION_INFO_V1(planted_in_flight);

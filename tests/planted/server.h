@@ -56,6 +56,9 @@ extern MemoryContext GenerationContextCreate(MemoryContext parent, const char *n
 extern MemoryContext GenerationContextCreate(MemoryContext parent, const char *name, Size min_context_size,
 											 Size initial_block_size, Size max_block_size);
 #endif
+#if PG_MAJOR >= 16
+extern void *MemoryContextAllocAligned(MemoryContext context, Size size, Size alignto, int flags);
+#endif
 extern MemoryContext SlabContextCreate(MemoryContext parent, const char *name, Size block_size, Size chunk_size);
 #if PG_MAJOR >= 17
 extern MemoryContext BumpContextCreate(MemoryContext parent, const char *name, Size min_context_size,

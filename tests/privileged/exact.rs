@@ -32,6 +32,7 @@ fn on(build: &Build) {
     contexts(&mut session);
     errors(&mut session);
     inherited(&mut session);
+    kinds(&mut session, build.major);
     assert_no_probe_is_left(pid);
 }
 
@@ -155,6 +156,38 @@ fn inherited(session: &mut Session) {
     assert_eq!(freed, after);
     assert_eq!(recorded(&capture, CONTEXT, Call::PFREE.frame), Tally::default());
     assert!(counter(&capture, "free_unknown") >= 4);
+}
+
+/// Contexts of every other kind that the major has, and aligned chunks.
+fn kinds(session: &mut Session, major: u32) {
+    const SIZE: u64 = 104;
+    let all = [("planted generation", 0), ("planted slab", 1), ("planted bump", 2), ("planted aligned", 3)];
+    let has = |kind: i64| kind < 2 || major >= 17 || kind == 3 && major == 16;
+    for (context, kind) in all.into_iter().filter(|(_, kind)| has(*kind)) {
+        let (capture, held) = captured(session, "0", |session| {
+            Call::NO_KIND.run(session, &[300, SIZE as i64, kind]).unwrap();
+            Call::KIND.run(session, &[300, SIZE as i64, kind]).unwrap()
+        });
+        let made = survived(&capture, context, Call::KIND.frame);
+        let grown = survived(&capture, context, planted::GROWN);
+        let what = format!("{context}: {made:?}, {grown:?}, the server says {held}");
+        assert_eq!((made.held + grown.held) as i64, held, "{what}");
+        let expected = match kind {
+            // Those that have grown are the same chunks.
+            0 => ((200, 200 * SIZE), (100, 100 * SIZE)),
+            1 => ((200, 200 * SIZE), (0, 0)),
+            2 => ((300, 300 * SIZE), (0, 0)),
+            // Those that have grown are others.
+            _ => ((100, 100 * (SIZE + planted::ALIGNMENT)), (100, 100 * (2 * SIZE + planted::ALIGNMENT))),
+        };
+        assert_eq!(((made.count, made.requested), (grown.count, grown.requested)), expected, "{what}");
+        // By the reset, and with the context.
+        let reset = pgleak_tests::findings::reset(&capture, Call::NO_KIND.frame);
+        let each = if kind == 3 { SIZE + planted::ALIGNMENT } else { SIZE };
+        assert_eq!((reset.count, reset.requested), (600, 600 * each), "{what}");
+        entries_and_returns_are_equal(&capture, 0);
+        Call::RESET.run(session, &[]).unwrap();
+    }
 }
 
 /// Recording may begin or end inside of a call, once each.

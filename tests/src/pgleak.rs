@@ -3,6 +3,7 @@
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -24,10 +25,18 @@ pub fn binary() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The program with arguments, and nothing of the caller's logging.
+/// The program with arguments, and nothing of the caller's logging or signals: what a shell starts in the
+/// background ignores SIGINT.
 pub fn command<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Result<Command> {
     let mut command = Command::new(binary()?);
     command.args(arguments).env_remove("RUST_LOG").stdin(Stdio::null());
+    // SAFETY: setting a disposition is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            Ok(())
+        });
+    }
     Ok(command)
 }
 

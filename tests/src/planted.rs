@@ -55,6 +55,12 @@ impl Call {
     /// `(count, size)`: a Generation, a Slab and from 17 on a Bump context below [`CONTEXT`], with so many chunks
     /// each; the first quarter and a third of the others are freed again, but in the last. Bytes held in the Slab.
     pub const KINDS: Self = call("planted_kinds", "int, bigint", "planted_other_kinds");
+    /// `(count, size, kind)`: a context of a kind below [`CONTEXT`] with so many chunks: 0 Generation, 1 Slab,
+    /// 2 Bump (17 on), 3 AllocSet with chunks that are aligned to [`ALIGNMENT`] (16 on). A third of them is freed
+    /// (not in a Bump), another third is doubled by [`GROWN`] (not in a Bump or Slab). Bytes held.
+    pub const KIND: Self = call("planted_kind", "int, bigint, int", "planted_new");
+    /// The same, but all go with a reset, and as many again with their context; how many there were.
+    pub const NO_KIND: Self = call("planted_no_kind", "int, bigint, int", "planted_dropped_kind");
     /// `(count, size)`: each chunk freed before the next is made; bytes that were held for a moment.
     pub const IN_FLIGHT: Self = call("planted_in_flight", "int, bigint", "planted_transient");
     /// `(count, size)`: each hundredth of so many chunks stays, the others are freed; bytes held.
@@ -88,7 +94,7 @@ impl Call {
         call("planted_subtransaction", "int, bigint, int", "planted_leak_palloc");
 
     /// Every function there is.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::PALLOC,
         Self::PALLOC0,
         Self::HUGE,
@@ -99,6 +105,8 @@ impl Call {
         Self::CHURN,
         Self::KEEP_CONTEXT,
         Self::KINDS,
+        Self::KIND,
+        Self::NO_KIND,
         Self::IN_FLIGHT,
         Self::SPARSE,
         Self::MANY_PATHS,
@@ -126,6 +134,11 @@ impl Call {
         session.integer(&self.sql(arguments))
     }
 }
+
+/// What the chunks of [`Call::KIND`] are aligned to where they are.
+pub const ALIGNMENT: u64 = 256;
+/// The function below [`Call::KIND`] that calls `repalloc`.
+pub const GROWN: &str = "planted_grown";
 
 /// Compiles the extension for the server's build and creates its functions in `postgres`.
 pub fn install(server: &Server) -> Result<()> {

@@ -31,24 +31,114 @@ impl Role {
     }
 }
 
-/// How the chunk header says what a chunk holds (PostgreSQL, `src/backend/utils/mmgr/aset.c`).
+/// What precedes a chunk (PostgreSQL, `aset.c`, `generation.c`, `slab.c` and `bump.c` in
+/// `src/backend/utils/mmgr`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum ChunkHeader {
-    /// 12 to 15, Greenplum 7: usable size at `ptr - 16`, owning context at `ptr - 8`.
+    /// AllocSet of 12 to 15, Greenplum 7: usable size at `ptr - 16`, owning context at `ptr - 8`.
     SizeContext = 0,
-    /// 16: eight bytes at `ptr - 8`, method id in bits 0–2, external flag in bit 3, value from
-    /// bit 4, block offset from bit 34.
+    /// AllocSet of 16: eight bytes at `ptr - 8`, method id in bits 0–2, external flag in bit 3,
+    /// index of the free list from bit 4, block offset from bit 34.
     Packed16 = 1,
-    /// 17 and later: method id in bits 0–3, external flag in bit 4, value from bit 5, block
-    /// offset from bit 34.
+    /// AllocSet of 17 and later: method id in bits 0–3, external flag in bit 4, index of the free
+    /// list from bit 5, block offset from bit 34.
     Packed17 = 2,
-    /// 9.4 and Greenplum 6: owning context (or a shared header) at `ptr - 16`, size at `ptr - 8`.
+    /// AllocSet of 9.4 and Greenplum 6: owning context (or a shared header) at `ptr - 16`, size at
+    /// `ptr - 8`.
     ContextSize = 3,
+    /// Generation of 12 to 15: usable size at `ptr - 24`, block at `ptr - 16`, owning context at
+    /// `ptr - 8`.
+    SizeBlockContext = 4,
+    /// Generation of 16: as [`Self::Packed16`], with the usable size for the index.
+    SizePacked16 = 5,
+    /// Generation of 17 and later: as [`Self::Packed17`], with the usable size for the index.
+    SizePacked17 = 6,
+    /// Slab of 12 to 15: block and owning context, no size.
+    BlockContext = 7,
+    /// Slab of 16 and later: eight bytes, no size.
+    Unsized = 8,
+    /// Bump: nothing.
+    None = 9,
 }
+
+impl ChunkHeader {
+    const ALL: [Self; 10] = [
+        Self::SizeContext,
+        Self::Packed16,
+        Self::Packed17,
+        Self::ContextSize,
+        Self::SizeBlockContext,
+        Self::SizePacked16,
+        Self::SizePacked17,
+        Self::BlockContext,
+        Self::Unsized,
+        Self::None,
+    ];
+
+    /// Words that the header takes.
+    const fn words(self) -> u64 {
+        match self {
+            Self::SizeContext | Self::ContextSize | Self::BlockContext => 2,
+            Self::Packed16 | Self::Packed17 | Self::SizePacked16 | Self::SizePacked17 | Self::Unsized => 1,
+            Self::SizeBlockContext => 3,
+            Self::None => 0,
+        }
+    }
+
+    /// How many words before the pointer the size stands; 0 if it stands nowhere.
+    const fn size_word(self) -> u64 {
+        match self {
+            Self::SizeContext => 2,
+            Self::Packed16 | Self::Packed17 | Self::ContextSize | Self::SizePacked16 | Self::SizePacked17 => {
+                1
+            }
+            Self::SizeBlockContext => 3,
+            Self::BlockContext | Self::Unsized | Self::None => 0,
+        }
+    }
+}
+
+/// A number below 16 for each header in one word, so that the programs look it up by a shift.
+const fn by_header(words: bool) -> u64 {
+    let (mut table, mut index) = (0, 0);
+    while index < ChunkHeader::ALL.len() {
+        let header = ChunkHeader::ALL[index];
+        table |= (if words { header.words() } else { header.size_word() }) << (4 * header as u64);
+        index += 1;
+    }
+    table
+}
+
+const HEADER_WORDS: u64 = by_header(true);
+const SIZE_WORD: u64 = by_header(false);
 
 /// A function argument's position, counted from zero, or none.
 pub const NO_ARG: u8 = 0xf;
+
+/// Node tags of the kinds of contexts that are followed. Those of one major are neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tags {
+    /// The first, below 4096.
+    pub first: u16,
+    /// Which of the four from it on: a bit each.
+    pub followed: u8,
+}
+
+impl Tags {
+    /// None.
+    pub const NONE: Self = Self { first: 0, followed: 0 };
+
+    /// The tags of a list; `None` if they are too far apart, or too large for a cookie.
+    pub fn of(tags: &[u32]) -> Option<Self> {
+        let first = *tags.iter().min()?;
+        let followed = tags.iter().try_fold(0, |followed, tag| {
+            let distance = tag - first;
+            (distance < 4).then_some(followed | 1 << distance)
+        })?;
+        (first < 1 << 12).then_some(Self { first: first as u16, followed })
+    }
+}
 
 /// A probe cookie, unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,8 +157,8 @@ pub struct Site {
     pub name_arg: u8,
     /// Position of the argument that is a context's node tag, or [`NO_ARG`].
     pub tag_arg: u8,
-    /// The node tag of the contexts that are followed, where there is such an argument.
-    pub tag: u16,
+    /// The node tags of the contexts that are followed, where there is such an argument.
+    pub tags: Tags,
     /// Index of the site in the capture's plan: the hit counters are kept by it. Below
     /// [`crate::abi::MAX_SITES`].
     pub index: u8,
@@ -87,7 +177,7 @@ impl Site {
         size_arg: NO_ARG,
         name_arg: NO_ARG,
         tag_arg: NO_ARG,
-        tag: 0,
+        tags: Tags::NONE,
         index: 0,
         skew: 0,
     };
@@ -102,7 +192,8 @@ impl Site {
             | (self.name_arg as u64 & 0xf) << 20
             | (self.index as u64) << 24
             | (self.skew as u64) << 32
-            | (self.tag as u64) << 40
+            | (self.tags.first as u64 & 0xfff) << 40
+            | (self.tags.followed as u64 & 0xf) << 52
             | (self.tag_arg as u64 & 0xf) << 56
     }
 
@@ -130,10 +221,11 @@ impl Site {
         (cookie >> 32) & 0xff
     }
 
-    /// The node tag of a cookie.
+    /// Whether contexts with this node tag are followed.
     #[inline(always)]
-    pub const fn tag_of(cookie: u64) -> u64 {
-        (cookie >> 40) & 0xffff
+    pub const fn follows(cookie: u64, tag: u32) -> bool {
+        let distance = (tag as u64).wrapping_sub((cookie >> 40) & 0xfff);
+        distance < 4 && (cookie >> (52 + distance)) & 1 != 0
     }
 
     /// The chunk header code of a cookie.
@@ -176,40 +268,80 @@ pub enum ChunkSize {
 /// its own.
 #[inline(always)]
 pub const fn header_bytes(header: u64) -> u64 {
-    if header == ChunkHeader::Packed16 as u64 || header == ChunkHeader::Packed17 as u64 { 8 } else { 16 }
+    (HEADER_WORDS >> (4 * header) & 0xf) * 8
 }
 
-/// Size of `AllocBlockData` of 16 and later: aset, prev, next, freeptr, endptr.
-const BLOCK_HEADER_BYTES: u64 = 40;
-/// Offset of `endptr` in `AllocBlockData`.
-const BLOCK_END_OFFSET: u64 = 32;
-
-/// Decodes the 16 bytes before `pointer` (`before[0]` at `pointer - 16`).
+/// How far before the pointer the word with the size stands; 0 if a chunk takes what it was asked
+/// for, rounded up ([`rounded`]).
 #[inline(always)]
-pub fn chunk_size(header: u64, pointer: u64, before: [u64; 2]) -> ChunkSize {
-    if header == ChunkHeader::SizeContext as u64 {
-        return ChunkSize::Usable(before[0]);
+pub const fn size_before(header: u64) -> u64 {
+    (SIZE_WORD >> (4 * header) & 0xf) * 8
+}
+
+/// Usable bytes of a chunk without a size: all of a slab have room for a pointer, which links the
+/// free ones.
+#[inline(always)]
+pub const fn rounded(header: u64, requested: u64) -> u64 {
+    let bytes = requested.wrapping_add(7) & !7;
+    if bytes == 0 && header != ChunkHeader::None as u64 { 8 } else { bytes }
+}
+
+/// Distance from the context's pointer in a block's header to the pointer of the block's only
+/// chunk, for a chunk of 16 or later that is a block of its own: the same in `AllocBlockData`
+/// (aset, prev, next, freeptr, endptr) and `GenerationBlock` (node, context, blksize, counts,
+/// freeptr, endptr).
+const LONE_CHUNK_CONTEXT: u64 = 48;
+/// The same for `endptr`: the last field of both.
+const LONE_CHUNK_END: u64 = 16;
+
+#[inline(always)]
+const fn is_16(header: u64) -> bool {
+    header == ChunkHeader::Packed16 as u64 || header == ChunkHeader::SizePacked16 as u64
+}
+
+#[inline(always)]
+const fn is_generation(header: u64) -> bool {
+    header == ChunkHeader::SizePacked16 as u64 || header == ChunkHeader::SizePacked17 as u64
+}
+
+#[inline(always)]
+const fn method_bits(header: u64) -> u64 {
+    if is_16(header) { 3 } else { 4 }
+}
+
+/// Decodes the word that is [`size_before`] the pointer.
+#[inline(always)]
+pub fn chunk_size(header: u64, pointer: u64, word: u64) -> ChunkSize {
+    let plain = header == ChunkHeader::SizeContext as u64
+        || header == ChunkHeader::ContextSize as u64
+        || header == ChunkHeader::SizeBlockContext as u64;
+    if plain {
+        return ChunkSize::Usable(word);
     }
-    if header == ChunkHeader::ContextSize as u64 {
-        return ChunkSize::Usable(before[1]);
-    }
-    let word = before[1];
-    let method_bits = if header == ChunkHeader::Packed16 as u64 { 3 } else { 4 };
+    let method_bits = method_bits(header);
     if word >> method_bits & 1 != 0 {
-        return ChunkSize::Block { block_end_at: pointer - 8 - BLOCK_HEADER_BYTES + BLOCK_END_OFFSET };
+        return ChunkSize::Block { block_end_at: pointer - LONE_CHUNK_END };
+    }
+    let value = word >> (method_bits + 1);
+    // `MEMORYCHUNK_MAX_VALUE`: 30 bits.
+    if is_generation(header) {
+        return ChunkSize::Usable(value & 0x3fff_ffff);
     }
     // An AllocSet chunk's value is the index of its free list: 8 << index bytes. Eleven lists
     // exist (ALLOCSET_NUM_FREELISTS); the mask keeps a torn header from shifting too far.
-    ChunkSize::Usable(8 << (word >> (method_bits + 1) & 0xf))
+    ChunkSize::Usable(8 << (value & 0xf))
 }
 
-/// The address that holds the owning context, for a chunk of 16 or later: the first word of its
-/// block.
+/// The address that holds the owning context, for a chunk of 16 or later whose header is `word`.
 #[inline(always)]
-pub fn packed_block_of(header: u64, pointer: u64, word: u64) -> u64 {
-    let method_bits = if header == ChunkHeader::Packed16 as u64 { 3 } else { 4 };
-    let chunk = pointer - 8;
-    if word >> method_bits & 1 != 0 { chunk - BLOCK_HEADER_BYTES } else { chunk - (word >> 34) }
+pub fn packed_context_at(header: u64, pointer: u64, word: u64) -> u64 {
+    if word >> method_bits(header) & 1 != 0 {
+        return pointer - LONE_CHUNK_CONTEXT;
+    }
+    // An AllocSet's is the first field of its block, a Generation's the third. The value's highest
+    // bit may be the lowest of the offset, which is a multiple of eight (17).
+    let field = if is_generation(header) { 16 } else { 0 };
+    pointer - 8 - (word >> 34 & !7) + field
 }
 
 #[cfg(test)]
@@ -226,7 +358,7 @@ mod tests {
             size_arg: 1,
             name_arg: 4,
             tag_arg: 1,
-            tag: 0x1da,
+            tags: Tags { first: 0x1da, followed: 0b1011 },
             index: 200,
             skew: 16,
         };
@@ -238,29 +370,64 @@ mod tests {
         assert_eq!(Site::arg_of(cookie, ArgField::Size), 1);
         assert_eq!(Site::arg_of(cookie, ArgField::Name), 4);
         assert_eq!(Site::arg_of(cookie, ArgField::Tag), 1);
-        assert_eq!(Site::tag_of(cookie), 0x1da);
+        let followed: [bool; 6] = core::array::from_fn(|at| Site::follows(cookie, 0x1d9 + at as u32));
+        assert_eq!(followed, [false, true, true, false, true, false]);
         assert_eq!(Site::index_of(cookie), 200);
         assert_eq!(Site::skew_of(cookie), 16);
     }
 
     #[test]
+    fn tags_that_are_neighbours_fit() {
+        assert_eq!(Tags::of(&[223, 225, 224]), Some(Tags { first: 223, followed: 0b111 }));
+        assert_eq!(Tags::of(&[474]), Some(Tags { first: 474, followed: 1 }));
+        assert_eq!(Tags::of(&[]), None);
+        assert_eq!(Tags::of(&[474, 478]), None, "too far apart");
+        assert_eq!(Tags::of(&[4096]), None, "too large");
+    }
+
+    #[test]
     fn chunk_headers_of_every_kind() {
         let ptr = 0x5000;
-        assert_eq!(chunk_size(ChunkHeader::SizeContext as u64, ptr, [64, 0xc0]), ChunkSize::Usable(64));
-        assert_eq!(chunk_size(ChunkHeader::ContextSize as u64, ptr, [0xc0, 64]), ChunkSize::Usable(64));
+        let size = |header: ChunkHeader, word| chunk_size(header as u64, ptr, word);
+        let context = |header: ChunkHeader, word| packed_context_at(header as u64, ptr, word);
+        let layout =
+            |header: ChunkHeader| (header_bytes(header as u64), size_before(header as u64));
+        assert_eq!(layout(ChunkHeader::SizeContext), (16, 16));
+        assert_eq!(size(ChunkHeader::SizeContext, 64), ChunkSize::Usable(64));
+        assert_eq!(layout(ChunkHeader::ContextSize), (16, 8));
+        assert_eq!(size(ChunkHeader::ContextSize, 64), ChunkSize::Usable(64));
+        assert_eq!(layout(ChunkHeader::SizeBlockContext), (24, 24));
+        assert_eq!(size(ChunkHeader::SizeBlockContext, 104), ChunkSize::Usable(104));
         // 16: method 3, freelist index 4, block offset 0x30.
         let word = 3 | 4 << 4 | 0x30 << 34;
-        assert_eq!(chunk_size(ChunkHeader::Packed16 as u64, ptr, [0, word]), ChunkSize::Usable(128));
-        assert_eq!(packed_block_of(ChunkHeader::Packed16 as u64, ptr, word), ptr - 8 - 0x30);
+        assert_eq!(layout(ChunkHeader::Packed16), (8, 8));
+        assert_eq!(size(ChunkHeader::Packed16, word), ChunkSize::Usable(128));
+        assert_eq!(context(ChunkHeader::Packed16, word), ptr - 8 - 0x30);
         // 17: method 3, freelist index 10.
         let word = 3 | 10 << 5 | 0x58 << 34;
-        assert_eq!(chunk_size(ChunkHeader::Packed17 as u64, ptr, [0, word]), ChunkSize::Usable(8192));
-        // 17: external.
+        assert_eq!(size(ChunkHeader::Packed17, word), ChunkSize::Usable(8192));
+        // 17: a block of its own, in both kinds.
         let word = 3 | 1 << 4;
-        assert_eq!(
-            chunk_size(ChunkHeader::Packed17 as u64, ptr, [0, word]),
-            ChunkSize::Block { block_end_at: ptr - 8 - 40 + 32 }
-        );
-        assert_eq!(packed_block_of(ChunkHeader::Packed17 as u64, ptr, word), ptr - 48);
+        for header in [ChunkHeader::Packed17, ChunkHeader::SizePacked17] {
+            assert_eq!(size(header, word), ChunkSize::Block { block_end_at: ptr - 16 });
+            assert_eq!(context(header, word), ptr - 48);
+        }
+        // A Generation's, method 4: 200 bytes in a block that begins 0x78 bytes before the header.
+        let word = 4 | 200 << 4 | 0x78 << 34;
+        assert_eq!(size(ChunkHeader::SizePacked16, word), ChunkSize::Usable(200));
+        let word = 4 | 200 << 5 | 0x78 << 34;
+        assert_eq!(size(ChunkHeader::SizePacked17, word), ChunkSize::Usable(200));
+        assert_eq!(context(ChunkHeader::SizePacked17, word), ptr - 8 - 0x78 + 16);
+    }
+
+    #[test]
+    fn chunks_without_a_size_are_rounded() {
+        let held = |header: ChunkHeader, requested| {
+            assert_eq!(size_before(header as u64), 0);
+            rounded(header as u64, requested) + header_bytes(header as u64)
+        };
+        assert_eq!([1, 8, 41].map(|size| held(ChunkHeader::BlockContext, size)), [24, 24, 64]);
+        assert_eq!([1, 8, 41].map(|size| held(ChunkHeader::Unsized, size)), [16, 16, 56]);
+        assert_eq!([0, 1, 41].map(|size| held(ChunkHeader::None, size)), [0, 8, 48]);
     }
 }

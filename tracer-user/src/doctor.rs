@@ -183,9 +183,9 @@ fn process(prepared: &Prepared) -> Vec<Check> {
         };
         let found = format!("{place}, `{}`", site.instruction);
         checks.push(match (site.cost, &site.note) {
-            (CostClass::Emulated, _) => good(site.function.name, format!("{found}, emulated: cheap")),
+            (CostClass::Emulated, _) => good(site.function.name(), format!("{found}, emulated: cheap")),
             (CostClass::SingleStepped, why) => note(
-                site.function.name,
+                site.function.name(),
                 format!("{found}, single-stepped: about ten times dearer in a virtual machine"),
                 why.clone().unwrap_or_else(|| "mind the slowdown that `capture` foresees".to_owned()),
             ),

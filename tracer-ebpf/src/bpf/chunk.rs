@@ -9,7 +9,7 @@ use aya_ebpf::{
 use tracer_ebpf::{
     abi::{Control, Live, PENDING_NESTED, Pending, Phase, Task},
     counters::Counter,
-    site::{ArgField, ChunkSize, Site, chunk_size, header_bytes},
+    site::{ArgField, ChunkSize, Site, chunk_size, header_bytes, rounded, size_before},
 };
 
 use crate::bpf::{
@@ -189,10 +189,11 @@ pub(crate) fn within_deadline(control: *mut Control) -> Option<u64> {
     Some(now)
 }
 
-/// A chunk's usable bytes and all that it takes, by its header.
+/// A chunk's usable bytes and all that it takes, by its header, of which `word` is the one with the
+/// size.
 #[inline(always)]
-pub(crate) fn sizes(header: u64, pointer: u64, before: [u64; 2]) -> Option<(u64, u64)> {
-    let usable = match chunk_size(header, pointer, before) {
+pub(crate) fn sizes(header: u64, pointer: u64, word: u64) -> Option<(u64, u64)> {
+    let usable = match chunk_size(header, pointer, word) {
         ChunkSize::Usable(bytes) => bytes,
         ChunkSize::Block { block_end_at } => read::word(block_end_at)?.wrapping_sub(pointer),
     };
@@ -203,7 +204,11 @@ pub(crate) fn sizes(header: u64, pointer: u64, before: [u64; 2]) -> Option<(u64,
 #[inline(always)]
 pub(crate) fn held_bytes(call: &Pending, pointer: u64, requested: u64) -> u64 {
     let header = Site::header_of(call.cookie);
-    match read::two_words(pointer.wrapping_sub(16)).and_then(|before| sizes(header, pointer, before)) {
+    let before = size_before(header);
+    if before == 0 {
+        return rounded(header, requested).wrapping_add(header_bytes(header));
+    }
+    match read::word(pointer.wrapping_sub(before)).and_then(|word| sizes(header, pointer, word)) {
         Some((_, held)) => held,
         None => {
             count(Counter::HeaderUnreadable);

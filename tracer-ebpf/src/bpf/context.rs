@@ -29,8 +29,8 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
     }
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
-    // Contexts of other kinds have other methods, and their end would not be seen.
-    if read::argument(regs, cookie, ArgField::Tag) as u32 != Site::tag_of(cookie) as u32 {
+    // The end of a context whose methods are not probed would not be seen.
+    if !Site::follows(cookie, read::argument(regs, cookie, ArgField::Tag) as u32) {
         return;
     }
     let Some(control) = control() else { return };

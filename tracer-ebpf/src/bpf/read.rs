@@ -123,13 +123,6 @@ pub(crate) fn word_at_hand(address: u64) -> Option<u64> {
     (failed == 0).then_some(value)
 }
 
-/// The 16 bytes at `address`.
-#[inline(always)]
-pub(crate) fn two_words(address: u64) -> Option<[u64; 2]> {
-    let mut value = [0; 2];
-    read(value.as_mut_ptr(), 16, address).then_some(value)
-}
-
 /// A string, cut at [`NAME_BYTES`].
 #[inline(always)]
 pub(crate) fn string(address: u64, into: &mut [u8; NAME_BYTES]) -> bool {

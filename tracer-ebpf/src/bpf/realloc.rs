@@ -4,7 +4,7 @@ use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use tracer_ebpf::{
     abi::{Live, PENDING_OLD_KNOWN, Phase},
     counters::Counter,
-    site::{Site, packed_block_of},
+    site::{Site, packed_context_at, size_before},
 };
 
 use crate::bpf::{
@@ -28,14 +28,15 @@ pub(crate) fn realloc_enter(ctx: &ProbeContext) {
     if phase == Phase::Record as u32 {
         // The call overwrites the header, so what an unknown chunk had must be read now.
         let header = Site::header_of(cookie);
-        if let Some(before) = read::two_words(call.pointer.wrapping_sub(16)) {
-            if let Some((usable, held)) = sizes(header, call.pointer, before) {
+        if let Some(word) = read::word(call.pointer.wrapping_sub(size_before(header))) {
+            if let Some((usable, held)) = sizes(header, call.pointer, word) {
                 call.old_usable = usable;
                 call.old_held = held;
                 call.flags |= PENDING_OLD_KNOWN;
             }
+            // Where no argument is the context, the header of one word leads to it.
             if call.context == 0 {
-                call.context = read::word(packed_block_of(header, call.pointer, before[1])).unwrap_or(0);
+                call.context = read::word(packed_context_at(header, call.pointer, word)).unwrap_or(0);
             }
         }
     }

@@ -58,7 +58,7 @@ pub struct Probe<'a> {
 impl<'a> Probe<'a> {
     /// The probe of a plan.
     pub fn of(site: &'a ProbeSite) -> Self {
-        let (function, role) = (site.function.name, site.site.role);
+        let (function, role) = (site.function.name(), site.site.role);
         Self { function, role, offset: site.offset, cookie: site.site.pack() }
     }
 }

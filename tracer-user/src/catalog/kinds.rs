@@ -1,5 +1,5 @@
-//! Contexts of other kinds than AllocSet, of each major version: their node tags, and where they
-//! and their blocks keep what is read from outside.
+//! Contexts of other kinds than AllocSet, of each major version: where they and their blocks keep
+//! what is read from outside.
 //!
 //! Read in `generation.c`, `slab.c` and `bump.c` of `src/backend/utils/mmgr`, and checked against
 //! what a server of each major from 14 on logs of such contexts (`pg_log_backend_memory_contexts`).
@@ -7,12 +7,12 @@
 /// Contexts of other kinds than AllocSet. All offsets are in bytes, from the start of the context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OtherKinds {
-    /// `T_GenerationContext`, and the fields.
-    pub generation: (u32, ListedBlocks),
-    /// `T_SlabContext`, and the fields.
-    pub slab: (u32, SlabFields),
-    /// `T_BumpContext`, and the fields, from 17 on.
-    pub bump: Option<(u32, ListedBlocks)>,
+    /// Generation.
+    pub generation: ListedBlocks,
+    /// Slab.
+    pub slab: SlabFields,
+    /// Bump, from 17 on.
+    pub bump: Option<ListedBlocks>,
 }
 
 /// A context that has all its blocks in one list.
@@ -83,16 +83,12 @@ pub enum Field {
 /// Partitions of a slab's blocks (`SLAB_BLOCKLIST_COUNT`).
 pub const SLAB_PARTITIONS: u64 = 3;
 
-/// The kinds of a major version. `node_tag` is that of an AllocSet, `fields` where the fields of a kind
-/// begin. The tags follow it: to 15 in the order Slab, Generation; from 16 on, which sorts them,
-/// Generation, Slab, Bump.
-pub(super) const fn other_kinds(major: u32, node_tag: u32, fields: u64) -> OtherKinds {
-    let (generation, slab) =
-        if major < 16 { (node_tag + 2, node_tag + 1) } else { (node_tag + 1, node_tag + 2) };
+/// The kinds of a major version; `fields` is where the fields of a kind begin.
+pub(super) const fn other_kinds(major: u32, fields: u64) -> OtherKinds {
     OtherKinds {
-        generation: (generation, generation_fields(major, fields)),
-        slab: (slab, slab_fields(major, fields)),
-        bump: if major < 17 { None } else { Some((node_tag + 3, bump_fields(fields))) },
+        generation: generation_fields(major, fields),
+        slab: slab_fields(major, fields),
+        bump: if major < 17 { None } else { Some(bump_fields(fields)) },
     }
 }
 

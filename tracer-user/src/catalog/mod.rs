@@ -1,11 +1,13 @@
 //! What is known beforehand of each server version: functions, arguments, offsets, tags.
 
-mod allocset;
+mod allocators;
 mod error;
 mod kinds;
+mod layout;
 mod version;
 
-pub use allocset::{ContextFields, Function, Layout, Method, MethodsAt, StaticTable, layout, layouts};
+pub use allocators::{Allocator, Callee, Function, Kind, Method, StaticTable};
 pub use error::CatalogError;
 pub use kinds::{Field, ListedBlocks, OtherKinds, SLAB_PARTITIONS, SlabFields, SlabLists};
+pub use layout::{ContextFields, Layout, MethodsAt, layout, layouts};
 pub use version::{Product, ServerVersion, identify};

@@ -64,7 +64,7 @@ pub(super) fn for_each_free_chunk(
     lists: &[u64],
     mut each: impl FnMut(AbsAddr, u64),
 ) -> Result<(), Torn> {
-    let header = reader.layout.header;
+    let header = reader.layout.chunk_header();
     let mut count = 0;
     for (index, first) in lists.iter().enumerate() {
         let usable = 8u64 << index;

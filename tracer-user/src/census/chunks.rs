@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use tracer_ebpf::site::{ChunkHeader, ChunkSize, chunk_size, header_bytes};
+use tracer_ebpf::site::{ChunkHeader, ChunkSize, chunk_size, header_bytes, size_before};
 
 use super::{
     BLOCK_HEADER_BYTES, Block, Kind, Limits, MemoryContext,
@@ -52,8 +52,8 @@ fn walk(
     free: &HashSet<u64>,
     chunks: &mut Vec<UsedChunk>,
 ) -> Result<(), Torn> {
-    let header = reader.layout.header;
-    let header_len = header_bytes(header as u64);
+    let header = reader.layout.chunk_header();
+    let (header_len, size_before) = (header_bytes(header as u64), size_before(header as u64));
     let used_end = block.address.0 + block.bytes - block.unused;
     // A chunk of its own may be large, and only its header is looked at.
     const PIECE: u64 = 1 << 16;
@@ -61,24 +61,25 @@ fn walk(
     let mut at = block.address.0 + BLOCK_HEADER_BYTES;
     while at < used_end {
         out_of_bounds(reader, chunks.len())?;
-        if piece.words(at, header_len).is_none() {
+        let pointer = at + header_len;
+        if piece.word(pointer - 8).is_none() || piece.word(pointer - size_before).is_none() {
             let mut bytes = vec![0; PIECE.min(used_end - at) as usize];
             reader.memory.read(AbsAddr(at), &mut bytes).map_err(|_| Torn)?;
             piece = Piece { start: at, bytes };
         }
-        let words = piece.words(at, header_len).ok_or(Torn)?;
-        let usable = match chunk_size(header as u64, at + header_len, words) {
+        let size = piece.word(pointer - size_before).ok_or(Torn)?;
+        let usable = match chunk_size(header as u64, pointer, size) {
             ChunkSize::Usable(bytes) => bytes,
-            ChunkSize::Block { .. } => used_end.checked_sub(at + header_len).ok_or(Torn)?,
+            ChunkSize::Block { .. } => used_end.checked_sub(pointer).ok_or(Torn)?,
         };
         let held = usable.checked_add(header_len).filter(|held| *held <= used_end - at).ok_or(Torn)?;
         let is_used = match header {
             // The owner of a chunk in a free list is the next one there.
-            ChunkHeader::SizeContext => words[1] == context.0,
+            ChunkHeader::SizeContext => piece.word(pointer - 8).ok_or(Torn)? == context.0,
             _ => !free.contains(&at),
         };
         if is_used {
-            chunks.push(UsedChunk { pointer: AbsAddr(at + header_len), held, block: index });
+            chunks.push(UsedChunk { pointer: AbsAddr(pointer), held, block: index });
         }
         at += held;
     }
@@ -91,14 +92,10 @@ struct Piece {
 }
 
 impl Piece {
-    /// The sixteen bytes before the pointer of the chunk at `at`; a header of eight is the second
-    /// half of them.
-    fn words(&self, at: u64, header_len: u64) -> Option<[u64; 2]> {
+    /// The word at an address.
+    fn word(&self, at: u64) -> Option<u64> {
         let from = usize::try_from(at.checked_sub(self.start)?).ok()?;
-        let word = |at: usize| {
-            let bytes = self.bytes.get(at..at + 8)?;
-            Some(u64::from_le_bytes(bytes.try_into().ok()?))
-        };
-        if header_len == 8 { Some([0, word(from)?]) } else { Some([word(from)?, word(from + 8)?]) }
+        let bytes = self.bytes.get(from..from + 8)?;
+        Some(u64::from_le_bytes(bytes.try_into().ok()?))
     }
 }

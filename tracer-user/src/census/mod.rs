@@ -24,6 +24,7 @@ pub use read::{Limits, take, text};
 pub use table::{Growth, Line, grown, growth_table, largest, lines, table};
 pub use text::masked;
 
+pub use crate::catalog::Kind;
 use crate::addr::AbsAddr;
 
 /// The contexts of one process.
@@ -55,30 +56,6 @@ pub struct MemoryContext {
     pub total: Option<u64>,
     /// What is in them; `None` if it could not be read.
     pub usage: Option<Usage>,
-}
-
-/// The allocator of a context.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// `aset.c`.
-    AllocSet,
-    /// `generation.c`.
-    Generation,
-    /// `slab.c`.
-    Slab,
-    /// `bump.c`.
-    Bump,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::AllocSet => "AllocSet",
-            Self::Generation => "Generation",
-            Self::Slab => "Slab",
-            Self::Bump => "Bump",
-        })
-    }
 }
 
 /// The blocks of a context and what is free in them, as `MemoryContextStats` counts.

@@ -192,10 +192,10 @@ impl<'a> Reader<'a> {
         let others = &self.layout.others;
         let usage = match header.kind {
             Kind::AllocSet => read_usage(self, address),
-            Kind::Generation => read_listed(self, address, &others.generation.1),
-            Kind::Slab => read_slab(self, address, &others.slab.1),
+            Kind::Generation => read_listed(self, address, &others.generation),
+            Kind::Slab => read_slab(self, address, &others.slab),
             Kind::Bump => match &others.bump {
-                Some((_, fields)) => read_listed(self, address, fields),
+                Some(fields) => read_listed(self, address, fields),
                 None => Err(Torn),
             },
         };
@@ -239,16 +239,7 @@ impl<'a> Reader<'a> {
     }
 
     fn kind(&self, tag: u32) -> Option<Kind> {
-        let others = &self.layout.others;
-        [
-            (Some(self.layout.node_tag), Kind::AllocSet),
-            (Some(others.generation.0), Kind::Generation),
-            (Some(others.slab.0), Kind::Slab),
-            (others.bump.map(|(tag, _)| tag), Kind::Bump),
-        ]
-        .into_iter()
-        .find(|(known, _)| *known == Some(tag))
-        .map(|(_, kind)| kind)
+        self.layout.allocators().find(|allocator| allocator.node_tag == tag).map(|allocator| allocator.kind)
     }
 
     fn name(&mut self, address: u64) -> String {

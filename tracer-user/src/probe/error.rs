@@ -5,6 +5,7 @@ use std::{io, path::PathBuf};
 use super::{FoundBy, LocatedFunction};
 use crate::{
     addr::{AbsAddr, VirtAddr},
+    catalog::Kind,
     elf::ElfError,
 };
 
@@ -43,11 +44,8 @@ pub enum MethodFailure {
         address: VirtAddr,
     },
     /// The method cannot work for this version.
-    #[error("{constructor} does not hand over the method table in this version")]
-    NotInThisVersion {
-        /// The constructor that older versions have.
-        constructor: &'static str,
-    },
+    #[error("constructors do not hand over the method table in this version")]
+    NotInThisVersion,
     /// The code of the constructor refers to no method table.
     #[error(
         "none of the {} addresses that {constructor} loads as a third argument holds {entries} functions",
@@ -70,12 +68,14 @@ pub enum MethodFailure {
         tables: Vec<VirtAddr>,
     },
     /// The constructor does not set the node tag of this major.
-    #[error("{constructor} never loads {expected}, the node tag of an AllocSet in this version")]
+    #[error("{constructor} never loads {expected}, the node tag of {kind} contexts in this version")]
     NoTagInCode {
         /// The constructor.
         constructor: &'static str,
         /// The tag.
         expected: u32,
+        /// Of what.
+        kind: Kind,
     },
     /// A table entry does not do what its place says.
     #[error("what would be {caller} does not call {callee}")]
@@ -194,7 +194,7 @@ fn list(addresses: &[VirtAddr]) -> String {
 fn places(functions: &[LocatedFunction]) -> String {
     functions
         .iter()
-        .map(|function| format!("{} {}", function.name, function.address))
+        .map(|function| format!("{} {}", function.name(), function.address))
         .collect::<Vec<_>>()
         .join(", ")
 }

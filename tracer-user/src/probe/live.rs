@@ -60,8 +60,8 @@ pub fn by_live_process(
     }
     // The tag is the first four bytes of the first word.
     let tag = live.word("the node tag", context)? as u32;
-    if tag != layout.node_tag {
-        return Err(MethodFailure::WrongTag { expected: layout.node_tag, seen: tag });
+    if tag != layout.alloc_set.node_tag {
+        return Err(MethodFailure::WrongTag { expected: layout.alloc_set.node_tag, seen: tag });
     }
     let parent = live.word("the parent of TopMemoryContext", context.offset(layout.context.parent))?;
     if parent != 0 {
@@ -85,6 +85,7 @@ pub fn by_live_process(
         }
     };
     layout
+        .alloc_set
         .methods
         .iter()
         .map(|Method { function, table_index }| {
@@ -104,7 +105,7 @@ const INT3: u8 = 0xcc;
 /// another build that may be the middle of an instruction. Probes of other tools are no
 /// difference.
 fn same_code(image: &Image, function: &LocatedFunction, live: LiveProcess<'_>) -> Result<(), MethodFailure> {
-    let what = function.name;
+    let what = function.name();
     let address = function.address.in_process(live.bias);
     let expected = usize::try_from(function.size.unwrap_or(WORD))
         .ok()

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     addr::VirtAddr,
-    catalog::{Function, Layout},
+    catalog::{Allocator, Function, Layout},
     elf::{FunctionRange, Image, range_at},
 };
 
@@ -41,10 +41,8 @@ impl fmt::Display for FoundBy {
 /// An allocator function that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocatedFunction {
-    /// Its name in PostgreSQL's source, whether or not the binary still has it.
-    pub name: &'static str,
-    /// What it does to memory.
-    pub role: Role,
+    /// What the catalog says of it.
+    pub function: Function,
     /// Its first instruction.
     pub address: VirtAddr,
     /// The bytes of its main part, by its FDE.
@@ -53,7 +51,19 @@ pub struct LocatedFunction {
     pub found_by: FoundBy,
 }
 
-/// Finds the functions of `layout` in `image`, in the order of [`Role::METHODS`]: `.dynsym`, then
+impl LocatedFunction {
+    /// Its name in PostgreSQL's source, whether or not the binary still has it.
+    pub fn name(&self) -> &'static str {
+        self.function.symbol
+    }
+
+    /// What it does to memory.
+    pub fn role(&self) -> Role {
+        self.function.role
+    }
+}
+
+/// Finds the methods of AllocSets in `image`, in the order of the catalog: `.dynsym`, then
 /// `.symtab`, then static analysis, then the live process. With a process at hand, what the
 /// file says must be what the process uses.
 ///
@@ -69,25 +79,38 @@ pub fn locate(
     if ranges.is_empty() {
         return Err(LocateError::NoFunctionRanges { path: path() });
     }
-    let mut tried = Vec::new();
-    for (method, find) in STATIC_METHODS {
-        match find(image, layout, ranges) {
-            Ok(found) => return confirm(image, layout, ranges, live, method, found),
-            Err(failure) => tried.push((method, failure)),
-        }
-    }
+    let mut tried = match by_file(image, &layout.alloc_set, ranges) {
+        Ok((method, found)) => return confirm(image, layout, ranges, live, method, found),
+        Err(tried) => tried,
+    };
     let found = match live {
         Some(live) => by_live_process(image, layout, ranges, live),
         None => Err(MethodFailure::NoProcess),
     };
     found.map_err(|failure| {
         tried.push((FoundBy::LiveProcess, failure));
-        let names = layout.methods.iter().map(|method| method.function.symbol).collect();
-        LocateError::NotFound { path: path(), names, tried }
+        LocateError::NotFound { path: path(), names: layout.alloc_set.names(), tried }
     })
 }
 
-type StaticMethod = fn(&Image, &Layout, &[FunctionRange]) -> Result<Vec<LocatedFunction>, MethodFailure>;
+/// Finds the methods of contexts of another kind, by the file alone: that it is the process's was
+/// seen by those of AllocSets.
+///
+/// # Errors
+/// If no method finds them all.
+pub fn locate_others(
+    image: &Image,
+    allocator: &Allocator,
+    ranges: &[FunctionRange],
+) -> Result<Vec<LocatedFunction>, LocateError> {
+    by_file(image, allocator, ranges).map(|(_, found)| found).map_err(|tried| LocateError::NotFound {
+        path: image.path().to_owned(),
+        names: allocator.names(),
+        tried,
+    })
+}
+
+type StaticMethod = fn(&Image, &Allocator, &[FunctionRange]) -> Result<Vec<LocatedFunction>, MethodFailure>;
 
 /// The methods that need the file only, the most direct first.
 const STATIC_METHODS: [(FoundBy, StaticMethod); 3] = [
@@ -95,6 +118,23 @@ const STATIC_METHODS: [(FoundBy, StaticMethod); 3] = [
     (FoundBy::FullSymbols, by_full_symbols),
     (FoundBy::StaticTable, by_static_table),
 ];
+
+type Tried = Vec<(FoundBy, MethodFailure)>;
+
+fn by_file(
+    image: &Image,
+    allocator: &Allocator,
+    ranges: &[FunctionRange],
+) -> Result<(FoundBy, Vec<LocatedFunction>), Tried> {
+    let mut tried = Vec::new();
+    for (method, find) in STATIC_METHODS {
+        match find(image, allocator, ranges) {
+            Ok(found) => return Ok((method, found)),
+            Err(failure) => tried.push((method, failure)),
+        }
+    }
+    Err(tried)
+}
 
 fn confirm(
     image: &Image,
@@ -111,7 +151,7 @@ fn confirm(
         found_by,
         source,
     })?;
-    if found.iter().map(|one| (one.role, one.address)).eq(live.iter().map(|one| (one.role, one.address))) {
+    if found.iter().map(|one| (one.role(), one.address)).eq(live.iter().map(|one| (one.role(), one.address))) {
         Ok(found)
     } else {
         Err(LocateError::Disagreement { path: path(), found_by, found, live })
@@ -130,7 +170,7 @@ pub(super) fn located(
     let range =
         function_at(image, ranges, address).ok_or(MethodFailure::NotAFunction { what: name, address })?;
     let size = Some(range.end.0 - range.start.0);
-    Ok(LocatedFunction { name, role: function.role, address, size, found_by })
+    Ok(LocatedFunction { function: *function, address, size, found_by })
 }
 
 /// The function that starts exactly at `address`.

@@ -13,7 +13,7 @@ mod symbols;
 
 pub use error::{LocateError, MethodFailure};
 pub use live::{LiveProcess, by_live_process, top_context_variable};
-pub use locate::{FoundBy, LocatedFunction, locate};
+pub use locate::{FoundBy, LocatedFunction, locate, locate_others};
 pub use plan::{ProbeError, ProbePlan, plan};
 pub use site::{CostClass, ProbeSite, choose_site};
 pub use static_table::by_static_table;

@@ -2,23 +2,27 @@
 
 use std::path::PathBuf;
 
-use super::{LiveProcess, LocateError, ProbeSite, choose_site, constructor, locate};
+use tracer_ebpf::site::Tags;
+
+use super::{LiveProcess, LocateError, ProbeSite, choose_site, constructor, locate, locate_others};
 use crate::{
     addr::VirtAddr,
-    catalog::{CatalogError, Layout, ServerVersion, identify, layout},
+    catalog::{CatalogError, Kind, Layout, ServerVersion, identify, layout},
     elf::{FunctionRange, Image},
 };
 
 /// The probes of a capture.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct ProbePlan {
     /// What the server is.
     pub version: ServerVersion,
     /// What the catalog says of it.
     pub layout: &'static Layout,
-    /// The probes, in the order of [`tracer_ebpf::site::Role::METHODS`], then that of the constructors;
+    /// The probes: the methods of AllocSets, of other kinds of contexts, then that of the constructors;
     /// a site's index is its place here.
     pub sites: Vec<ProbeSite>,
+    /// Kinds of contexts whose methods were not found, and why: nothing in them is traced.
+    pub not_followed: Vec<(Kind, LocateError)>,
 }
 
 /// Why there is no plan.
@@ -45,6 +49,8 @@ pub enum ProbeError {
 /// Plans the probes of a server. `ranges` are the binary's function ranges; with `live`, the
 /// process must confirm what the file says.
 ///
+/// Without the methods of AllocSets there is no plan; those of other kinds of contexts may be missing.
+///
 /// # Errors
 /// If the server is unknown or its functions are.
 pub fn plan(
@@ -55,17 +61,30 @@ pub fn plan(
     let version = identify(image)?;
     let layout = layout(&version)?;
     let mut functions = locate(image, layout, ranges, live)?;
+    let mut tags = vec![layout.alloc_set.node_tag];
+    let mut not_followed = Vec::new();
+    for allocator in layout.other_allocators.iter().flatten() {
+        match locate_others(image, allocator, ranges) {
+            Ok(found) => {
+                functions.extend(found);
+                tags.push(allocator.node_tag);
+            }
+            Err(why) => not_followed.push((allocator.kind, why)),
+        }
+    }
     functions.push(constructor(image, layout, ranges).map_err(LocateError::Constructor)?);
+    // Every major's tags fit; a test of the catalog holds it.
+    let tags = Tags::of(&tags).unwrap_or(Tags::NONE);
     let sites = functions
         .into_iter()
         .zip(0..)
         .map(|(function, index)| {
-            choose_site(image, layout, ranges, function, index).ok_or_else(|| ProbeError::NoCode {
+            choose_site(image, ranges, function, tags, index).ok_or_else(|| ProbeError::NoCode {
                 path: image.path().to_owned(),
-                name: function.name,
+                name: function.name(),
                 address: function.address,
             })
         })
         .collect::<Result<_, _>>()?;
-    Ok(ProbePlan { version, layout, sites })
+    Ok(ProbePlan { version, layout, sites, not_followed })
 }

@@ -1,7 +1,7 @@
 //! The probe of one function: where, at what price, with what cookie.
 
 use iced_x86::Register;
-use tracer_ebpf::site::{NO_ARG, Site};
+use tracer_ebpf::site::{NO_ARG, Site, Tags};
 
 use super::{
     LocatedFunction,
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     addr::{FileOffset, VirtAddr},
-    catalog::{Function, Layout},
+    catalog::Function,
     elf::{FunctionRange, Image, range_at},
 };
 
@@ -47,16 +47,17 @@ pub struct ProbeSite {
     pub site: Site,
 }
 
-/// Chooses the probe of a located function; `index` is its place in the plan. `None` if the
+/// Chooses the probe of a located function; `tags` are those of the contexts that are followed, `index`
+/// is its place in the plan. `None` if the
 /// file does not hold the function's code, or something else in its place.
 pub fn choose_site(
     image: &Image,
-    layout: &Layout,
     ranges: &[FunctionRange],
     function: LocatedFunction,
+    tags: Tags,
     index: u8,
 ) -> Option<ProbeSite> {
-    let row = layout.function(function.role);
+    let row = &function.function;
     let range = range_at(ranges, function.address)
         .filter(|range| range.start == function.address)
         .and_then(|range| Code64::of(image, range))?;
@@ -64,14 +65,13 @@ pub fn choose_site(
     let probe = function.address.offset(choice.skew);
     let site = Site {
         role: row.role,
-        header: layout.header,
+        header: row.header,
         context_arg: row.context_arg,
         pointer_arg: row.pointer_arg,
         size_arg: row.size_arg,
         name_arg: row.name_arg,
         tag_arg: row.tag_arg,
-        // Every tag of the catalog fits; a test holds it.
-        tag: layout.node_tag as u16,
+        tags,
         index,
         skew: u8::try_from(choice.skew).ok()?,
     };

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     addr::VirtAddr,
-    catalog::{Layout, StaticTable},
+    catalog::{Allocator, Callee, StaticTable},
     elf::{ElfError, FunctionRange, Image},
 };
 
@@ -29,11 +29,11 @@ const WORD: u64 = 8;
 /// If there is not exactly one table, or one of its functions does not do what its place says.
 pub fn by_static_table(
     image: &Image,
-    layout: &Layout,
+    allocator: &Allocator,
     ranges: &[FunctionRange],
 ) -> Result<Vec<LocatedFunction>, MethodFailure> {
-    let Some(StaticTable { constructor, entries, called_by_delete }) = layout.static_table else {
-        return Err(MethodFailure::NotInThisVersion { constructor: "AllocSetContextCreateInternal" });
+    let Some(StaticTable { constructor, entries, calls }) = allocator.static_table else {
+        return Err(MethodFailure::NotInThisVersion);
     };
     let range = exported_function(image, ranges, constructor)?;
     let code = code_of(image, constructor, range)?;
@@ -51,10 +51,14 @@ pub fn by_static_table(
             return Err(MethodFailure::SeveralTables { constructor, tables });
         }
     };
-    if !code.loads_second_argument(layout.node_tag) {
-        return Err(MethodFailure::NoTagInCode { constructor, expected: layout.node_tag });
+    if !code.loads_second_argument(allocator.node_tag) {
+        return Err(MethodFailure::NoTagInCode {
+            constructor,
+            expected: allocator.node_tag,
+            kind: allocator.kind,
+        });
     }
-    let found: Vec<_> = layout
+    let found: Vec<_> = allocator
         .methods
         .iter()
         .map(|method| {
@@ -62,18 +66,22 @@ pub fn by_static_table(
             located(image, ranges, &method.function, address, FoundBy::StaticTable)
         })
         .collect::<Result<_, _>>()?;
-    // The compilers that build 12 to 15 keep these calls direct (GCC 7 to 14, clang 14).
-    let [alloc, free, realloc, _, delete] = Role::METHODS.map(|role| &found[role as usize]);
-    let reset_only = exported_function(image, ranges, called_by_delete)?.start;
-    for (caller, callee, target) in [
-        (realloc, alloc.name, alloc.address),
-        (realloc, free.name, free.address),
-        (delete, called_by_delete, reset_only),
-    ] {
-        let range = function_at(image, ranges, caller.address)
-            .ok_or(MethodFailure::NotAFunction { what: caller.name, address: caller.address })?;
-        if !code_of(image, caller.name, range)?.calls(target) {
-            return Err(MethodFailure::MissingCall { caller: caller.name, callee });
+    let method = |role: Role| {
+        let row = allocator.methods.iter().find(|method| method.function.role == role);
+        let symbol = row.map_or("a method", |row| row.function.symbol);
+        // A table may have methods that nobody probes.
+        (symbol, entries[row.map_or(role as usize, |row| row.table_index)])
+    };
+    for &(caller, callee) in calls {
+        let (caller, address) = method(caller);
+        let (callee, target) = match callee {
+            Callee::Method(role) => method(role),
+            Callee::Exported(name) => (name, exported_function(image, ranges, name)?.start),
+        };
+        let range = function_at(image, ranges, address)
+            .ok_or(MethodFailure::NotAFunction { what: caller, address })?;
+        if !code_of(image, caller, range)?.calls(target) {
+            return Err(MethodFailure::MissingCall { caller, callee });
         }
     }
     Ok(found)

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     addr::VirtAddr,
-    catalog::Layout,
+    catalog::{Allocator, Layout},
     elf::{FunctionRange, Image},
 };
 
@@ -18,10 +18,10 @@ use crate::{
 /// If not every name stands for exactly one function.
 pub fn by_dynamic_symbols(
     image: &Image,
-    layout: &Layout,
+    allocator: &Allocator,
     ranges: &[FunctionRange],
 ) -> Result<Vec<LocatedFunction>, MethodFailure> {
-    by_symbols(image, layout, ranges, FoundBy::DynamicSymbols)
+    by_symbols(image, allocator, ranges, FoundBy::DynamicSymbols)
 }
 
 /// By the full symbol table: every version, unless it was stripped.
@@ -30,22 +30,22 @@ pub fn by_dynamic_symbols(
 /// If there is none, or not every name stands for exactly one function.
 pub fn by_full_symbols(
     image: &Image,
-    layout: &Layout,
+    allocator: &Allocator,
     ranges: &[FunctionRange],
 ) -> Result<Vec<LocatedFunction>, MethodFailure> {
-    by_symbols(image, layout, ranges, FoundBy::FullSymbols)
+    by_symbols(image, allocator, ranges, FoundBy::FullSymbols)
 }
 
 fn by_symbols(
     image: &Image,
-    layout: &Layout,
+    allocator: &Allocator,
     ranges: &[FunctionRange],
     table: FoundBy,
 ) -> Result<Vec<LocatedFunction>, MethodFailure> {
     let elf = image.elf()?;
     let symbols = if table == FoundBy::DynamicSymbols { elf.dynamic_symbols() } else { elf.symbols() };
-    let functions = layout.methods.map(|method| method.function);
-    let mut addresses = functions.map(|_| Vec::new());
+    let functions: Vec<_> = allocator.methods.iter().map(|method| method.function).collect();
+    let mut addresses = vec![Vec::new(); functions.len()];
     let mut any = false;
     for symbol in symbols {
         any = true;

@@ -11,11 +11,15 @@ use super::{
 };
 use crate::{
     addr::{AbsAddr, VirtAddr},
-    catalog::{CatalogError, Layout, layouts},
+    catalog::{Allocator, CatalogError, Kind, Layout, layouts},
 };
 
 fn layout_15() -> &'static Layout {
     layouts().iter().find(|row| row.major == 15).expect("15 is in the catalog")
+}
+
+fn alloc_set_15() -> &'static Allocator {
+    &layout_15().alloc_set
 }
 
 fn addresses(found: &[LocatedFunction]) -> Vec<u64> {
@@ -25,7 +29,7 @@ fn addresses(found: &[LocatedFunction]) -> Vec<u64> {
 const EXPECTED: [u64; 5] = [ALLOC, FREE, REALLOC, RESET, DELETE];
 
 fn static_failure(server: &Server) -> MethodFailure {
-    by_static_table(&server.image(), layout_15(), &server.ranges()).expect_err("a failed check")
+    by_static_table(&server.image(), alloc_set_15(), &server.ranges()).expect_err("a failed check")
 }
 
 fn live_failure(change: impl FnOnce(&mut Memory)) -> MethodFailure {
@@ -44,8 +48,11 @@ fn a_stripped_server_is_planned_whole() {
     assert_eq!((plan.version.major, plan.layout.major), (15, 15));
     let functions: Vec<_> = plan.sites.iter().map(|site| site.function).collect();
     assert_eq!(addresses(&functions[..5]), EXPECTED);
+    // It has no other allocators, which is no reason to do without it.
+    let missing: Vec<_> = plan.not_followed.iter().map(|(kind, _)| *kind).collect();
+    assert_eq!(missing, [Kind::Generation, Kind::Slab]);
     let made = functions[5];
-    assert_eq!((made.role, made.address.0, made.found_by), (Role::Create, CREATE, FoundBy::DynamicSymbols));
+    assert_eq!((made.role(), made.address.0, made.found_by), (Role::Create, CREATE, FoundBy::DynamicSymbols));
     for (index, (site, role)) in plan.sites.iter().zip(Role::METHODS).enumerate() {
         assert_eq!((site.site.role, usize::from(site.site.index)), (role, index));
         assert_eq!(site.function.found_by, FoundBy::StaticTable);
@@ -61,11 +68,11 @@ fn a_stripped_server_is_planned_whole() {
 fn symbols_are_used_where_there_are_some() {
     let mut server = Server::stripped_15();
     assert!(matches!(
-        by_full_symbols(&server.image(), layout_15(), &server.ranges()),
+        by_full_symbols(&server.image(), alloc_set_15(), &server.ranges()),
         Err(MethodFailure::NoSymbolTable { table: FoundBy::FullSymbols })
     ));
     assert!(matches!(
-        by_dynamic_symbols(&server.image(), layout_15(), &server.ranges()),
+        by_dynamic_symbols(&server.image(), alloc_set_15(), &server.ranges()),
         Err(MethodFailure::MissingSymbols { names }) if names.len() == 5
     ));
     server.locals = Server::local_functions();
@@ -83,14 +90,14 @@ fn a_name_must_stand_for_one_function() {
     server.locals = Server::local_functions();
     server.locals.push(("AllocSetFree", RESET));
     assert!(matches!(
-        by_full_symbols(&server.image(), layout_15(), &server.ranges()),
+        by_full_symbols(&server.image(), alloc_set_15(), &server.ranges()),
         Err(MethodFailure::SeveralSymbols { name: "AllocSetFree", addresses })
             if addresses == [VirtAddr(FREE), VirtAddr(RESET)]
     ));
     server.locals = Server::local_functions();
     server.locals[0].1 = ALLOC + 1;
     assert!(matches!(
-        by_full_symbols(&server.image(), layout_15(), &server.ranges()),
+        by_full_symbols(&server.image(), alloc_set_15(), &server.ranges()),
         Err(MethodFailure::NotAFunction { what: "AllocSetAlloc", .. })
     ));
 }
@@ -158,7 +165,7 @@ fn packed_relocations_leave_the_value_in_the_file() {
         server.code.insert(place, value.to_le_bytes().to_vec());
     }
     let ranges = Server::stripped_15().ranges();
-    let found = by_static_table(&server.image(), layout_15(), &ranges).expect("a table");
+    let found = by_static_table(&server.image(), alloc_set_15(), &ranges).expect("a table");
     assert_eq!(addresses(&found), EXPECTED);
 }
 

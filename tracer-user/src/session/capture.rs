@@ -140,7 +140,7 @@ fn finish(
         .plan
         .sites
         .iter()
-        .map(|site| (site.function.address, site.function.name))
+        .map(|site| (site.function.address, site.function.name()))
         .chain(static_functions(&prepared.image, &prepared.functions))
         .map(|(address, name)| (address.in_process(prepared.bias), name.to_owned()))
         .collect();
@@ -165,7 +165,7 @@ fn finish(
             .plan
             .sites
             .iter()
-            .filter_map(|site| site.note.as_ref().map(|note| format!("{}: {note}", site.function.name))),
+            .filter_map(|site| site.note.as_ref().map(|note| format!("{}: {note}", site.function.name()))),
     );
     notes.extend(prepared.mappings.notes());
     notes.extend(symbolizer.notes().iter().map(ToString::to_string));
@@ -264,7 +264,7 @@ fn sites(prepared: &Prepared, recording: &Recording) -> Vec<SiteReport> {
 fn site_report(site: &ProbeSite, entries: u64, returns: u64) -> SiteReport {
     let role = site.site.role;
     SiteReport {
-        function: site.function.name.to_owned(),
+        function: site.function.name().to_owned(),
         role: role_name(role).to_owned(),
         function_address: site.function.address,
         probe_address: site.probe,

@@ -1,41 +1,16 @@
-//! The AllocSet allocator of each supported version: one table, a row a major.
+//! Memory contexts of each supported version: one table, a row a major.
 //!
-//! Read in `src/backend/utils/mmgr/aset.c` and `src/include/nodes/memnodes.h` of the release
-//! branches, and checked against the symbols, method tables and live `TopMemoryContext` of
+//! Read in `src/include/nodes/memnodes.h` of the release branches, and checked against the symbols, method tables and live `TopMemoryContext` of
 //! builds of every major listed. Nothing here is extrapolated: a version without a row is
 //! refused.
 
-use tracer_ebpf::site::{ChunkHeader, NO_ARG, Role};
+use tracer_ebpf::site::ChunkHeader;
 
-use super::{CatalogError, OtherKinds, Product, ServerVersion, kinds::other_kinds};
-
-/// A function of the allocator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Function {
-    /// Its symbol.
-    pub symbol: &'static str,
-    /// What it does to memory.
-    pub role: Role,
-    /// Position of the `MemoryContext` argument, from zero, or [`NO_ARG`].
-    pub context_arg: u8,
-    /// Position of the chunk pointer argument, or [`NO_ARG`].
-    pub pointer_arg: u8,
-    /// Position of the size argument, or [`NO_ARG`].
-    pub size_arg: u8,
-    /// Position of the argument that is a context's name, or [`NO_ARG`].
-    pub name_arg: u8,
-    /// Position of the argument that is a context's node tag, or [`NO_ARG`].
-    pub tag_arg: u8,
-}
-
-/// A function of an allocator's method table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Method {
-    /// The function.
-    pub function: Function,
-    /// Its index in the table, in pointers.
-    pub table_index: usize,
-}
+use super::{
+    Allocator, CatalogError, Function, Kind, OtherKinds, Product, ServerVersion,
+    allocators::{CREATE, allocators},
+    kinds::other_kinds,
+};
 
 /// Where a `MemoryContextData` has its methods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,96 +42,44 @@ pub struct ContextFields {
     pub size: u64,
 }
 
-/// How the code of a stripped server gives the method table away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StaticTable {
-    /// The exported function that passes the table as third argument to `MemoryContextCreate`.
-    pub constructor: &'static str,
-    /// Entries of the table, all of them functions.
-    pub entries: usize,
-    /// An exported function that the Delete method calls.
-    pub called_by_delete: &'static str,
-}
-
-/// All that pgleak knows of the allocator of one major version.
+/// All that pgleak knows of the allocators of one major version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Whose server.
     pub product: Product,
     /// The PostgreSQL major version.
     pub major: u32,
-    /// The allocator's methods, one of each role, in the order of [`Role::METHODS`].
-    pub methods: &'static [Method; 5],
+    /// The allocator of AllocSets.
+    pub alloc_set: Allocator,
+    /// Those of other kinds.
+    pub other_allocators: [Option<Allocator>; 3],
     /// What every constructor of a context calls.
     pub create: Function,
-    /// How chunks describe themselves.
-    pub header: ChunkHeader,
     /// Where a context keeps what is read of it.
     pub context: ContextFields,
-    /// `T_AllocSetContext`, the first four bytes of such a context.
-    pub node_tag: u32,
-    /// Contexts of other kinds.
+    /// Fields of contexts of other kinds.
     pub others: OtherKinds,
     /// Where a `PgBackendStatus` has `st_query_id` (`src/include/utils/backend_status.h`, 14 on;
     /// checked against `pg_stat_activity.query_id` on a server of each).
     pub query_id: Option<u64>,
-    /// How to find the functions without symbols or process; none where the constructor hands
-    /// over an index instead of the table (16 on), and where the functions are exported anyway.
-    pub static_table: Option<StaticTable>,
 }
 
 impl Layout {
-    /// The function of a role.
-    pub fn function(&self, role: Role) -> &Function {
-        match role {
-            Role::Create => &self.create,
-            // The order is an invariant of the table; a test holds it.
-            _ => &self.methods[role as usize].function,
-        }
+    /// The allocators of every kind of context, that of AllocSets first.
+    pub fn allocators(&self) -> impl Iterator<Item = &Allocator> {
+        std::iter::once(&self.alloc_set).chain(self.other_allocators.iter().flatten())
+    }
+
+    /// The allocator of a kind of context, if this version has it.
+    pub fn allocator(&self, kind: Kind) -> Option<&Allocator> {
+        self.allocators().find(|allocator| allocator.kind == kind)
+    }
+
+    /// What precedes a chunk of an AllocSet.
+    pub fn chunk_header(&self) -> ChunkHeader {
+        self.alloc_set.methods[0].function.header
     }
 }
-
-const fn method(
-    symbol: &'static str,
-    role: Role,
-    table_index: usize,
-    [context_arg, pointer_arg, size_arg]: [u8; 3],
-) -> Method {
-    let (name_arg, tag_arg) = (NO_ARG, NO_ARG);
-    let function = Function { symbol, role, context_arg, pointer_arg, size_arg, name_arg, tag_arg };
-    Method { function, table_index }
-}
-
-/// 12 on: node, tag, methods (an index into the array of them from 16 on), parent, name
-/// (`src/backend/utils/mmgr/mcxt.c`). Exported by every server.
-const CREATE: Function = Function {
-    symbol: "MemoryContextCreate",
-    role: Role::Create,
-    context_arg: 0,
-    pointer_arg: NO_ARG,
-    size_arg: NO_ARG,
-    name_arg: 4,
-    tag_arg: 1,
-};
-
-/// 12 to 15: every method gets the context first.
-const CONTEXT_FIRST: [Method; 5] = [
-    method("AllocSetAlloc", Role::Alloc, 0, [0, NO_ARG, 1]),
-    method("AllocSetFree", Role::Free, 1, [0, 1, NO_ARG]),
-    method("AllocSetRealloc", Role::Realloc, 2, [0, 1, 2]),
-    method("AllocSetReset", Role::Reset, 3, [0, NO_ARG, NO_ARG]),
-    method("AllocSetDelete", Role::Delete, 4, [0, NO_ARG, NO_ARG]),
-];
-
-/// 16 on: the chunk's header leads to its context, so Free and Realloc get the chunk only. (17
-/// added flags behind the size of Alloc and Realloc, which moves nothing.)
-const CHUNK_ONLY: [Method; 5] = [
-    method("AllocSetAlloc", Role::Alloc, 0, [0, NO_ARG, 1]),
-    method("AllocSetFree", Role::Free, 1, [NO_ARG, 0, NO_ARG]),
-    method("AllocSetRealloc", Role::Realloc, 2, [NO_ARG, 0, 1]),
-    method("AllocSetReset", Role::Reset, 3, [0, NO_ARG, NO_ARG]),
-    method("AllocSetDelete", Role::Delete, 4, [0, NO_ARG, NO_ARG]),
-];
 
 const FIELDS_12: ContextFields = ContextFields {
     allocated: None,
@@ -180,34 +103,22 @@ const FIELDS_13: ContextFields = ContextFields {
     size: 80,
 };
 
-const TABLE_12: Option<StaticTable> = Some(StaticTable {
-    constructor: "AllocSetContextCreateInternal",
-    entries: 8,
-    called_by_delete: "MemoryContextResetOnly",
-});
-
-const fn postgresql(
-    major: u32,
-    methods: &'static [Method; 5],
-    header: ChunkHeader,
-    context: ContextFields,
-    node_tag: u32,
-    static_table: Option<StaticTable>,
-) -> Layout {
+const fn postgresql(major: u32, context: ContextFields, node_tag: u32) -> Layout {
     let (product, create) = (Product::PostgreSql, CREATE);
-    let others = other_kinds(major, node_tag, context.size);
+    let (alloc_set, other_allocators) = allocators(major, node_tag);
+    let others = other_kinds(major, context.size);
     let query_id = if major < 14 { None } else { Some(424) };
-    Layout { product, major, methods, create, header, context, node_tag, others, query_id, static_table }
+    Layout { product, major, alloc_set, other_allocators, create, context, others, query_id }
 }
 
 const LAYOUTS: [Layout; 7] = [
-    postgresql(12, &CONTEXT_FIRST, ChunkHeader::SizeContext, FIELDS_12, 214, TABLE_12),
-    postgresql(13, &CONTEXT_FIRST, ChunkHeader::SizeContext, FIELDS_13, 217, TABLE_12),
-    postgresql(14, &CONTEXT_FIRST, ChunkHeader::SizeContext, FIELDS_13, 222, TABLE_12),
-    postgresql(15, &CONTEXT_FIRST, ChunkHeader::SizeContext, FIELDS_13, 223, TABLE_12),
-    postgresql(16, &CHUNK_ONLY, ChunkHeader::Packed16, FIELDS_13, 450, None),
-    postgresql(17, &CHUNK_ONLY, ChunkHeader::Packed17, FIELDS_13, 469, None),
-    postgresql(18, &CHUNK_ONLY, ChunkHeader::Packed17, FIELDS_13, 474, None),
+    postgresql(12, FIELDS_12, 214),
+    postgresql(13, FIELDS_13, 217),
+    postgresql(14, FIELDS_13, 222),
+    postgresql(15, FIELDS_13, 223),
+    postgresql(16, FIELDS_13, 450),
+    postgresql(17, FIELDS_13, 469),
+    postgresql(18, FIELDS_13, 474),
 ];
 
 /// Every row of the catalog.
@@ -253,6 +164,8 @@ fn supported() -> String {
 
 #[cfg(test)]
 mod tests {
+    use tracer_ebpf::site::{NO_ARG, Role, Tags};
+
     use super::*;
 
     fn version(product: Product, number: &str) -> ServerVersion {
@@ -267,15 +180,20 @@ mod tests {
     }
 
     #[test]
-    fn every_row_has_each_role_in_its_place() {
-        for row in layouts() {
-            for (role, method) in Role::METHODS.into_iter().zip(row.methods) {
-                let function = row.function(role);
-                assert_eq!(function.role, role, "{} {}", row.product, row.major);
+    fn every_row_has_the_arguments_of_its_role() {
+        let all = || layouts().iter().flat_map(|row| row.allocators().map(move |one| (row.major, one)));
+        for (major, allocator) in all() {
+            assert_eq!(allocator.methods[0].function.role, Role::Alloc);
+            for method in allocator.methods {
+                let function = method.function;
+                let (role, what) = (function.role, format!("{major} {}", function.symbol));
+                assert_eq!(allocator.method(role), Some(method), "{what}: one of each role");
                 let has = |position| position != NO_ARG;
                 assert_eq!(has(function.size_arg), role.needs_return(), "only what allocates has a size");
-                assert_eq!(has(function.pointer_arg), matches!(role, Role::Free | Role::Realloc));
-                assert!(has(function.context_arg) || has(function.pointer_arg));
+                assert_eq!(has(function.pointer_arg), matches!(role, Role::Free | Role::Realloc), "{what}");
+                assert!(has(function.context_arg) || has(function.pointer_arg), "{what}");
+                // To 15 a free and a realloc have the context, from 16 on the chunk's header leads to it.
+                assert_eq!(has(function.context_arg), !has(function.pointer_arg) || major < 16, "{what}");
                 let mut used: Vec<u8> = [function.context_arg, function.pointer_arg, function.size_arg]
                     .into_iter()
                     .filter(|position| *position != NO_ARG)
@@ -285,10 +203,15 @@ mod tests {
                     used.iter().enumerate().all(|(at, position)| at == usize::from(*position)),
                     "{used:?}"
                 );
-                if let Some(table) = row.static_table {
+                if let Some(table) = allocator.static_table {
                     assert!(method.table_index < table.entries);
                 }
             }
+            // What is freed one by one can be given back: a reset and a delete have all.
+            for role in [Role::Alloc, Role::Reset, Role::Delete] {
+                assert!(allocator.method(role).is_some());
+            }
+            assert_eq!(allocator.method(Role::Free).is_none(), allocator.kind == Kind::Bump);
         }
     }
 
@@ -297,15 +220,15 @@ mod tests {
         for pair in layouts().windows(2) {
             assert!(pair[0].product != pair[1].product || pair[0].major < pair[1].major);
             // A tag that two rows share would prove nothing about the major.
-            assert_ne!(pair[0].node_tag, pair[1].node_tag);
+            assert_ne!(pair[0].alloc_set.node_tag, pair[1].alloc_set.node_tag);
         }
-    }
-
-    #[test]
-    fn a_free_has_a_context_up_to_15_only() {
-        for row in layouts().iter().filter(|row| row.product == Product::PostgreSql) {
-            assert_eq!(row.function(Role::Free).context_arg == NO_ARG, row.major >= 16);
-            assert_eq!(row.header == ChunkHeader::SizeContext, row.major < 16);
+        for row in layouts() {
+            let tags: Vec<u32> = row.allocators().map(|allocator| allocator.node_tag).collect();
+            let followed = Tags::of(&tags).expect("tags that fit into a cookie");
+            assert_eq!(followed.followed.count_ones() as usize, tags.len(), "{tags:?}");
+            let kinds: Vec<Kind> = row.allocators().map(|allocator| allocator.kind).collect();
+            let all = [Kind::AllocSet, Kind::Generation, Kind::Slab, Kind::Bump];
+            assert_eq!(kinds, all[..if row.major < 17 { 3 } else { 4 }]);
         }
     }
 
