@@ -36,6 +36,7 @@ fn on(build: &Build) {
     // The context is there before; what is in it, too.
     Call::PALLOC.run(&mut session, &[300, 500]).unwrap();
     what_survives_and_its_overhead_are_the_growth(build, &mut session);
+    contexts_of_other_kinds_grow_by_what_survives(build, &mut session);
     contexts_that_stay_have_a_maker(&mut session);
     blocks_that_few_chunks_keep(build, &mut session);
     assert_no_probe_is_left(session.backend_pid());
@@ -67,6 +68,26 @@ fn what_survives_and_its_overhead_are_the_growth(build: &Build, session: &mut Se
     let contexts = memory.contexts_after - memory.contexts_before;
     let anon = memory.rss_anon_after.unwrap().saturating_sub(memory.rss_anon_before.unwrap());
     assert!(contexts.abs_diff(anon) < contexts / 2, "{contexts} of contexts, {anon} of the process");
+}
+
+fn contexts_of_other_kinds_grow_by_what_survives(build: &Build, session: &mut Session) {
+    let capture = captured(session, "0", |session| {
+        for kind in 0..if build.major < 17 { 2 } else { 3 } {
+            Call::KIND.run(session, &[5000, 200, kind]).unwrap();
+        }
+    });
+    for (context, is_exact) in [("planted generation", false), ("planted slab", true), ("planted bump", true)]
+    {
+        if context == "planted bump" && build.major < 17 {
+            continue;
+        }
+        let of = growth(&capture, context);
+        println!("{}: {of:?}", build.name);
+        assert!(of.traced > 500_000, "{of:?}");
+        // A freed chunk of a Generation counts as used until its block is empty.
+        assert_eq!(of.untraced, is_exact.then_some(0), "{of:?}");
+    }
+    Call::RESET.run(session, &[]).unwrap();
 }
 
 fn contexts_that_stay_have_a_maker(session: &mut Session) {

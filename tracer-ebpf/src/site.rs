@@ -390,8 +390,7 @@ mod tests {
         let ptr = 0x5000;
         let size = |header: ChunkHeader, word| chunk_size(header as u64, ptr, word);
         let context = |header: ChunkHeader, word| packed_context_at(header as u64, ptr, word);
-        let layout =
-            |header: ChunkHeader| (header_bytes(header as u64), size_before(header as u64));
+        let layout = |header: ChunkHeader| (header_bytes(header as u64), size_before(header as u64));
         assert_eq!(layout(ChunkHeader::SizeContext), (16, 16));
         assert_eq!(size(ChunkHeader::SizeContext, 64), ChunkSize::Usable(64));
         assert_eq!(layout(ChunkHeader::ContextSize), (16, 8));

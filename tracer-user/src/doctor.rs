@@ -191,6 +191,9 @@ fn process(prepared: &Prepared) -> Vec<Check> {
             ),
         });
     }
+    checks.extend(prepared.plan.not_followed.iter().map(|(kind, why)| {
+        note("probes", why.to_string(), format!("nothing in {kind} contexts will be traced; the others are"))
+    }));
     let (rows, pages) = prepared.mappings.table_sizes();
     let modules = prepared.mappings.modules().modules().len();
     checks.push(good("unwind tables", format!("{rows} rows, {pages} index entries for {modules} objects")));

@@ -81,7 +81,18 @@ impl Demo {
 
 fn capture(pid: u32, duration: &str, out: &Path) -> Result<ExitStatus> {
     let mut command = Command::new(workspace::pgleak(true));
-    command.args(["capture", "--pid", &pid.to_string(), "--duration", duration, "--out"]).arg(out);
+    // It leaks as fast as the machine lets it.
+    command.args([
+        "capture",
+        "--pid",
+        &pid.to_string(),
+        "--duration",
+        duration,
+        "--map-memory",
+        "256M",
+        "--out",
+    ]);
+    command.arg(out);
     println!("demo: {}\n", shown(&command));
     // SAFETY: prctl is one system call, and all that runs between fork and exec.
     unsafe {

@@ -24,8 +24,8 @@ pub use read::{Limits, take, text};
 pub use table::{Growth, Line, grown, growth_table, largest, lines, table};
 pub use text::masked;
 
-pub use crate::catalog::Kind;
 use crate::addr::AbsAddr;
+pub use crate::catalog::Kind;
 
 /// The contexts of one process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

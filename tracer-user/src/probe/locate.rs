@@ -151,7 +151,8 @@ fn confirm(
         found_by,
         source,
     })?;
-    if found.iter().map(|one| (one.role(), one.address)).eq(live.iter().map(|one| (one.role(), one.address))) {
+    if found.iter().map(|one| (one.role(), one.address)).eq(live.iter().map(|one| (one.role(), one.address)))
+    {
         Ok(found)
     } else {
         Err(LocateError::Disagreement { path: path(), found_by, found, live })

@@ -1,7 +1,7 @@
 //! The probe of one function: where, at what price, with what cookie.
 
 use iced_x86::Register;
-use tracer_ebpf::site::{NO_ARG, Site, Tags};
+use tracer_ebpf::site::{NO_ARG, Role, Site, Tags};
 
 use super::{
     LocatedFunction,
@@ -88,7 +88,9 @@ pub fn choose_site(
 
 /// The registers whose values the programs read at the probe.
 fn read_registers(row: &Function) -> Vec<Register> {
-    [row.context_arg, row.pointer_arg, row.size_arg, row.name_arg, row.tag_arg]
+    // What is known of a chunk that is freed has its context.
+    let context = if row.role == Role::Free { NO_ARG } else { row.context_arg };
+    [context, row.pointer_arg, row.size_arg, row.name_arg, row.tag_arg]
         .into_iter()
         .filter(|position| *position != NO_ARG)
         .filter_map(|position| ARGUMENTS.get(usize::from(position)).copied())

@@ -435,7 +435,7 @@ pub struct ContextGrowth {
     /// of blocks.
     pub overhead: i64,
     /// Used chunks that were not there before and not traced; less than zero if chunks from before
-    /// were freed. `None` where only AllocSets could tell.
+    /// were freed. `None` where the contexts do not tell: those of Generation kind with freed chunks.
     pub untraced: Option<i64>,
 }
 

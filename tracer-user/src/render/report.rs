@@ -396,7 +396,8 @@ fn window(page: &mut Page, capture: &Capture) {
 
 fn probes(page: &mut Page, capture: &Capture) {
     page.heading("PROBES");
-    for site in &capture.sites {
+    let (called, idle): (Vec<_>, Vec<_>) = capture.sites.iter().partition(|site| site.entries > 0);
+    for site in called {
         let returns =
             site.returns.map_or(String::new(), |returns| format!(", {}", counted(returns, "return")));
         page.hang(
@@ -410,6 +411,10 @@ fn probes(page: &mut Page, capture: &Capture) {
                 site.found_by
             ),
         );
+    }
+    if !idle.is_empty() {
+        let names: Vec<&str> = idle.iter().map(|site| site.function.as_str()).collect();
+        page.hang("  not called         ", &names.join(", "));
     }
 }
 

@@ -167,6 +167,13 @@ fn finish(
             .iter()
             .filter_map(|site| site.note.as_ref().map(|note| format!("{}: {note}", site.function.name()))),
     );
+    notes.extend(
+        prepared
+            .plan
+            .not_followed
+            .iter()
+            .map(|(kind, why)| format!("nothing in {kind} contexts was traced: {why}")),
+    );
     notes.extend(prepared.mappings.notes());
     notes.extend(symbolizer.notes().iter().map(ToString::to_string));
     notes.extend(symbolizer.advice(&OsRelease::of_process(pid)));

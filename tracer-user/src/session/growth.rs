@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::Looks;
 use crate::{
     bpf::{LiveChunk, RawSnapshot},
-    census::{Kind, MemoryContext, UsedChunk},
+    census::{Kind, MemoryContext, Usage, UsedChunk},
     profile::{ContextGrowth, MemoryGrowth},
 };
 
@@ -80,16 +80,15 @@ fn overhead(context: &MemoryContext) -> i64 {
     context.usage.as_ref().map_or(0, |usage| usage.total().saturating_sub(usage.used())) as i64
 }
 
-/// Bytes of used chunks that were not traced, by walking them; of a context that has not changed and
-/// holds nothing that was traced, as its blocks say.
+/// Bytes of used chunks that were not traced: by walking them; of a context that has not changed and
+/// holds nothing that was traced, and of contexts whose chunks do not tell which of them are used, as
+/// the blocks say.
 fn others(
     context: &MemoryContext,
     chunks: Option<&Vec<UsedChunk>>,
     traced: Option<&HashMap<u64, [u64; 2]>>,
 ) -> Option<u64> {
-    if context.kind != Kind::AllocSet {
-        return None;
-    }
+    let usage = context.usage.as_ref();
     match (chunks, traced) {
         (Some(chunks), traced) => {
             let of = |chunk: &UsedChunk| {
@@ -98,7 +97,16 @@ fn others(
             };
             Some(chunks.iter().map(of).sum())
         }
-        (None, None) => context.usage.as_ref().map(crate::census::Usage::used),
-        (None, Some(_)) => None,
+        (None, None) => usage.map(Usage::used),
+        (None, Some(traced)) => {
+            let traced: u64 = traced.values().map(|[_, held]| held).sum();
+            let is_exact = match context.kind {
+                Kind::AllocSet => false,
+                // The freed chunks of a Generation's blocks count as used.
+                Kind::Generation => usage.is_some_and(|usage| usage.free_chunks == 0),
+                Kind::Slab | Kind::Bump => true,
+            };
+            usage.filter(|_| is_exact).map(|usage| usage.used().saturating_sub(traced))
+        }
     }
 }
