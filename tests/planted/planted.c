@@ -10,7 +10,10 @@
  */
 #include "server.h"
 
+#include <malloc.h>
+#include <pthread.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #define FRAME __attribute__((noinline, noclone, used, visibility("default")))
@@ -252,6 +255,127 @@ planted_fail(int32 kind)
 	else
 		MemoryContextAllocHuge(context(), UNOBTAINABLE);
 	MemoryContextSwitchTo(old);
+}
+
+/* ---- memory outside of contexts; nothing here needs any for itself ---- */
+
+#define MOST_OUTSIDE 4000
+static void *outside[MOST_OUTSIDE];
+
+/* In each way that the C library offers; size is a multiple of 64. */
+FRAME void *
+planted_malloc_one(int32 way, Size size)
+{
+	void	   *chunk = NULL;
+
+	if (way == 0)
+		chunk = malloc(size);
+	else if (way == 1)
+		chunk = calloc(size / 16, 16);
+	else if (way == 2)
+		chunk = realloc(NULL, size);
+	else if (way == 3)
+		chunk = aligned_alloc(64, size);
+	else if (posix_memalign(&chunk, 64, size) != 0)
+		abort();
+	if (chunk == NULL)
+		abort();
+	NO_TAIL_CALL();
+	return chunk;
+}
+
+FRAME void *
+planted_malloc_grown(void *chunk, Size size)
+{
+	chunk = realloc(chunk, size);
+	if (chunk == NULL)
+		abort();
+	NO_TAIL_CALL();
+	return chunk;
+}
+
+/* Of each ten chunks two are freed, one by realloc, and two doubled; bytes of those that stay, headers included. */
+FRAME int64
+planted_leak_malloc(int32 count, Size size)
+{
+	int64		held = 0;
+
+	count = count > MOST_OUTSIDE ? MOST_OUTSIDE : count;
+	for (int32 i = 0; i < count; i++)
+		outside[i] = planted_malloc_one(i % 5, size);
+	for (int32 i = 0; i < count; i++)
+	{
+		if (i % 10 == 0)
+			free(outside[i]);
+		else if (i % 10 == 1)
+			outside[i] = realloc(outside[i], 0);
+		else
+		{
+			if (i % 10 < 4)
+				outside[i] = planted_malloc_grown(outside[i], size * 2);
+			held += (int64) malloc_usable_size(outside[i]) + 8;
+		}
+	}
+	return held;
+}
+
+static void *
+in_thread(void *argument)
+{
+	int32		count = ((int32 *) argument)[0];
+	int32		size = ((int32 *) argument)[1];
+
+	for (int32 i = 0; i < count; i++)
+	{
+		void	   *kept_one = planted_malloc_one(0, (Size) size);
+
+		free(planted_malloc_one(0, (Size) size));
+		__asm__ volatile("" : : "r"(kept_one) : "memory");
+	}
+	return NULL;
+}
+
+/* Four threads at once, each with so many chunks that stay and as many that go; chunks that stay. */
+FRAME int64
+planted_leak_threads(int32 count, Size size)
+{
+	pthread_t	threads[4];
+	int32		argument[2] = {count, (int32) size};
+
+	for (int32 i = 0; i < 4; i++)
+		if (pthread_create(&threads[i], NULL, in_thread, argument) != 0)
+			abort();
+	for (int32 i = 0; i < 4; i++)
+		pthread_join(threads[i], NULL);
+	return 4 * (int64) count;
+}
+
+/*
+ * Mappings: of each three one stays, one goes, and one loses its first page. Shared ones stay, and are nobody's.
+ * Bytes of those that stay.
+ */
+FRAME int64
+planted_leak_mmap(int32 count, Size size)
+{
+	const Size	page = 4096;
+	const Size	bytes = (size + page - 1) / page * page;
+	int64		held = 0;
+
+	for (int32 i = 0; i < count; i++)
+	{
+		char	   *at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		if (at == MAP_FAILED)
+			abort();
+		if (mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0) == MAP_FAILED)
+			abort();
+		if (i % 3 == 0)
+			munmap(at, size);
+		else if (i % 3 == 1)
+			munmap(at, page);
+		held += i % 3 == 0 ? 0 : (int64) (i % 3 == 1 ? bytes - page : bytes);
+	}
+	return held;
 }
 
 /* ---- one function by many paths, and many small stacks below one function ---- */
@@ -570,6 +694,27 @@ Datum
 planted_no_kind(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_INT64(planted_dropped_kind(COUNT, SIZE, PG_GETARG_INT32(2)));
+}
+
+PG_FUNCTION_INFO_V1(planted_malloc);
+Datum
+planted_malloc(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(planted_leak_malloc(COUNT, SIZE));
+}
+
+PG_FUNCTION_INFO_V1(planted_threads);
+Datum
+planted_threads(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(planted_leak_threads(COUNT, SIZE));
+}
+
+PG_FUNCTION_INFO_V1(planted_mmap);
+Datum
+planted_mmap(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(planted_leak_mmap(COUNT, SIZE));
 }
 
 PG_FUNCTION_INFO_V1(planted_in_flight);

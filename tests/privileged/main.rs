@@ -13,6 +13,7 @@ mod leak;
 mod lifecycle;
 mod mappings;
 mod names;
+mod outside;
 mod quiet;
 mod reference;
 mod running;

@@ -61,6 +61,15 @@ impl Call {
     pub const KIND: Self = call("planted_kind", "int, bigint, int", "planted_new");
     /// The same, but all go with a reset, and as many again with their context; how many there were.
     pub const NO_KIND: Self = call("planted_no_kind", "int, bigint, int", "planted_dropped_kind");
+    /// `(count, size)`: chunks outside of contexts by [`MALLOC_ONE`], at most 4,000, whose size is a multiple of
+    /// 64: of each ten, two are freed and two are doubled by [`MALLOC_GROWN`]. Bytes held, as glibc counts them.
+    pub const MALLOC: Self = call("planted_malloc", "int, bigint", "planted_leak_malloc");
+    /// `(count, size)`: four threads at once, each with so many chunks that stay and as many that go, by
+    /// [`MALLOC_ONE`]; how many stay.
+    pub const THREADS: Self = call("planted_threads", "int, bigint", "planted_malloc_one");
+    /// `(count, size)`: mappings, of each three of which one goes and one loses its first page, and as many that are
+    /// shared; bytes held in those that are not.
+    pub const MMAP: Self = call("planted_mmap", "int, bigint", "planted_leak_mmap");
     /// `(count, size)`: each chunk freed before the next is made; bytes that were held for a moment.
     pub const IN_FLIGHT: Self = call("planted_in_flight", "int, bigint", "planted_transient");
     /// `(count, size)`: each hundredth of so many chunks stays, the others are freed; bytes held.
@@ -94,7 +103,7 @@ impl Call {
         call("planted_subtransaction", "int, bigint, int", "planted_leak_palloc");
 
     /// Every function there is.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 29] = [
         Self::PALLOC,
         Self::PALLOC0,
         Self::HUGE,
@@ -107,6 +116,9 @@ impl Call {
         Self::KINDS,
         Self::KIND,
         Self::NO_KIND,
+        Self::MALLOC,
+        Self::THREADS,
+        Self::MMAP,
         Self::IN_FLIGHT,
         Self::SPARSE,
         Self::MANY_PATHS,
@@ -135,6 +147,10 @@ impl Call {
     }
 }
 
+/// The function below [`Call::MALLOC`] that allocates.
+pub const MALLOC_ONE: &str = "planted_malloc_one";
+/// The one that calls `realloc`.
+pub const MALLOC_GROWN: &str = "planted_malloc_grown";
 /// What the chunks of [`Call::KIND`] are aligned to where they are.
 pub const ALIGNMENT: u64 = 256;
 /// The function below [`Call::KIND`] that calls `repalloc`.

@@ -70,9 +70,7 @@ pub struct Control {
     /// The next epoch. Starts at 1, never goes back.
     pub next_epoch: u64,
     /// The next stack id. Starts at 1.
-    pub next_stack: u32,
-    /// Thread group that the probes have seen, as the kernel's first namespace numbers it.
-    pub tgid: u32,
+    pub next_stack: u64,
     /// How many keys user space has put into `DOOMED`, ever.
     pub doomed_head: u64,
     /// How many of them were dealt with, ever.
@@ -88,8 +86,8 @@ pub struct Control {
     pub loads: u32,
     /// Up to which of these the mappings are known; written by user space.
     pub loads_known: u32,
-    /// Padding.
-    pub pad: u32,
+    /// Thread group that the probes have seen, as the kernel's first namespace numbers it.
+    pub tgid: u32,
     /// The name of the contexts that allocations are recorded in, NUL-padded; all zero for every one.
     pub only: [u64; NAME_BYTES / 8],
 }
@@ -135,7 +133,7 @@ pub type ContextKey = u64;
 pub struct Live {
     /// Epoch of the context when the chunk was born.
     pub epoch: u64,
-    /// The context.
+    /// The context, or the number of a [`crate::site::Pool`], which is always alive.
     pub context: ContextKey,
     /// Bytes asked for by the allocation itself; 0 if it is older than the capture.
     pub requested: u64,
@@ -267,7 +265,7 @@ pub struct Pending {
     pub function: u64,
     /// The probe's cookie.
     pub cookie: u64,
-    /// The context argument, or 0.
+    /// The context argument, the number of a pool, or 0.
     pub context: u64,
     /// The pointer argument, or 0.
     pub pointer: u64,
@@ -277,7 +275,7 @@ pub struct Pending {
     pub old_usable: u64,
     /// The same with its overhead.
     pub old_held: u64,
-    /// [`PENDING_NESTED`], [`PENDING_OLD_KNOWN`].
+    /// [`PENDING_NESTED`], [`PENDING_OLD_KNOWN`], [`PENDING_INNER`], [`PENDING_NOT_OWN`].
     pub flags: u64,
 }
 
@@ -285,6 +283,10 @@ pub struct Pending {
 pub const PENDING_NESTED: u64 = 1;
 /// Flag of [`Pending`]: `old_usable` and `old_held` were read.
 pub const PENDING_OLD_KNOWN: u64 = 2;
+/// Flag of [`Pending`]: memory that an allocator gets for itself.
+pub const PENDING_INNER: u64 = 4;
+/// Flag of [`Pending`]: a mapping of a file, or of memory that is shared.
+pub const PENDING_NOT_OWN: u64 = 8;
 
 /// State of the walk in progress.
 #[derive(Clone, Copy, Debug)]

@@ -71,6 +71,8 @@ counters! {
     SweptDead = "swept_dead", Normal, "chunks of reset or deleted contexts swept out of the map";
     NullReturn = "null_return", Normal, "allocations that returned NULL";
     NestedInRealloc = "nested_in_realloc", Normal, "allocations and frees made by realloc for itself, counted once as the realloc";
+    NestedInAllocator = "nested_in_allocator", Normal, "calls of malloc and mmap by an allocator for itself, counted once as what they were made for";
+    NotOwnMemory = "not_own_memory", Normal, "mappings of files and of shared memory, which are not recorded";
     LeftByError = "left_by_error", Normal, "calls left by an error, which never return";
     ReturnOfUnseenCall = "return_of_unseen_call", Normal, "returns of calls that began before recording did";
     ReallocUnknown = "realloc_unknown", Normal, "reallocs of chunks that are older than the capture; only the growth counts";
@@ -87,6 +89,7 @@ counters! {
     OverwroteLive = "overwrote_live", Loss, "addresses handed out twice: a free, reset or delete was not seen";
     NameUnreadable = "name_unreadable", Loss, "contexts whose name could not be read";
     HeaderUnreadable = "header_unreadable", Loss, "chunks whose header could not be read: their requested size stands for what they hold";
+    GrowthUnknown = "growth_unknown", Loss, "reallocs of memory older than the capture whose old size nobody knows: their growth is missing";
     ReturnAddressUnreadable = "return_address_unreadable", Loss, "calls whose return address could not be read";
     WalkTruncated = "walk_truncated", Loss, "stacks cut at the most frames that are kept";
     WalkUnknownMapping = "walk_unknown_mapping", Loss, "stacks cut at code outside of every known mapping";

@@ -19,6 +19,9 @@ pub enum Role {
     Delete = 4,
     /// Makes a context: every constructor calls it, with the memory that the context lies in.
     Create = 5,
+    /// As [`Self::Alloc`], but the pointer is written to where the pointer argument points, and what
+    /// is returned is 0 (`posix_memalign`).
+    AllocInto = 6,
 }
 
 impl Role {
@@ -27,8 +30,41 @@ impl Role {
 
     /// Whether the programs need the function's return value, and so a return probe.
     pub const fn needs_return(self) -> bool {
-        matches!(self, Self::Alloc | Self::Realloc)
+        matches!(self, Self::Alloc | Self::AllocInto | Self::Realloc)
     }
+
+    /// Whether the function returns a new chunk, one way or the other.
+    pub const fn is_alloc(self) -> bool {
+        matches!(self, Self::Alloc | Self::AllocInto)
+    }
+}
+
+/// Memory that is in no context. What stands for its context is the number of its pool, which is
+/// never reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Pool {
+    /// `malloc` and its like.
+    Malloc = 1,
+    /// `mmap`.
+    Mmap = 2,
+}
+
+impl Pool {
+    /// The pool that a number stands for; the address of a context stands for none.
+    pub const fn of(context: u64) -> Option<Self> {
+        match context {
+            1 => Some(Self::Malloc),
+            2 => Some(Self::Mmap),
+            _ => None,
+        }
+    }
+}
+
+/// Whether this is the number of a pool and not the address of a context.
+#[inline(always)]
+pub const fn is_pool(context: u64) -> bool {
+    context.wrapping_sub(1) < 2
 }
 
 /// What precedes a chunk (PostgreSQL, `aset.c`, `generation.c`, `slab.c` and `bump.c` in
@@ -58,12 +94,17 @@ pub enum ChunkHeader {
     BlockContext = 7,
     /// Slab of 16 and later: eight bytes, no size.
     Unsized = 8,
-    /// Bump: nothing.
+    /// Bump, and allocators that are not known: nothing.
     None = 9,
+    /// glibc's malloc: the whole size at `ptr - 8`, with flags in bits 0–2 (`malloc_chunk` in
+    /// `malloc/malloc.c`).
+    Glibc = 10,
+    /// Whole pages (`mmap`).
+    Pages = 11,
 }
 
 impl ChunkHeader {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 12] = [
         Self::SizeContext,
         Self::Packed16,
         Self::Packed17,
@@ -74,15 +115,22 @@ impl ChunkHeader {
         Self::BlockContext,
         Self::Unsized,
         Self::None,
+        Self::Glibc,
+        Self::Pages,
     ];
 
     /// Words that the header takes.
     const fn words(self) -> u64 {
         match self {
             Self::SizeContext | Self::ContextSize | Self::BlockContext => 2,
-            Self::Packed16 | Self::Packed17 | Self::SizePacked16 | Self::SizePacked17 | Self::Unsized => 1,
+            Self::Packed16
+            | Self::Packed17
+            | Self::SizePacked16
+            | Self::SizePacked17
+            | Self::Unsized
+            | Self::Glibc => 1,
             Self::SizeBlockContext => 3,
-            Self::None => 0,
+            Self::None | Self::Pages => 0,
         }
     }
 
@@ -90,11 +138,14 @@ impl ChunkHeader {
     const fn size_word(self) -> u64 {
         match self {
             Self::SizeContext => 2,
-            Self::Packed16 | Self::Packed17 | Self::ContextSize | Self::SizePacked16 | Self::SizePacked17 => {
-                1
-            }
+            Self::Packed16
+            | Self::Packed17
+            | Self::ContextSize
+            | Self::SizePacked16
+            | Self::SizePacked17
+            | Self::Glibc => 1,
             Self::SizeBlockContext => 3,
-            Self::BlockContext | Self::Unsized | Self::None => 0,
+            Self::BlockContext | Self::Unsized | Self::None | Self::Pages => 0,
         }
     }
 }
@@ -114,7 +165,7 @@ const HEADER_WORDS: u64 = by_header(true);
 const SIZE_WORD: u64 = by_header(false);
 
 /// A function argument's position, counted from zero, or none.
-pub const NO_ARG: u8 = 0xf;
+pub const NO_ARG: u8 = 7;
 
 /// Node tags of the kinds of contexts that are followed. Those of one major are neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -159,6 +210,10 @@ pub struct Site {
     pub tag_arg: u8,
     /// The node tags of the contexts that are followed, where there is such an argument.
     pub tags: Tags,
+    /// Position of the argument that the size is to be multiplied by (`calloc`), or [`NO_ARG`].
+    pub factor_arg: u8,
+    /// Where the memory is that is in no context.
+    pub pool: Option<Pool>,
     /// Index of the site in the capture's plan: the hit counters are kept by it. Below
     /// [`crate::abi::MAX_SITES`].
     pub index: u8,
@@ -178,6 +233,8 @@ impl Site {
         name_arg: NO_ARG,
         tag_arg: NO_ARG,
         tags: Tags::NONE,
+        factor_arg: NO_ARG,
+        pool: None,
         index: 0,
         skew: 0,
     };
@@ -186,21 +243,26 @@ impl Site {
     pub const fn pack(self) -> u64 {
         (self.role as u64)
             | (self.header as u64) << 4
-            | (self.context_arg as u64 & 0xf) << 8
-            | (self.pointer_arg as u64 & 0xf) << 12
-            | (self.size_arg as u64 & 0xf) << 16
-            | (self.name_arg as u64 & 0xf) << 20
-            | (self.index as u64) << 24
-            | (self.skew as u64) << 32
-            | (self.tags.first as u64 & 0xfff) << 40
-            | (self.tags.followed as u64 & 0xf) << 52
-            | (self.tag_arg as u64 & 0xf) << 56
+            | (self.context_arg as u64 & 7) << ArgField::Context as u64
+            | (self.pointer_arg as u64 & 7) << ArgField::Pointer as u64
+            | (self.size_arg as u64 & 7) << ArgField::Size as u64
+            | (self.name_arg as u64 & 7) << ArgField::Name as u64
+            | (self.tag_arg as u64 & 7) << ArgField::Tag as u64
+            | (self.factor_arg as u64 & 7) << ArgField::Factor as u64
+            | (match self.pool {
+                Some(pool) => pool as u64,
+                None => 0,
+            }) << 26
+            | (self.index as u64) << 28
+            | (self.skew as u64) << 36
+            | (self.tags.first as u64 & 0xfff) << 44
+            | (self.tags.followed as u64 & 0xf) << 56
     }
 
     /// The position fields of a cookie, without a look at the role.
     #[inline(always)]
     pub const fn arg_of(cookie: u64, field: ArgField) -> u64 {
-        (cookie >> field as u64) & 0xf
+        (cookie >> field as u64) & 7
     }
 
     /// The role's code in a cookie.
@@ -209,29 +271,35 @@ impl Site {
         cookie & 0xf
     }
 
+    /// The chunk header code of a cookie.
+    #[inline(always)]
+    pub const fn header_of(cookie: u64) -> u64 {
+        (cookie >> 4) & 0xf
+    }
+
+    /// The number of a cookie's [`Pool`], 0 for memory in contexts.
+    #[inline(always)]
+    pub const fn pool_of(cookie: u64) -> u64 {
+        (cookie >> 26) & 3
+    }
+
     /// The site index of a cookie.
     #[inline(always)]
     pub const fn index_of(cookie: u64) -> u32 {
-        (cookie >> 24) as u32 & 0xff
+        (cookie >> 28) as u32 & 0xff
     }
 
     /// The probe's distance from the function's first instruction.
     #[inline(always)]
     pub const fn skew_of(cookie: u64) -> u64 {
-        (cookie >> 32) & 0xff
+        (cookie >> 36) & 0xff
     }
 
     /// Whether contexts with this node tag are followed.
     #[inline(always)]
     pub const fn follows(cookie: u64, tag: u32) -> bool {
-        let distance = (tag as u64).wrapping_sub((cookie >> 40) & 0xfff);
-        distance < 4 && (cookie >> (52 + distance)) & 1 != 0
-    }
-
-    /// The chunk header code of a cookie.
-    #[inline(always)]
-    pub const fn header_of(cookie: u64) -> u64 {
-        (cookie >> 4) & 0xf
+        let distance = (tag as u64).wrapping_sub((cookie >> 44) & 0xfff);
+        distance < 4 && (cookie >> (56 + distance)) & 1 != 0
     }
 }
 
@@ -242,13 +310,15 @@ pub enum ArgField {
     /// [`Site::context_arg`].
     Context = 8,
     /// [`Site::pointer_arg`].
-    Pointer = 12,
+    Pointer = 11,
     /// [`Site::size_arg`].
-    Size = 16,
+    Size = 14,
     /// [`Site::name_arg`].
-    Name = 20,
+    Name = 17,
     /// [`Site::tag_arg`].
-    Tag = 56,
+    Tag = 20,
+    /// [`Site::factor_arg`].
+    Factor = 23,
 }
 
 /// What a chunk header says.
@@ -282,9 +352,14 @@ pub const fn size_before(header: u64) -> u64 {
 /// free ones.
 #[inline(always)]
 pub const fn rounded(header: u64, requested: u64) -> u64 {
+    if header == ChunkHeader::Pages as u64 {
+        return requested.wrapping_add(PAGE_BYTES - 1) & !(PAGE_BYTES - 1);
+    }
     let bytes = requested.wrapping_add(7) & !7;
     if bytes == 0 && header != ChunkHeader::None as u64 { 8 } else { bytes }
 }
+
+const PAGE_BYTES: u64 = 4096;
 
 /// Distance from the context's pointer in a block's header to the pointer of the block's only
 /// chunk, for a chunk of 16 or later that is a block of its own: the same in `AllocBlockData`
@@ -317,6 +392,9 @@ pub fn chunk_size(header: u64, pointer: u64, word: u64) -> ChunkSize {
         || header == ChunkHeader::SizeBlockContext as u64;
     if plain {
         return ChunkSize::Usable(word);
+    }
+    if header == ChunkHeader::Glibc as u64 {
+        return ChunkSize::Usable((word & !7).wrapping_sub(8));
     }
     let method_bits = method_bits(header);
     if word >> method_bits & 1 != 0 {
@@ -359,6 +437,8 @@ mod tests {
             name_arg: 4,
             tag_arg: 1,
             tags: Tags { first: 0x1da, followed: 0b1011 },
+            factor_arg: 2,
+            pool: Some(Pool::Mmap),
             index: 200,
             skew: 16,
         };
@@ -370,6 +450,9 @@ mod tests {
         assert_eq!(Site::arg_of(cookie, ArgField::Size), 1);
         assert_eq!(Site::arg_of(cookie, ArgField::Name), 4);
         assert_eq!(Site::arg_of(cookie, ArgField::Tag), 1);
+        assert_eq!(Site::arg_of(cookie, ArgField::Factor), 2);
+        assert_eq!(Pool::of(Site::pool_of(cookie)), Some(Pool::Mmap));
+        assert_eq!(Site::pool_of(Site::PLAIN.pack()), 0);
         let followed: [bool; 6] = core::array::from_fn(|at| Site::follows(cookie, 0x1d9 + at as u32));
         assert_eq!(followed, [false, true, true, false, true, false]);
         assert_eq!(Site::index_of(cookie), 200);
@@ -411,6 +494,11 @@ mod tests {
             assert_eq!(size(header, word), ChunkSize::Block { block_end_at: ptr - 16 });
             assert_eq!(context(header, word), ptr - 48);
         }
+        // glibc's: 0x70 bytes, the chunk before is in use.
+        assert_eq!(
+            (layout(ChunkHeader::Glibc), size(ChunkHeader::Glibc, 0x71)),
+            ((8, 8), ChunkSize::Usable(0x68))
+        );
         // A Generation's, method 4: 200 bytes in a block that begins 0x78 bytes before the header.
         let word = 4 | 200 << 4 | 0x78 << 34;
         assert_eq!(size(ChunkHeader::SizePacked16, word), ChunkSize::Usable(200));
@@ -428,5 +516,6 @@ mod tests {
         assert_eq!([1, 8, 41].map(|size| held(ChunkHeader::BlockContext, size)), [24, 24, 64]);
         assert_eq!([1, 8, 41].map(|size| held(ChunkHeader::Unsized, size)), [16, 16, 56]);
         assert_eq!([0, 1, 41].map(|size| held(ChunkHeader::None, size)), [0, 8, 48]);
+        assert_eq!([1, 4096, 4097].map(|size| held(ChunkHeader::Pages, size)), [4096, 4096, 8192]);
     }
 }

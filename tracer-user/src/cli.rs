@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Name the stacks that leak memory in a running PostgreSQL process.
 #[derive(Debug, Parser)]
@@ -53,6 +53,18 @@ pub struct ListArgs {
     pub json: bool,
 }
 
+/// Which allocations are recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AllocatorChoice {
+    /// In memory contexts.
+    Contexts,
+    /// Outside of them: malloc and mmap, by libraries and by the server itself. Blocks of contexts
+    /// are among it, as one place.
+    Malloc,
+    /// Both. Blocks of contexts count once, as what is allocated in them.
+    All,
+}
+
 /// Arguments of `contexts`.
 #[derive(Debug, Args)]
 pub struct ContextsArgs {
@@ -95,6 +107,9 @@ pub struct CaptureArgs {
     /// would cost more is shortened in proportion, or refused.
     #[arg(long, default_value_t = 25.0, value_parser = slowdown)]
     pub max_slowdown: f64,
+    /// Which allocations are recorded.
+    #[arg(long, value_enum, default_value_t = AllocatorChoice::Contexts)]
+    pub allocator: AllocatorChoice,
     /// Record only what is allocated in memory contexts of this name, which costs less: no other
     /// allocation has its stack walked. `pgleak contexts PID --top 10` shows names.
     #[arg(long, value_name = "NAME")]

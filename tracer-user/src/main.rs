@@ -10,13 +10,18 @@ use std::{
 use clap::Parser as _;
 use pgleak::{
     census::{self, Census, CensusError, Observed},
-    cli::{CaptureArgs, Cli, Command, ContextsArgs, DoctorArgs, ListArgs, RenderArgs, UnwindCheckArgs},
+    cli::{
+        AllocatorChoice, CaptureArgs, Cli, Command, ContextsArgs, DoctorArgs, ListArgs, RenderArgs,
+        UnwindCheckArgs,
+    },
     doctor::{Health, examine},
     elf::Image,
     guard::{run_sacrifice, run_watchdog},
     profile::Capture,
     render::{Format, OutputDir, ReadError, RenderOptions, WriteError, format, read_capture},
-    session::{CaptureError, CaptureOptions, Interrupts, Naming, Progress, RecordOptions, capture, ready},
+    session::{
+        Allocators, CaptureError, CaptureOptions, Interrupts, Naming, Progress, RecordOptions, capture, ready,
+    },
     symbolize::{
         DebugFiles, Debuginfod, DebuginfodError, Settings, SymbolIndex, SymbolIndexError, name_again,
     },
@@ -246,6 +251,11 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
             show_queries: args.show_queries,
         },
         map_memory: args.map_memory,
+        allocators: match args.allocator {
+            AllocatorChoice::Contexts => Allocators::Contexts,
+            AllocatorChoice::Malloc => Allocators::Malloc,
+            AllocatorChoice::All => Allocators::All,
+        },
         context: args.context.clone(),
         table_cache: !args.no_table_cache,
     };

@@ -7,9 +7,12 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use tracer_ebpf::{
-    abi::{Control, Live, PENDING_NESTED, Pending, Phase, Task},
+    abi::{Control, Live, PENDING_INNER, PENDING_NESTED, PENDING_NOT_OWN, Pending, Phase, Task},
     counters::Counter,
-    site::{ArgField, ChunkSize, Site, chunk_size, header_bytes, rounded, size_before},
+    site::{
+        ArgField, ChunkHeader, ChunkSize, NO_ARG, Pool, Role, Site, chunk_size, header_bytes, rounded,
+        size_before,
+    },
 };
 
 use crate::bpf::{
@@ -45,13 +48,36 @@ pub(crate) fn pending(regs: &pt_regs, cookie: u64) -> Pending {
         },
         function: regs.rip.wrapping_sub(Site::skew_of(cookie)),
         cookie,
-        context: read::argument(regs, cookie, ArgField::Context),
+        context: match Site::pool_of(cookie) {
+            0 => read::argument(regs, cookie, ArgField::Context),
+            pool => pool,
+        },
         pointer: read::argument(regs, cookie, ArgField::Pointer),
-        size: read::argument(regs, cookie, ArgField::Size),
+        size: size(regs, cookie),
         old_usable: 0,
         old_held: 0,
         flags: 0,
     }
+}
+
+/// The size that is asked for.
+#[inline(always)]
+fn size(regs: &pt_regs, cookie: u64) -> u64 {
+    let size = read::argument(regs, cookie, ArgField::Size);
+    // One that overflows gets no memory.
+    if Site::arg_of(cookie, ArgField::Factor) == u64::from(NO_ARG) {
+        size
+    } else {
+        size.wrapping_mul(read::argument(regs, cookie, ArgField::Factor))
+    }
+}
+
+/// Whether a mapping is of the process alone, and of no file.
+#[inline(always)]
+fn is_own_memory(regs: &pt_regs) -> bool {
+    // MAP_PRIVATE | MAP_ANONYMOUS; the flags are the fourth argument of mmap.
+    const OWN: u64 = 0x22;
+    regs.rcx & OWN == OWN
 }
 
 /// A call that will return a new chunk begins. Nothing is recorded before it returns: an error
@@ -68,7 +94,14 @@ pub(crate) fn alloc_enter(ctx: &ProbeContext) {
     let regs = unsafe { &*ctx.regs };
     task::drop_left(task, regs.rsp);
     let mut call = pending(regs, cookie);
-    if let Some(outer) = task::innermost_realloc(control, task, regs.rsp) {
+    if Site::pool_of(cookie) != 0 {
+        // What an allocator gets for itself is its caller's, and counted there.
+        if task::innermost(control, task, regs.rsp).is_some() {
+            call.flags = PENDING_INNER;
+        } else if Site::pool_of(cookie) == Pool::Mmap as u64 && !is_own_memory(regs) {
+            call.flags = PENDING_NOT_OWN;
+        }
+    } else if let Some(outer) = task::innermost_realloc(control, task, regs.rsp) {
         // A realloc that moves a chunk allocates as much as it was asked for. Anything else that
         // is allocated in it, such as the text of a warning, is an allocation like others.
         // SAFETY: a map value that only this task uses.
@@ -83,15 +116,18 @@ pub(crate) fn alloc_enter(ctx: &ProbeContext) {
 #[inline(always)]
 pub(crate) fn alloc_exit(ctx: &RetProbeContext) {
     let Some((control, task, call, regs)) = returned(ctx) else { return };
-    if call.flags & PENDING_NESTED != 0 {
-        count(Counter::NestedInRealloc);
+    if call.flags != 0 {
+        count(match call.flags {
+            PENDING_NESTED => Counter::NestedInRealloc,
+            PENDING_INNER => Counter::NestedInAllocator,
+            _ => Counter::NotOwnMemory,
+        });
         return;
     }
-    let pointer = regs.rax;
-    if pointer == 0 {
+    let Some(pointer) = new_chunk(call, regs) else {
         count(Counter::NullReturn);
         return;
-    }
+    };
     let Some(now) = within_deadline(control) else { return };
     let Some(epoch) = context::epoch(control, call.context) else { return };
     let held = held_bytes(call, pointer, call.size);
@@ -109,6 +145,22 @@ pub(crate) fn alloc_exit(ctx: &RetProbeContext) {
         // SAFETY: a helper without arguments.
         count_many(Counter::RecordNs, unsafe { bpf_ktime_get_ns() }.wrapping_sub(now));
     }
+}
+
+/// The chunk that a call returns, unless it has failed.
+#[inline(always)]
+fn new_chunk(call: &Pending, regs: &pt_regs) -> Option<u64> {
+    if Site::role_of(call.cookie) == Role::AllocInto as u64 {
+        return if regs.rax == 0 { read::word(call.pointer) } else { None };
+    }
+    returned_pointer(regs)
+}
+
+/// What a call has returned, unless it is no address.
+#[inline(always)]
+pub(crate) fn returned_pointer(regs: &pt_regs) -> Option<u64> {
+    // mmap fails with -1.
+    (regs.rax != 0 && regs.rax != u64::MAX).then_some(regs.rax)
 }
 
 /// One chunk goes.
@@ -133,7 +185,19 @@ pub(crate) fn free_enter(ctx: &ProbeContext) {
     };
     // SAFETY: a map value; copied because its slot is used again as soon as it is removed.
     let live = unsafe { *live };
-    let alive = context::is_alive(&live);
+    // munmap may take a part only.
+    let length = rounded(ChunkHeader::Pages as u64, read::argument(regs, cookie, ArgField::Size));
+    if Site::pool_of(cookie) == Pool::Mmap as u64 && length < live.full_held {
+        unmap_head(pointer, &live, length);
+        return;
+    }
+    free(pointer, &live);
+}
+
+/// A chunk is no more.
+#[inline(always)]
+pub(crate) fn free(pointer: u64, live: &Live) {
+    let alive = context::is_alive(live);
     if live.has_parts != 0 {
         free_parts(pointer, alive);
     }
@@ -144,6 +208,20 @@ pub(crate) fn free_enter(ctx: &ProbeContext) {
     }
     count(Counter::Freed);
     add_freed(live.stack, 1, live.requested, live.held);
+}
+
+/// A mapping begins later than before. What is cut off at its other end is not noticed.
+#[inline(always)]
+fn unmap_head(pointer: u64, live: &Live, length: u64) {
+    let mut rest = *live;
+    let gone = (rest.requested.min(length), rest.held.min(length));
+    rest.requested -= gone.0;
+    rest.held -= gone.1;
+    rest.full_requested = rest.full_requested.saturating_sub(length);
+    rest.full_held -= length;
+    add_freed(rest.stack, 0, gone.0, gone.1);
+    remove(pointer);
+    put(pointer.wrapping_add(length), &rest);
 }
 
 /// What every return does first: count it and find the call that it ends.

@@ -7,16 +7,16 @@
 
 use aya_ebpf::programs::ProbeContext;
 use tracer_ebpf::{
-    abi::{Context, ContextKey, Control, Live, NAME_BYTES, NO_STACK, Name, Phase},
+    abi::{ChunkKey, Context, ContextKey, Control, Live, NAME_BYTES, NO_STACK, Name, Phase},
     counters::Counter,
-    site::{ArgField, Site},
+    site::{ArgField, Site, is_pool},
 };
 
 use crate::bpf::{
     chunk::{entered, within_deadline},
-    maps::{CONTEXTS, NAMES, control, count, name_offset, next_epoch},
+    maps::{CONTEXTS, LIVE, NAMES, control, count, name_offset, next_epoch},
     read,
-    record::{add_allocated, add_freed},
+    record::{add_allocated, add_freed, remove},
     stack, task,
 };
 
@@ -29,6 +29,10 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
     }
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
+    // Its memory was allocated just now, and is its own from here on.
+    if Site::pool_of(cookie) != 0 {
+        take_over(read::argument(regs, cookie, ArgField::Context));
+    }
     // The end of a context whose methods are not probed would not be seen.
     if !Site::follows(cookie, read::argument(regs, cookie, ArgField::Tag) as u32) {
         return;
@@ -53,6 +57,23 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
     if add(key, &context) && context.left_out == 0 {
         count(Counter::Creates);
         add_allocated(context.stack, 1, 0, 0);
+    }
+}
+
+/// Forgets an allocation of malloc that a context has become.
+#[inline(always)]
+fn take_over(key: ChunkKey) {
+    let Some(live) = LIVE.get_ptr(&key) else { return };
+    // SAFETY: a map value; copied because its slot is used again as soon as it is removed.
+    let live = unsafe { *live };
+    if is_pool(live.context) {
+        remove(key);
+        add_allocated(
+            live.stack,
+            1u64.wrapping_neg(),
+            live.requested.wrapping_neg(),
+            live.held.wrapping_neg(),
+        );
     }
 }
 
@@ -93,6 +114,9 @@ fn of(ctx: &ProbeContext) -> Option<ContextKey> {
 /// recorded in it.
 #[inline(always)]
 pub(crate) fn epoch(control: *mut Control, key: ContextKey) -> Option<u64> {
+    if is_pool(key) {
+        return Some(0);
+    }
     let (epoch, left_out) = match CONTEXTS.get_ptr(&key) {
         // SAFETY: a map value; aligned words.
         Some(context) => unsafe {
@@ -159,8 +183,11 @@ fn remember_name(address: u64) {
 /// Whether a chunk's context still has the epoch that the chunk was born in.
 #[inline(always)]
 pub(crate) fn is_alive(live: &Live) -> bool {
-    CONTEXTS
-        .get_ptr(&live.context)
-        // SAFETY: a map value; one aligned word.
-        .is_some_and(|context| unsafe { core::ptr::read_volatile(&raw const (*context).epoch) } == live.epoch)
+    is_pool(live.context)
+        || CONTEXTS
+            .get_ptr(&live.context)
+            // SAFETY: a map value; one aligned word.
+            .is_some_and(
+                |context| unsafe { core::ptr::read_volatile(&raw const (*context).epoch) } == live.epoch,
+            )
 }

@@ -129,10 +129,27 @@ pub(crate) fn phase() -> Option<u32> {
 /// A number that is greater than all before it.
 #[inline(always)]
 pub(crate) fn next_epoch(control: *mut Control) -> u64 {
+    // SAFETY: a word of a map value.
+    unsafe { fetch_add(&raw mut (*control).next_epoch) }
+}
+
+/// The id of a new stack. Threads may ask at once.
+#[inline(always)]
+pub(crate) fn next_stack(control: *mut Control) -> u32 {
+    // SAFETY: a word of a map value.
+    unsafe { fetch_add(&raw mut (*control).next_stack) as u32 }
+}
+
+/// Adds one and returns what was there before.
+///
+/// # Safety
+/// `word` points into a map value that is 8-byte aligned.
+#[inline(always)]
+unsafe fn fetch_add(word: *mut u64) -> u64 {
     let mut value: u64 = 1;
     // SAFETY: see `add`. The instruction is of Linux 5.12.
     unsafe {
-        asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) &raw mut (*control).next_epoch, inout(reg) value, options(nostack));
+        asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) word, inout(reg) value, options(nostack));
     }
     value
 }

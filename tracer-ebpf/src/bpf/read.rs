@@ -170,7 +170,7 @@ pub(crate) fn argument(regs: &pt_regs, cookie: u64, field: ArgField) -> u64 {
         2 => third,
         3 => fourth,
         4 => fifth,
-        // NO_ARG
+        // `NO_ARG`; nobody asks for a sixth.
         _ => 0,
     }
 }

@@ -2,15 +2,15 @@
 
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use tracer_ebpf::{
-    abi::{Live, PENDING_OLD_KNOWN, Phase},
+    abi::{Live, PENDING_INNER, PENDING_OLD_KNOWN, Pending, Phase},
     counters::Counter,
-    site::{Site, packed_context_at, size_before},
+    site::{Site, is_pool, packed_context_at, size_before},
 };
 
 use crate::bpf::{
-    chunk::{entered, held_bytes, pending, returned, sizes, within_deadline},
+    chunk::{entered, free, held_bytes, pending, returned, returned_pointer, sizes, within_deadline},
     context,
-    maps::{LIVE, PARTS, count, phase},
+    maps::{LIVE, PARTS, control, count, phase},
     read,
     record::{add_allocated, give_back, grow, put, remove, settle_in},
     stack, task,
@@ -25,33 +25,63 @@ pub(crate) fn realloc_enter(ctx: &ProbeContext) {
     let regs = unsafe { &*ctx.regs };
     task::drop_left(task, regs.rsp);
     let mut call = pending(regs, cookie);
-    if phase == Phase::Record as u32 {
-        // The call overwrites the header, so what an unknown chunk had must be read now.
-        let header = Site::header_of(cookie);
-        if let Some(word) = read::word(call.pointer.wrapping_sub(size_before(header))) {
-            if let Some((usable, held)) = sizes(header, call.pointer, word) {
-                call.old_usable = usable;
-                call.old_held = held;
-                call.flags |= PENDING_OLD_KNOWN;
-            }
-            // Where no argument is the context, the header of one word leads to it.
-            if call.context == 0 {
-                call.context = read::word(packed_context_at(header, call.pointer, word)).unwrap_or(0);
-            }
-        }
+    if Site::pool_of(cookie) != 0
+        && let Some(control) = control()
+        && task::innermost(control, task, regs.rsp).is_some()
+    {
+        call.flags = PENDING_INNER;
+    } else if phase == Phase::Record as u32 {
+        remember_old(&mut call, cookie);
     }
     task::push(task, call);
+}
+
+/// What the chunk was, should nobody know it: the call overwrites its header.
+#[inline(always)]
+fn remember_old(call: &mut Pending, cookie: u64) {
+    let header = Site::header_of(cookie);
+    if Site::pool_of(cookie) != 0 && call.pointer == 0 {
+        // realloc(NULL, size) is malloc(size).
+        call.flags |= PENDING_OLD_KNOWN;
+        return;
+    }
+    let before = size_before(header);
+    if before == 0 {
+        return;
+    }
+    let Some(word) = read::word(call.pointer.wrapping_sub(before)) else { return };
+    if let Some((usable, held)) = sizes(header, call.pointer, word) {
+        call.old_usable = usable;
+        call.old_held = held;
+        call.flags |= PENDING_OLD_KNOWN;
+    }
+    // Where no argument is the context, the header of one word leads to it.
+    if call.context == 0 {
+        call.context = read::word(packed_context_at(header, call.pointer, word)).unwrap_or(0);
+    }
 }
 
 /// The call returns.
 #[inline(always)]
 pub(crate) fn realloc_exit(ctx: &RetProbeContext) {
     let Some((control, task, call, regs)) = returned(ctx) else { return };
-    let pointer = regs.rax;
-    if pointer == 0 {
-        count(Counter::NullReturn);
+    if call.flags & PENDING_INNER != 0 {
+        count(Counter::NestedInAllocator);
         return;
     }
+    let Some(pointer) = returned_pointer(regs) else {
+        // realloc(p, 0) is free(p); other failures leave the chunk as it was.
+        if call.size == 0
+            && is_pool(call.context)
+            && let Some(live) = LIVE.get_ptr(&call.pointer)
+        {
+            // SAFETY: a map value; copied because its slot is used again as soon as it is removed.
+            let live = unsafe { *live };
+            free(call.pointer, &live);
+        }
+        count(Counter::NullReturn);
+        return;
+    };
     let held = held_bytes(call, pointer, call.size);
     // A chunk that is known is followed whatever the hour; growth after recording has ended, or
     // while user space is not well, belongs to nobody new.
@@ -96,7 +126,7 @@ pub(crate) fn realloc_exit(ctx: &RetProbeContext) {
     }
     count(Counter::ReallocUnknown);
     if call.flags & PENDING_OLD_KNOWN == 0 || call.context == 0 {
-        count(Counter::HeaderUnreadable);
+        count(Counter::GrowthUnknown);
         return;
     }
     let growth = (call.size.saturating_sub(call.old_usable), held.saturating_sub(call.old_held));

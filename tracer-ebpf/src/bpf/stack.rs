@@ -2,7 +2,10 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{bindings::pt_regs, helpers::generated};
+use aya_ebpf::{
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_RING_SIZE, pt_regs},
+    helpers::generated,
+};
 use tracer_ebpf::{
     abi::{
         Control, FRAME_SLOTS, MAPSET_SLOTS, MAX_FRAMES, MAX_PENDING, NO_STACK, ROW_CACHE_SLOTS, StackHeader,
@@ -15,7 +18,9 @@ use tracer_ebpf::{
 };
 
 use crate::bpf::{
-    maps::{MAPSETS, NEW_STACKS, PAGES, ROW_CACHE, ROWS, STACK_TOTALS, STACKS, count, count_many},
+    maps::{
+        MAPSETS, NEW_STACKS, PAGES, ROW_CACHE, ROWS, STACK_TOTALS, STACKS, count, count_many, next_stack,
+    },
     read::{self, AtHand, Stack, open_window},
     task,
 };
@@ -60,12 +65,18 @@ fn of_caller(control: *mut Control, task: *mut Task, function: u64, caller: Regi
 /// Gives a new stack an id and sends it to user space.
 #[inline(always)]
 fn publish(control: *mut Control, task: *mut Task) -> u32 {
-    // SAFETY: map values; `next_stack` is only moved here, by the one task that allocates.
-    let (id, walk) = unsafe { ((*control).next_stack, &(*task).walk) };
-    if STACK_TOTALS.get(id).is_none() {
+    // SAFETY: map values; an aligned word.
+    let (next, walk) = unsafe { (core::ptr::read_volatile(&raw const (*control).next_stack), &(*task).walk) };
+    // Nothing is used up by a stack that cannot be kept.
+    if STACK_TOTALS.get(next as u32).is_none() {
         count(Counter::StacksFull);
         return NO_STACK;
     }
+    if !has_room() {
+        count(Counter::StackRingFull);
+        return NO_STACK;
+    }
+    let id = next_stack(control);
     let mut local = task;
     let frames = opaque(u64::from(walk.count)) & FRAME_MASK;
     // SAFETY: a map value that only this task uses. Header and frames are neighbours in `Task`,
@@ -84,12 +95,25 @@ fn publish(control: *mut Control, task: *mut Task) -> u32 {
         count(Counter::StackRingFull);
         return NO_STACK;
     }
-    // SAFETY: as above.
-    unsafe { (*control).next_stack = id + 1 };
     // As many keys fit as there are ids, so this cannot fail for want of room.
     let _ = STACKS.insert(&walk.key, &id, 0);
     count(Counter::StacksNew);
     id
+}
+
+/// Whether the ring has room for the longest stack.
+#[inline(always)]
+fn has_room() -> bool {
+    let ring: *mut c_void = (&raw const NEW_STACKS).cast_mut().cast();
+    // SAFETY: the helper takes a ring (Linux 5.8).
+    let (used, size) = unsafe {
+        (
+            generated::bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)),
+            generated::bpf_ringbuf_query(ring, u64::from(BPF_RB_RING_SIZE)),
+        )
+    };
+    // A record has a header of 8 bytes.
+    used + (8 + size_of::<StackHeader>() + FRAME_SLOTS * 8) as u64 <= size
 }
 
 /// Puts a frame where it is sent from: innermost first, while the trail has the root first.

@@ -64,11 +64,11 @@ pub(crate) fn drop_left(task: *mut Task, sp: u64) -> u32 {
     depth
 }
 
-/// The innermost open call that resizes a chunk and that `sp` is inside of. One that an error has
-/// left, and whose frame is higher than what runs now, is told by its return address: while a
-/// call is open, the return probe's own address stands in its place.
+/// The innermost open call that `sp` is inside of. One that an error has left, and whose frame is
+/// higher than what runs now, is told by its return address: while a call is open, the return
+/// probe's own address stands in its place.
 #[inline(always)]
-pub(crate) fn innermost_realloc(control: *mut Control, task: *mut Task, sp: u64) -> Option<*mut Pending> {
+pub(crate) fn innermost(control: *mut Control, task: *mut Task, sp: u64) -> Option<*mut Pending> {
     // SAFETY: a map value that only this task uses.
     let depth = unsafe { (*task).depth };
     if depth == 0 {
@@ -77,7 +77,7 @@ pub(crate) fn innermost_realloc(control: *mut Control, task: *mut Task, sp: u64)
     let top = at(task, depth - 1);
     // SAFETY: as above.
     let call = unsafe { &*top };
-    if call.sp <= sp || Site::role_of(call.cookie) != Role::Realloc as u64 {
+    if call.sp <= sp {
         return None;
     }
     if is_open(control, call) {
@@ -87,6 +87,21 @@ pub(crate) fn innermost_realloc(control: *mut Control, task: *mut Task, sp: u64)
     // SAFETY: as above.
     unsafe { (*task).depth = depth - 1 };
     None
+}
+
+/// The innermost open call, if it resizes a chunk.
+#[inline(always)]
+pub(crate) fn innermost_realloc(control: *mut Control, task: *mut Task, sp: u64) -> Option<*mut Pending> {
+    // SAFETY: a map value that only this task uses.
+    let depth = unsafe { (*task).depth };
+    // Looked at first: the return address of most calls need not be read.
+    if depth == 0
+        // SAFETY: as above.
+        || Site::role_of(unsafe { (*at(task, depth - 1)).cookie }) != Role::Realloc as u64
+    {
+        return None;
+    }
+    innermost(control, task, sp)
 }
 
 /// Whether the return probe of a call is still to be hit.

@@ -82,7 +82,7 @@ struct Set {
 /// Programs at the entry and the return of a role's functions.
 const fn programs(role: Role) -> (&'static str, Option<&'static str>) {
     match role {
-        Role::Alloc => ("alloc_enter", Some("alloc_exit")),
+        Role::Alloc | Role::AllocInto => ("alloc_enter", Some("alloc_exit")),
         Role::Free => ("free_enter", None),
         Role::Realloc => ("realloc_enter", Some("realloc_exit")),
         Role::Reset => ("reset_enter", None),
@@ -192,10 +192,11 @@ impl Attached {
         self.probes.is_empty()
     }
 
-    /// The probes of one role, to be taken away on their own.
-    pub fn take_role(&mut self, role: Role) -> Self {
-        let (gone, kept) =
-            std::mem::take(&mut self.probes).into_iter().partition(|set| set.role == Some(role));
+    /// The probes of what allocates, to be taken away on their own.
+    pub fn take_allocations(&mut self) -> Self {
+        let (gone, kept) = std::mem::take(&mut self.probes)
+            .into_iter()
+            .partition(|set| set.role.is_some_and(Role::is_alloc));
         self.probes = kept;
         Self { probes: gone }
     }

@@ -47,7 +47,7 @@ impl ControlPage {
         // SAFETY: address computations inside of the record.
         unsafe {
             self.word64(|record| &raw mut (*record).next_epoch).store(1, Ordering::Relaxed);
-            self.word32(|record| &raw mut (*record).next_stack).store(1, Ordering::Relaxed);
+            self.word64(|record| &raw mut (*record).next_stack).store(1, Ordering::Relaxed);
         }
     }
 

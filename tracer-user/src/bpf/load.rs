@@ -15,6 +15,7 @@ use aya::{
 use tracer_ebpf::{
     abi::{Context, DOOMED_SLOTS, Live, MAPSET_SLOTS, MapSet, Measured, Name, Parts, SiteHits, StackTotals},
     counters::{COUNTERS, Counter, CounterInfo},
+    site::is_pool,
     unwind::Row,
 };
 
@@ -355,7 +356,7 @@ impl Tracer {
             .live
             .all()?
             .into_iter()
-            .filter(|(_, live)| contexts.get(&live.context) != Some(&live.epoch))
+            .filter(|(_, live)| !is_pool(live.context) && contexts.get(&live.context) != Some(&live.epoch))
             .map(|(key, _)| key)
             .take(DOOMED_SLOTS as usize)
             .collect();

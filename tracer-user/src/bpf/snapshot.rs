@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use tracer_ebpf::abi::{Context, StackTotals};
+use tracer_ebpf::{
+    abi::{Context, StackTotals},
+    site::is_pool,
+};
 
 use super::{MapError, Tracer};
 
@@ -72,7 +75,8 @@ pub fn take(tracer: &Tracer) -> Result<RawSnapshot, MapError> {
     let mut chunks = Vec::with_capacity(records);
     for (key, chunk) in live {
         // The same test as in the kernel: alive means the context has kept its epoch.
-        if contexts.get(&chunk.context).is_none_or(|context| context.epoch != chunk.epoch) {
+        let is_reset = || contexts.get(&chunk.context).is_none_or(|context| context.epoch != chunk.epoch);
+        if !is_pool(chunk.context) && is_reset() {
             continue;
         }
         let of = |stack, requested, held, born_ns| LiveChunk {

@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use tracer_ebpf::site::{ChunkHeader, NO_ARG, Role};
+use tracer_ebpf::site::{ChunkHeader, NO_ARG, Pool, Role};
 
 /// A kind of memory context: which allocator it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +52,10 @@ pub struct Function {
     pub name_arg: u8,
     /// Position of the argument that is a context's node tag, or [`NO_ARG`].
     pub tag_arg: u8,
+    /// Position of the argument that the size is to be multiplied by, or [`NO_ARG`].
+    pub factor_arg: u8,
+    /// Where the memory is that is in no context.
+    pub pool: Option<Pool>,
 }
 
 /// A function of an allocator's method table.
@@ -66,9 +70,8 @@ pub struct Method {
 /// How the code of a stripped server gives a method table away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StaticTable {
-    /// The exported function that passes the table as third argument to `MemoryContextCreate`.
-    pub constructor: &'static str,
-    /// Entries of the table, all of them functions.
+    /// Entries of the table, all of them functions. The constructor passes it as third argument to
+    /// `MemoryContextCreate`.
     pub entries: usize,
     /// Who calls whom: what must hold of the functions in their places.
     pub calls: &'static [(Role, Callee)],
@@ -92,6 +95,8 @@ pub struct Allocator {
     pub node_tag: u32,
     /// The methods that matter, the first of them Alloc.
     pub methods: &'static [Method],
+    /// The exported function that makes such contexts.
+    pub constructor: &'static str,
     /// How to find the functions without symbols or process; none where the constructor hands
     /// over an index instead of the table (16 on), and where the functions are exported anyway.
     pub static_table: Option<StaticTable>,
@@ -120,12 +125,23 @@ pub(super) const CREATE: Function = Function {
     size_arg: NO_ARG,
     name_arg: 4,
     tag_arg: 1,
+    factor_arg: NO_ARG,
+    pool: None,
 };
 
 const fn method(symbol: &'static str, role: Role, header: ChunkHeader, arguments: [u8; 3]) -> Method {
     let [context_arg, pointer_arg, size_arg] = arguments;
-    let (name_arg, tag_arg) = (NO_ARG, NO_ARG);
-    let function = Function { symbol, role, header, context_arg, pointer_arg, size_arg, name_arg, tag_arg };
+    let function = Function {
+        symbol,
+        role,
+        header,
+        context_arg,
+        pointer_arg,
+        size_arg,
+        name_arg: NO_ARG,
+        tag_arg: NO_ARG,
+        ..CREATE
+    };
     // From 12 on the table has the methods in the order of the roles.
     Method { function, table_index: role as usize }
 }
@@ -206,30 +222,23 @@ const SLAB_12: [Method; 4] = slab(ChunkHeader::BlockContext);
 const SLAB_16: [Method; 4] = slab(ChunkHeader::Unsized);
 
 /// The compilers that build 12 to 15 keep these calls direct (GCC 7 to 14, clang 14).
-const fn table_12(constructor: &'static str, calls: &'static [(Role, Callee)]) -> Option<StaticTable> {
-    Some(StaticTable { constructor, entries: 8, calls })
+const fn table_12(calls: &'static [(Role, Callee)]) -> Option<StaticTable> {
+    Some(StaticTable { entries: 8, calls })
 }
 
-const ALLOC_SET_TABLE: Option<StaticTable> = table_12(
-    "AllocSetContextCreateInternal",
-    &[
-        (Role::Realloc, Callee::Method(Role::Alloc)),
-        (Role::Realloc, Callee::Method(Role::Free)),
-        (Role::Delete, Callee::Exported("MemoryContextResetOnly")),
-    ],
-);
+const ALLOC_SET_TABLE: Option<StaticTable> = table_12(&[
+    (Role::Realloc, Callee::Method(Role::Alloc)),
+    (Role::Realloc, Callee::Method(Role::Free)),
+    (Role::Delete, Callee::Exported("MemoryContextResetOnly")),
+]);
 
-const GENERATION_TABLE: Option<StaticTable> = table_12(
-    "GenerationContextCreate",
-    &[
-        (Role::Realloc, Callee::Method(Role::Alloc)),
-        (Role::Realloc, Callee::Method(Role::Free)),
-        (Role::Delete, Callee::Method(Role::Reset)),
-    ],
-);
+const GENERATION_TABLE: Option<StaticTable> = table_12(&[
+    (Role::Realloc, Callee::Method(Role::Alloc)),
+    (Role::Realloc, Callee::Method(Role::Free)),
+    (Role::Delete, Callee::Method(Role::Reset)),
+]);
 
-const SLAB_TABLE: Option<StaticTable> =
-    table_12("SlabContextCreate", &[(Role::Delete, Callee::Method(Role::Reset))]);
+const SLAB_TABLE: Option<StaticTable> = table_12(&[(Role::Delete, Callee::Method(Role::Reset))]);
 
 /// The allocator of AllocSets of a major version, and those of other kinds; `node_tag` is that of the
 /// first. The others' follow it: to 15 in the order Slab, Generation; from 16 on, which sorts them,
@@ -269,5 +278,11 @@ const fn row(
     methods: &'static [Method],
     static_table: Option<StaticTable>,
 ) -> Allocator {
-    Allocator { kind, node_tag, methods, static_table }
+    let constructor = match kind {
+        Kind::AllocSet => "AllocSetContextCreateInternal",
+        Kind::Generation => "GenerationContextCreate",
+        Kind::Slab => "SlabContextCreate",
+        Kind::Bump => "BumpContextCreate",
+    };
+    Allocator { kind, node_tag, methods, constructor, static_table }
 }

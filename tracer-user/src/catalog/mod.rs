@@ -4,10 +4,12 @@ mod allocators;
 mod error;
 mod kinds;
 mod layout;
+mod outside;
 mod version;
 
 pub use allocators::{Allocator, Callee, Function, Kind, Method, StaticTable};
 pub use error::CatalogError;
 pub use kinds::{Field, ListedBlocks, OtherKinds, SLAB_PARTITIONS, SlabFields, SlabLists};
 pub use layout::{ContextFields, Layout, MethodsAt, layout, layouts};
+pub use outside::{GLIBC, MALLOC, MALLOC_OTHERS, MMAP};
 pub use version::{Product, ServerVersion, identify};

@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 
-use tracer_ebpf::site::Tags;
+use tracer_ebpf::site::{Role, Tags};
 
-use super::{LiveProcess, LocateError, ProbeSite, choose_site, constructor, locate, locate_others};
+use super::{
+    LiveProcess, LocateError, LocatedFunction, ProbeSite, choose_site, code::Code64, constructor, locate,
+    locate_others, site::jumps_to, symbols::exported_function,
+};
 use crate::{
     addr::VirtAddr,
     catalog::{CatalogError, Kind, Layout, ServerVersion, identify, layout},
-    elf::{FunctionRange, Image},
+    elf::{FunctionRange, Image, range_at},
 };
 
 /// The probes of a capture.
@@ -23,6 +26,8 @@ pub struct ProbePlan {
     pub sites: Vec<ProbeSite>,
     /// Kinds of contexts whose methods were not found, and why: nothing in them is traced.
     pub not_followed: Vec<(Kind, LocateError)>,
+    /// Code of the server that gets memory for blocks of contexts.
+    pub block_makers: Vec<FunctionRange>,
 }
 
 /// Why there is no plan.
@@ -73,6 +78,7 @@ pub fn plan(
         }
     }
     functions.push(constructor(image, layout, ranges).map_err(LocateError::Constructor)?);
+    let block_makers = block_makers(image, layout, ranges, &functions);
     // Every major's tags fit; a test of the catalog holds it.
     let tags = Tags::of(&tags).unwrap_or(Tags::NONE);
     let sites = functions
@@ -86,5 +92,27 @@ pub fn plan(
             })
         })
         .collect::<Result<_, _>>()?;
-    Ok(ProbePlan { version, layout, sites, not_followed })
+    Ok(ProbePlan { version, layout, sites, not_followed, block_makers })
+}
+
+/// The methods that allocate, with what they end in, and the constructors.
+fn block_makers(
+    image: &Image,
+    layout: &Layout,
+    ranges: &[FunctionRange],
+    functions: &[LocatedFunction],
+) -> Vec<FunctionRange> {
+    let methods = functions
+        .iter()
+        .filter(|function| function.role().is_alloc() || function.role() == Role::Realloc)
+        .filter_map(|function| range_at(ranges, function.address));
+    let mut makers: Vec<FunctionRange> = methods
+        .flat_map(|range| {
+            let ends_in = Code64::of(image, range).map(|code| jumps_to(ranges, code)).unwrap_or_default();
+            std::iter::once(range).chain(ends_in)
+        })
+        .collect();
+    let constructors = layout.allocators().map(|allocator| allocator.constructor);
+    makers.extend(constructors.filter_map(|name| exported_function(image, ranges, name).ok()));
+    makers
 }

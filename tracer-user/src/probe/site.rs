@@ -1,7 +1,9 @@
 //! The probe of one function: where, at what price, with what cookie.
 
+use std::{path::PathBuf, sync::Arc};
+
 use iced_x86::Register;
-use tracer_ebpf::site::{NO_ARG, Role, Site, Tags};
+use tracer_ebpf::site::{NO_ARG, Pool, Role, Site, Tags};
 
 use super::{
     LocatedFunction,
@@ -9,7 +11,7 @@ use super::{
     code::{Code64, branch_target, is_call},
 };
 use crate::{
-    addr::{FileOffset, VirtAddr},
+    addr::{Bias, FileOffset, VirtAddr},
     catalog::Function,
     elf::{FunctionRange, Image, range_at},
 };
@@ -45,6 +47,26 @@ pub struct ProbeSite {
     pub note: Option<String>,
     /// What the probe's cookie says.
     pub site: Site,
+    /// The library that the function is in; `None` for the server binary.
+    pub library: Option<Arc<Library>>,
+}
+
+/// A library that is probed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Library {
+    /// Its path as the process sees it.
+    pub path: PathBuf,
+    /// A link to the very file that is mapped.
+    pub link: PathBuf,
+    /// Where the process has it.
+    pub bias: Bias,
+}
+
+impl ProbeSite {
+    /// Where the process has the object that the function is in; `main` is that of the server binary.
+    pub fn bias(&self, main: Bias) -> Bias {
+        self.library.as_ref().map_or(main, |library| library.bias)
+    }
 }
 
 /// Chooses the probe of a located function; `tags` are those of the contexts that are followed, `index`
@@ -72,6 +94,8 @@ pub fn choose_site(
         name_arg: row.name_arg,
         tag_arg: row.tag_arg,
         tags,
+        factor_arg: row.factor_arg,
+        pool: row.pool,
         index,
         skew: u8::try_from(choice.skew).ok()?,
     };
@@ -83,6 +107,7 @@ pub fn choose_site(
         instruction: choice.instruction,
         note: choice.why_entry.map(|why| format!("probed at its entry at the higher price: {why}")),
         site,
+        library: None,
     })
 }
 
@@ -90,7 +115,9 @@ pub fn choose_site(
 fn read_registers(row: &Function) -> Vec<Register> {
     // What is known of a chunk that is freed has its context.
     let context = if row.role == Role::Free { NO_ARG } else { row.context_arg };
-    [context, row.pointer_arg, row.size_arg, row.name_arg, row.tag_arg]
+    // The flags of mmap.
+    let flags = if row.pool == Some(Pool::Mmap) && row.role == Role::Alloc { 3 } else { NO_ARG };
+    [context, row.pointer_arg, row.size_arg, row.name_arg, row.tag_arg, row.factor_arg, flags]
         .into_iter()
         .filter(|position| *position != NO_ARG)
         .filter_map(|position| ARGUMENTS.get(usize::from(position)).copied())
@@ -100,6 +127,12 @@ fn read_registers(row: &Function) -> Vec<Register> {
 /// Code outside of the function's main range that it jumps to: its cold part, which may jump
 /// back, and functions that it ends in.
 fn elsewhere<'a>(image: &'a Image, ranges: &[FunctionRange], code: Code64<'_>) -> Vec<Code64<'a>> {
+    let parts = jumps_to(ranges, code);
+    parts.into_iter().filter_map(|part| Code64::of(image, part)).collect()
+}
+
+/// The ranges of that code.
+pub(super) fn jumps_to(ranges: &[FunctionRange], code: Code64<'_>) -> Vec<FunctionRange> {
     let end = code.start.offset(code.bytes.len() as u64);
     let mut parts: Vec<FunctionRange> = Vec::new();
     for instruction in code.instructions().filter(|instruction| !is_call(instruction)) {
@@ -112,5 +145,5 @@ fn elsewhere<'a>(image: &'a Image, ranges: &[FunctionRange], code: Code64<'_>) -
             parts.push(part);
         }
     }
-    parts.into_iter().filter_map(|part| Code64::of(image, part)).collect()
+    parts
 }

@@ -32,9 +32,10 @@ pub fn by_static_table(
     allocator: &Allocator,
     ranges: &[FunctionRange],
 ) -> Result<Vec<LocatedFunction>, MethodFailure> {
-    let Some(StaticTable { constructor, entries, calls }) = allocator.static_table else {
+    let Some(StaticTable { entries, calls }) = allocator.static_table else {
         return Err(MethodFailure::NotInThisVersion);
     };
+    let constructor = allocator.constructor;
     let range = exported_function(image, ranges, constructor)?;
     let code = code_of(image, constructor, range)?;
     let looked_at = code.third_argument_addresses();

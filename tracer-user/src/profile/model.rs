@@ -398,7 +398,7 @@ pub struct SiteReport {
     pub function: String,
     /// `alloc`, `free`, `realloc`, `reset`, `delete`.
     pub role: String,
-    /// Its first instruction, in the server binary.
+    /// Its first instruction, in the server binary or the library.
     pub function_address: VirtAddr,
     /// The probed instruction.
     pub probe_address: VirtAddr,
@@ -408,10 +408,25 @@ pub struct SiteReport {
     pub cost_class: String,
     /// How the function was found: `.dynsym`, `.symtab`, `static analysis`, `live process`.
     pub found_by: String,
+    /// The library that it is in; none for the server binary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub library: Option<String>,
     /// Calls seen.
     pub entries: u64,
     /// Returns seen, where the site has a return probe.
     pub returns: Option<u64>,
+}
+
+/// Places of what was allocated in no context ([`ContextPlace::name`]): by malloc and its like, by mmap.
+pub const OUTSIDE: [&str; 2] = ["malloc", "mmap"];
+/// Place of what malloc gave for blocks of contexts, where contexts were not traced.
+pub const BLOCKS_OF_CONTEXTS: &str = "blocks of memory contexts";
+
+impl Capture {
+    /// Whether what is allocated outside of contexts was traced.
+    pub fn traces_malloc(&self) -> bool {
+        self.sites.iter().any(|site| site.function == OUTSIDE[0])
+    }
 }
 
 /// What the contexts of one label have gained while recording, in bytes.

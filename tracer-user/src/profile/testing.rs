@@ -64,6 +64,7 @@ impl Maker {
                     instruction: "push rbp".into(),
                     cost_class: "emulated".into(),
                     found_by: ".symtab".into(),
+                    library: None,
                     entries: 1_204_331,
                     returns: Some(1_204_331),
                 }],

@@ -5,7 +5,7 @@ use super::{
     suspect::{one_line, suspect},
     units::{bytes, count, counted, exact_bytes, rate, seconds},
 };
-use crate::profile::{Capture, Class, EndReason, FLOOR, Place, Tally, Verdict, judge};
+use crate::profile::{Capture, Class, EndReason, FLOOR, OUTSIDE, Place, Tally, Verdict, judge};
 
 /// How many places of one kind get a line.
 const MOST_LINES: usize = 5;
@@ -126,14 +126,14 @@ fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
     if let Some(more) = unexplained(capture, verdict) {
         let (than, because) = match &capture.memory {
             Some(_) => ("its memory contexts", "by memory that PostgreSQL gave back and libc keeps"),
-            None => {
-                ("this explains", "by other kinds of context, or by blocks that a few chunks keep in use")
-            }
+            None => ("this explains", "by blocks that a few chunks keep in use"),
         };
+        let who =
+            if capture.traces_malloc() { "" } else { " `--allocator malloc` shows whose malloc it is." };
         page.hang(
             "",
             &format!(
-                "The process grew by {} more than {than}: by malloc of libraries or JIT, or {because}.",
+                "The process grew by {} more than {than}: by malloc of libraries or JIT, or {because}.{who}",
                 bytes(more)
             ),
         );
@@ -282,6 +282,12 @@ fn process(page: &mut Page, capture: &Capture) {
     }
 }
 
+/// What survives in places of that name when recording ended.
+fn held_in(capture: &Capture, place: &str) -> u64 {
+    let groups = capture.profile.groups.iter().filter(|group| capture.profile.place(group).name == place);
+    groups.map(|group| group.recorded.held).sum()
+}
+
 /// How many contexts get a line.
 const MOST_CONTEXTS: usize = 10;
 
@@ -310,6 +316,16 @@ fn memory(page: &mut Page, capture: &Capture) {
             "",
             signed(end as i64 - start as i64 - contexts)
         ));
+        if capture.traces_malloc() {
+            let held: u64 = OUTSIDE.iter().map(|place| held_in(capture, place)).sum();
+            page.line(&format!(
+                "  {:30} {:>12} {:>13} {:>13}",
+                "  traced: malloc and mmap",
+                "",
+                "",
+                signed(held as i64)
+            ));
+        }
         page.hang(
             "  ",
             "(malloc of libraries, and what PostgreSQL gave back and libc keeps; less than zero: \

@@ -7,6 +7,7 @@ use std::{
 
 use tracer_ebpf::{
     abi::{NO_STACK, StackTotals},
+    site::is_pool,
     unwind::WalkEnd,
 };
 
@@ -47,6 +48,8 @@ pub struct Drained {
     pub exited: bool,
     /// Code outside of every object that was made at run time.
     pub run_time_code: HashSet<AbsAddr>,
+    /// Code that gets memory for blocks of contexts: starts and ends.
+    pub block_makers: Vec<(AbsAddr, AbsAddr)>,
     /// The contexts before, between and after.
     pub looks: Looks,
     /// What it was running.
@@ -68,7 +71,14 @@ pub fn assemble(drained: &Drained, slices: &[Slice]) -> Profile<RawFrame> {
     let mut profile =
         Profile { frames: Vec::new(), stacks: Vec::new(), contexts: Vec::new(), groups: Vec::new() };
     let ids = intern_stacks(drained, &mut profile);
-    let mut groups = Groups { drained, slices, ids: &ids, places: HashMap::new(), groups: HashMap::new() };
+    let mut groups = Groups {
+        drained,
+        slices,
+        ids: &ids,
+        of_blocks: of_blocks(drained),
+        places: HashMap::new(),
+        groups: HashMap::new(),
+    };
     let pinned = pinned(&drained.looks, &drained.survived);
     for is_last in [false, true] {
         let snapshot = if is_last { &drained.survived } else { &drained.recorded };
@@ -124,11 +134,25 @@ fn add_course(
     }
 }
 
+/// Stands for the context of blocks of contexts, where malloc alone was traced.
+pub(super) const BLOCKS: u64 = 3;
+
+/// The stacks that get memory for blocks of contexts.
+fn of_blocks(drained: &Drained) -> HashSet<u32> {
+    let is_maker = |address: AbsAddr| {
+        drained.block_makers.iter().any(|(start, end)| *start <= address && address < *end)
+    };
+    let of = |stack: &&RawStack| stack.frames.iter().any(|frame| is_maker(*frame));
+    drained.stacks.iter().filter(of).map(|stack| stack.id).collect()
+}
+
 /// Groups in the making.
 struct Groups<'a> {
     drained: &'a Drained,
     slices: &'a [Slice],
     ids: &'a HashMap<u32, StackId>,
+    /// Stacks that get memory for blocks of contexts.
+    of_blocks: HashSet<u32>,
     places: HashMap<ContextPlace, ContextId>,
     /// With the contexts of each.
     groups: HashMap<(StackId, ContextId, What), Making>,
@@ -161,7 +185,9 @@ impl Groups<'_> {
         // Parts of one chunk pin its block once.
         let mut has_pinned = HashSet::new();
         for chunk in snapshot.chunks.iter().filter(|chunk| chunk.requested != 0 || chunk.held != 0) {
-            let place = *places.entry(chunk.context).or_insert_with(|| self.place(chunk.context, snapshot));
+            let is_block = is_pool(chunk.context) && self.of_blocks.contains(&chunk.stack);
+            let context = if is_block { BLOCKS } else { chunk.context };
+            let place = *places.entry(context).or_insert_with(|| self.place(context, snapshot));
             *traced.entry(chunk.context).or_default() += chunk.held;
             let tally = Tally { count: 1, requested: chunk.requested, held: chunk.held };
             let key = (self.stack(chunk.stack), place, What::Chunks);

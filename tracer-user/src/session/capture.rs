@@ -14,8 +14,8 @@ use tracer_ebpf::{counters::Class, site::Role};
 use tracing::debug;
 
 use super::{
-    CaptureError, Detaching, Interrupts, Prepared, Progress, RecordOptions, Recorder, Recording, assemble,
-    memory_growth, prepare, record::SLICES, slices,
+    Allocators, CaptureError, Detaching, Interrupts, Prepared, Progress, RecordOptions, Recorder, Recording,
+    assemble, memory_growth, prepare, record::SLICES, slices,
 };
 use crate::{
     addr::AbsAddr,
@@ -39,6 +39,8 @@ pub struct CaptureOptions {
     pub record: RecordOptions,
     /// Kernel memory for the maps.
     pub map_memory: u64,
+    /// What is traced.
+    pub allocators: Allocators,
     /// Record only what is allocated in contexts of this name.
     pub context: Option<String>,
     /// Whether unwind tables are kept on disk, and taken from there.
@@ -72,7 +74,8 @@ pub fn ready(options: &CaptureOptions) -> Result<Ready, CaptureError> {
         debug!("{error}");
         None
     });
-    let prepared = prepare(options.pid, cache)?;
+    let mut prepared = prepare(options.pid, cache)?;
+    prepared.choose(options.allocators)?;
     Ok(Ready { prepared, _lock: CaptureLock::take(options.pid)? })
 }
 
@@ -140,9 +143,13 @@ fn finish(
         .plan
         .sites
         .iter()
-        .map(|site| (site.function.address, site.function.name()))
-        .chain(static_functions(&prepared.image, &prepared.functions))
-        .map(|(address, name)| (address.in_process(prepared.bias), name.to_owned()))
+        .map(|site| (site.function.address.in_process(site.bias(prepared.bias)), site.function.name()))
+        .chain(
+            static_functions(&prepared.image, &prepared.functions)
+                .into_iter()
+                .map(|(address, name)| (address.in_process(prepared.bias), name)),
+        )
+        .map(|(address, name)| (address, name.to_owned()))
         .collect();
     let debug_roots = vec![PathBuf::from(format!("/proc/{pid}/root")), PathBuf::from("/")];
     let files = DebugFiles::below(debug_roots).with_debuginfod(debuginfod);
@@ -160,12 +167,11 @@ fn finish(
     if let Some(name) = only {
         notes.push(format!("only what was allocated in contexts named {name} was recorded (--context)"));
     }
+    let called = prepared.plan.sites.iter().zip(&recording.hits).filter(|(_, hits)| hits.entries > 0);
     notes.extend(
-        prepared
-            .plan
-            .sites
-            .iter()
-            .filter_map(|site| site.note.as_ref().map(|note| format!("{}: {note}", site.function.name()))),
+        called.filter_map(|(site, _)| {
+            site.note.as_ref().map(|note| format!("{}: {note}", site.function.name()))
+        }),
     );
     notes.extend(
         prepared
@@ -282,6 +288,7 @@ fn site_report(site: &ProbeSite, entries: u64, returns: u64) -> SiteReport {
         }
         .to_owned(),
         found_by: site.function.found_by.to_string(),
+        library: site.library.as_ref().map(|library| library.path.display().to_string()),
         entries,
         returns: role.needs_return().then_some(returns),
     }
@@ -289,7 +296,7 @@ fn site_report(site: &ProbeSite, entries: u64, returns: u64) -> SiteReport {
 
 fn role_name(role: Role) -> &'static str {
     match role {
-        Role::Alloc => "alloc",
+        Role::Alloc | Role::AllocInto => "alloc",
         Role::Free => "free",
         Role::Realloc => "realloc",
         Role::Reset => "reset",

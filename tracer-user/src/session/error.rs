@@ -6,7 +6,7 @@ use crate::{
     bpf::{AttachError, LoadError, MapError},
     elf::ElfError,
     guard::{CalibrateError, LockError, MemoryError, SeccompError},
-    probe::ProbeError,
+    probe::{OutsideError, ProbeError},
     target::ProcessError,
     unwind::{AtlasError, MapSetError, TableError},
 };
@@ -27,6 +27,14 @@ pub enum CaptureError {
         pid: u32,
         /// Why.
         source: ProbeError,
+    },
+    /// Its malloc is not found.
+    #[error("cannot trace what process {pid} allocates outside of memory contexts: {source}")]
+    Outside {
+        /// The process.
+        pid: u32,
+        /// Why.
+        source: OutsideError,
     },
     /// Its program has no code mapped.
     #[error("process {pid} has none of its program's code mapped; is it just starting or ending?")]

@@ -2,13 +2,15 @@
 
 use std::collections::{HashMap, HashSet};
 
+use tracer_ebpf::site::Pool;
 use tracing::debug;
 
+use super::assemble::BLOCKS;
 use crate::{
     addr::AbsAddr,
     bpf::{LiveChunk, RawContext, RawSnapshot},
     census::{BLOCK_HEADER_BYTES, Block, Census, Limits, MemoryContext, Observed, UsedChunk, used_chunks},
-    profile::ContextPlace,
+    profile::{BLOCKS_OF_CONTEXTS, ContextPlace, OUTSIDE},
 };
 
 /// The end of a block that was never given out counts up to the end of its first page: nobody has
@@ -102,6 +104,9 @@ impl Looks {
         last: &RawSnapshot,
         names: &HashMap<u64, String>,
     ) -> ContextPlace {
+        if let Some(name) = outside_of_contexts(address) {
+            return ContextPlace { name: name.to_owned(), ident: None, path: None };
+        }
         let raw = snapshot.contexts.get(&address);
         let name = raw.and_then(|raw| names.get(&raw.name)).map_or("[unreadable name]", String::as_str);
         let is_there = |raw: &&RawContext| {
@@ -116,6 +121,18 @@ impl Looks {
             .or_else(|| raw.and_then(|raw| in_look(&self.recorded, raw)))
             .unwrap_or_else(|| ContextPlace { name: name.to_owned(), ident: None, path: None })
     }
+}
+
+/// The name of what stands for a context where there is none.
+fn outside_of_contexts(context: u64) -> Option<&'static str> {
+    if context == BLOCKS {
+        return Some(BLOCKS_OF_CONTEXTS);
+    }
+    let [malloc, mmap] = OUTSIDE;
+    Pool::of(context).map(|pool| match pool {
+        Pool::Malloc => malloc,
+        Pool::Mmap => mmap,
+    })
 }
 
 /// Bytes that a context takes beside what was recorded in it: for one that was made while recording,

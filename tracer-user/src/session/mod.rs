@@ -23,7 +23,7 @@ pub use error::CaptureError;
 pub use growth::memory_growth;
 pub use look::{Look, Looks};
 pub use mappings::Mappings;
-pub use prepare::{Prepared, prepare};
+pub use prepare::{Allocators, Prepared, prepare};
 pub use progress::{Figures, Progress};
 pub use record::Recorder;
 pub use recording::{RecordOptions, Recording};

@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use tracer_ebpf::{abi::SiteHits, site::Role};
+use tracer_ebpf::{
+    abi::SiteHits,
+    site::{Pool, Role},
+};
 
 use crate::{
-    addr::Bias,
+    addr::{AbsAddr, Bias, VirtAddr},
     census::Observed,
     elf::{FunctionRange, Image},
     guard::EventRates,
-    probe::{CostClass, LiveProcess, ProbePlan, plan, top_context_variable},
+    probe::{CostClass, LiveProcess, ProbePlan, outside, plan, top_context_variable},
     target::{
         Binary, CpuTime, LoadedModules, ProcessId, ProcessMemory, Seccomp, Status, Title, command_line,
         cpu_time, parse_title, status,
@@ -18,6 +21,18 @@ use crate::{
 };
 
 use super::{CaptureError, Mappings};
+
+/// What is traced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Allocators {
+    /// What is allocated in memory contexts.
+    #[default]
+    Contexts,
+    /// What is allocated outside of them: malloc and mmap. Blocks of contexts are among it.
+    Malloc,
+    /// Both, blocks of contexts counted once: as what is allocated in them.
+    All,
+}
 
 /// A process that can be captured, and how.
 #[derive(Debug)]
@@ -69,6 +84,42 @@ pub fn prepare(pid: u32, cache: Option<TableCache>) -> Result<Prepared, CaptureE
 }
 
 impl Prepared {
+    /// Chooses what is traced. Until then it is [`Allocators::Contexts`].
+    ///
+    /// # Errors
+    /// If the process's malloc is not found.
+    pub fn choose(&mut self, allocators: Allocators) -> Result<(), CaptureError> {
+        let Self { plan, .. } = self;
+        if allocators == Allocators::Contexts {
+            return Ok(());
+        }
+        if allocators == Allocators::Malloc {
+            plan.sites.clear();
+            plan.not_followed.clear();
+        }
+        // A context lies in memory of malloc, which is then no longer anybody else's.
+        for site in plan.sites.iter_mut().filter(|site| site.site.role == Role::Create) {
+            site.site.pool = Some(Pool::Malloc);
+        }
+        let pid = self.process.pid;
+        let first = plan.sites.len() as u8;
+        let outside = outside(self.mappings.modules(), &ProcessMemory::new(pid), pid, first)
+            .map_err(|source| CaptureError::Outside { pid, source })?;
+        plan.sites.extend(outside);
+        Ok(())
+    }
+
+    /// Code that gets memory for blocks of contexts, in the process.
+    pub fn block_makers(&self) -> Vec<(AbsAddr, AbsAddr)> {
+        let at = |address: VirtAddr| address.in_process(self.bias);
+        self.plan.block_makers.iter().map(|range| (at(range.start), at(range.end))).collect()
+    }
+
+    /// Whether contexts are traced, which every server uses all the time.
+    pub fn has_contexts(&self) -> bool {
+        self.plan.sites.iter().any(|site| site.site.role == Role::Create)
+    }
+
     /// Its memory contexts, if it says where they are.
     pub fn observed(&self) -> Option<Observed> {
         let variable = top_context_variable(&self.image).ok()?.in_process(self.bias);
@@ -94,7 +145,7 @@ impl Prepared {
                 CostClass::SingleStepped => rates.stepped += hits.entries,
             }
             rates.returns += hits.returns;
-            if site.site.role == Role::Alloc {
+            if site.site.role.is_alloc() {
                 rates.allocations += hits.entries;
             }
         }

@@ -98,7 +98,8 @@ fn known(capture: &Capture, id: &BuildId) -> BTreeMap<VirtAddr, String> {
     if capture.target.build_id.as_ref() != Some(id) {
         return BTreeMap::new();
     }
-    capture.sites.iter().map(|site| (site.function_address, site.function.clone())).collect()
+    let own = capture.sites.iter().filter(|site| site.library.is_none());
+    own.map(|site| (site.function_address, site.function.clone())).collect()
 }
 
 /// Counts each address once, as a capture does.

@@ -12,4 +12,4 @@ pub use build::{Build, BuildKind};
 pub use leak::LEAKING_ROUND;
 pub use npm::{NPM_BUILDS, NpmBuild};
 pub use os_user::OsUser;
-pub use server::{Server, ServerOptions};
+pub use server::{ALLOCATORS, Server, ServerOptions};

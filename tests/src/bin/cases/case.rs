@@ -35,13 +35,12 @@ impl Case {
 
     /// Why a capture by pid cannot show it, if so.
     pub(crate) fn out_of_reach(&self) -> Option<&'static str> {
-        if self.allocator != "AllocSet" && !self.npm_leaking.is_empty() {
-            Some("another allocator")
-        } else if self.lifespan.contains("worker") {
-            Some("its processes end before anybody can attach")
-        } else {
-            None
-        }
+        self.lifespan.contains("worker").then_some("its processes end before anybody can attach")
+    }
+
+    /// Whether it leaks outside of contexts.
+    pub(crate) fn is_outside(&self) -> bool {
+        self.allocator == "malloc"
     }
 }
 

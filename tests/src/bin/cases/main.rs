@@ -83,18 +83,31 @@ fn run(options: &Options) -> Result<usize> {
             left_out += 1;
             continue;
         }
-        for (version, leaks) in [(&case.npm_leaking, true), (&case.npm_control, false)] {
-            if version.is_empty() {
+        let captures = [
+            (&case.npm_leaking, true, false),
+            (&case.npm_control, false, false),
+            // Who looks at contexts only must see nothing, and not something wrong.
+            (&case.npm_leaking, false, true),
+        ];
+        for (version, leaks, contexts_only) in captures {
+            if version.is_empty() || (contexts_only && !case.is_outside()) {
                 continue;
             }
-            let name = format!("{} {}", case.name, if leaks { "leaking" } else { "control" });
+            let what = match (leaks, contexts_only) {
+                (true, _) => "leaking",
+                (false, false) => "control",
+                (false, true) => "contexts",
+            };
+            let name = format!("{} {what}", case.name);
             let artifacts = out.join(name.replace(' ', "-"));
             let port = FIRST_PORT + 2 * checked as u16;
             checked += 1;
             let findings =
-                one(&case, &folder, version, leaks, options.seconds, port, &artifacts).unwrap_or_else(
-                    |error| Findings { wrong: vec![format!("{error:#}")], ..Findings::default() },
-                );
+                one(&case, &folder, version, (leaks, contexts_only), options.seconds, port, &artifacts)
+                    .unwrap_or_else(|error| Findings {
+                        wrong: vec![format!("{error:#}")],
+                        ..Findings::default()
+                    });
             fs::write(artifacts.with_extension("json"), serde_json::to_vec_pretty(&findings)?)?;
             println!("{}", line(&name, version, &case, &findings));
             wrong += usize::from(!findings.wrong.is_empty());
@@ -128,7 +141,7 @@ fn one(
     case: &Case,
     folder: &Path,
     version: &str,
-    leaks: bool,
+    (leaks, contexts_only): (bool, bool),
     seconds: u64,
     port: u16,
     artifacts: &Path,
@@ -152,6 +165,9 @@ fn one(
     let duration = format!("{seconds}s");
     let mut capture = command(["capture", "--pid", &pid, "--duration", &duration, "--settle", "2s"])?;
     capture.args(["--map-memory", "256M", "--max-slowdown", "100"]).arg("--out").arg(artifacts);
+    if case.is_outside() && !contexts_only {
+        capture.args(["--allocator", "malloc"]);
+    }
     let running = Running::spawn(&mut capture)?;
     running.wait_for("recording for", PATIENCE)?;
     let iterations = load_for(&stage, Duration::from_secs(seconds), most, each)?;

@@ -102,12 +102,17 @@ pub(super) fn check_hits(
     pid: u32,
     hits: &[SiteHits],
     cpu_ns: u64,
+    has_contexts: bool,
     notes: &mut Vec<String>,
 ) -> Result<(), CaptureError> {
     /// Less CPU time than this is a process that waits: there may be nothing to see.
     const BUSY: Duration = Duration::from_millis(200);
     let entries: u64 = hits.iter().map(|hits| hits.entries).sum();
     if entries > 0 {
+        return Ok(());
+    }
+    if !has_contexts {
+        notes.push("the process made no call of malloc or mmap while it was recorded".to_owned());
         return Ok(());
     }
     if u128::from(cpu_ns) >= BUSY.as_nanos() {

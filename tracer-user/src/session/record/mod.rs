@@ -14,7 +14,6 @@ use tokio::io::{Interest, unix::AsyncFd};
 use tracer_ebpf::{
     abi::Phase,
     counters::{Class, Counter},
-    site::Role,
     unwind::WalkEnd,
 };
 
@@ -91,7 +90,8 @@ impl<'a> Recorder<'a> {
             watchdog.beat();
             // The kernel's word for a process that ended meanwhile is ENOENT, of all things.
             let before = attached.len();
-            attached.add(&mut tracer, pid, &binary, Probe::of(site)).map_err(|error| {
+            let object = site.library.as_ref().map_or(&*binary, |library| &*library.link);
+            attached.add(&mut tracer, pid, object, Probe::of(site)).map_err(|error| {
                 if prepared.is_there() { error.into() } else { CaptureError::GoneTooEarly { pid } }
             })?;
             hand_over(&attached, before, &watchdog).map_err(CaptureError::Watchdog)?;
@@ -182,7 +182,7 @@ impl<'a> Recorder<'a> {
         let ended = matches!(stop, Stop::Exited | Stop::Replaced | Stop::Interrupted);
         if !ended && !self.options.settle.is_zero() {
             // Nothing new is recorded from here on, so the dearest probes can go.
-            let allocations = self.attached.take_role(Role::Alloc);
+            let allocations = self.attached.take_allocations();
             let removal = Detaching::start(allocations, Arc::clone(&self.watchdog), Manner::OneByOne);
             let settled = self.phase("settling", self.options.settle, false).await?;
             // Whatever ended the recording, a process that is gone has taken its chunks with it.
@@ -210,7 +210,7 @@ impl<'a> Recorder<'a> {
         let hits = self.tracer.site_hits()?;
         self.sort_unknown_code();
         let detaching = Detaching::start(self.attached, self.watchdog, Manner::Together);
-        check_hits(pid, &hits, cpu_ns, &mut self.notes)?;
+        check_hits(pid, &hits, cpu_ns, self.prepared.has_contexts(), &mut self.notes)?;
         let exited = matches!(end, Stop::Exited | Stop::Replaced);
         if !self.run_time_code.is_empty() {
             self.notes.push(JIT_ADVICE.to_owned());
@@ -222,6 +222,7 @@ impl<'a> Recorder<'a> {
             record_start_ns,
             exited,
             run_time_code: self.run_time_code,
+            block_makers: self.prepared.block_makers(),
             looks,
             history: self.activity.end(),
             held: self.held,
