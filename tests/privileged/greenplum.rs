@@ -9,12 +9,13 @@ use std::{
 };
 
 use pgleak::{
-    profile::{Class, judge},
+    profile::{Class, Tally, What, judge},
     target::find_servers,
 };
 use pgleak_tests::{
     Build, Server, ServerOptions, Session,
-    findings::losses,
+    findings::{counter, losses, survived},
+    imitation::Imitation,
     planted::{self, Call},
 };
 
@@ -121,4 +122,68 @@ fn one_function_by_forty_paths_in_heavy_noise() {
         assert_eq!(first.paths as u64, 2 * rounds.min(40), "each of them, and two chunks by each");
         assert!(verdict.totals.recorded.held > 1000 * first.survived.held, "{:?}", verdict.totals.recorded);
     }
+}
+
+/// Flags of each imitation, with what it says that it is. Greenplum 7 has `mem_allocated` in some trees.
+const IMITATIONS: [(&[&str], &str); 5] = [
+    (&["-DGREENPLUM=6"], "Greenplum 6.24.3"),
+    (&["-DGREENPLUM=6", "-no-pie", "-fno-pie"], "Greenplum 6.24.3"),
+    (&["-DGREENPLUM=7"], "Greenplum 7.1.0"),
+    (&["-DGREENPLUM=7", "-DWITHOUT_MEM_ALLOCATED"], "Greenplum 7.1.0"),
+    (&["-DCLOUDBERRY"], "Cloudberry 1.6.0"),
+];
+
+/// The allocators of Greenplum and Cloudberry, with symbols and without: what their methods get, what
+/// their contexts look like, and what is no allocation of anybody.
+#[test]
+fn the_allocators_of_greenplum_and_cloudberry() {
+    for (flags, what) in IMITATIONS {
+        for is_stripped in [false, true] {
+            imitated(flags, is_stripped, what);
+        }
+    }
+}
+
+fn imitated(flags: &[&str], is_stripped: bool, what: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let flags: Vec<&str> = flags.iter().copied().chain(is_stripped.then_some("-s")).collect();
+    let mut program = Imitation::start(dir.path(), &flags).unwrap();
+    program.rounds(20).unwrap();
+    let running = recording(program.pid(), &["--duration", "2s", "--settle", "0", "--force"]);
+    program.rounds(1000).unwrap();
+    let finished = running.finish().unwrap().success().unwrap();
+    assert!(finished.stderr.contains(what), "{flags:?}: {}", finished.stderr);
+    let capture = finished.capture().unwrap();
+    assert_eq!(losses(&capture), [], "{flags:?}");
+
+    let policy = survived(&capture, "CacheMemoryContext", "fetch_policy");
+    assert_eq!(policy, Tally { count: 1000, requested: 100_000, held: 144_000 }, "{flags:?}");
+    let later = survived(&capture, "later name", "leak_context");
+    assert_eq!(later, Tally { count: 100, requested: 6400, held: 8000 }, "{flags:?}");
+    // A context is gone, and so are its chunks and its name.
+    for name in ["early name", "churned"] {
+        assert_eq!(survived(&capture, name, "churn_context"), Tally::default(), "{flags:?}: {name}");
+    }
+    let contexts = if flags[0] == "-DGREENPLUM=6" {
+        // There a context lies in a chunk of the top context, with its name.
+        survived(&capture, "TopMemoryContext", "MemoryContextCreate").count
+    } else {
+        let made = capture.profile.groups.iter().filter(|group| group.what == What::Contexts);
+        made.filter(|group| capture.profile.place(group).name == "later name")
+            .map(|group| group.survived.count)
+            .sum()
+    };
+    assert_eq!(contexts, 100, "{flags:?}");
+    // Each round an error leaves an allocation.
+    assert_eq!(counter(&capture, "left_by_error"), 1000, "{flags:?}");
+    // Ten chunks of each context that was made and deleted have grown; half of them were freed.
+    assert_eq!(counter(&capture, "realloc_grown"), 11_000, "{flags:?}");
+    let method = |function: &str| capture.sites.iter().find(|site| site.function == function).unwrap();
+    let found_by = if is_stripped { "static analysis" } else { ".symtab" };
+    assert_eq!(method("AllocSetAlloc").found_by, found_by, "{flags:?}");
+    // And from outside, without a probe.
+    let memory = capture.memory.as_ref().expect("a census");
+    let grown = memory.by_label.iter().find(|growth| growth.label == "later name").unwrap();
+    assert_eq!(grown.contexts_after - grown.contexts_before, 100, "{flags:?}: {grown:?}");
+    assert!(grown.after > grown.before + 100 * 64, "{flags:?}: {grown:?}");
 }

@@ -1,7 +1,7 @@
 //! Probes count each call once, wherever in the function they sit.
 
 use pgleak::{
-    bpf::{Attached, Limits, Probe, Tracer},
+    bpf::{Attached, ContextNames, Limits, Probe, Tracer},
     session::prepare,
     target::exe_link,
 };
@@ -41,7 +41,7 @@ fn on(build: &Build) {
     let prepared = prepare(pid, None).unwrap();
     let (rows, pages) = prepared.mappings.table_sizes();
     let limits = Limits::within(64 << 20, rows, pages).unwrap();
-    let mut tracer = Tracer::load(limits, prepared.plan.layout.context.name).unwrap();
+    let mut tracer = Tracer::load(limits, ContextNames::of(&prepared.plan.layout)).unwrap();
     let mut attached = Attached::default();
     for site in &prepared.plan.sites {
         let chosen = Probe::of(site);

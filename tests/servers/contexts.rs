@@ -158,12 +158,12 @@ fn blocks_chunks_and_counts_agree_on_every_version() {
         for context in census.contexts.iter().filter(|context| context.kind == Kind::AllocSet) {
             let usage = context.usage.as_ref().unwrap();
             assert_eq!(context.total, Some(usage.total()), "{}: {context:?}", build.name);
-            let used = used_chunks(&observed.memory, observed.layout, context, Limits::default()).unwrap();
+            let used = used_chunks(&observed.memory, &observed.layout, context, Limits::default()).unwrap();
             let held: u64 = used.iter().map(|chunk| chunk.held).sum();
             assert_eq!(held, usage.used(), "{}: {} {:?}", build.name, context.name, context.ident);
         }
         let planted = census.contexts.iter().find(|context| context.name == planted::CONTEXT).unwrap();
-        let used = used_chunks(&observed.memory, observed.layout, planted, Limits::default()).unwrap();
+        let used = used_chunks(&observed.memory, &observed.layout, planted, Limits::default()).unwrap();
         assert_eq!(used.len() as u64, chunks, "{}", build.name);
         assert_eq!(planted.usage.as_ref().map(Usage::used), Some(bytes), "{}", build.name);
         assert_eq!(
@@ -333,11 +333,11 @@ fn damaged_memory_ends_in_a_marked_partial_result() {
         let recorder = Recorder { memory: &observed.memory, recorded: RefCell::default() };
         let top = observed.census(Limits::default()).unwrap().contexts[0].address;
         let limits = Limits { time: Duration::from_secs(1), contexts: 2000, blocks: 10_000 };
-        let take = |memory: &dyn ReadMemory| census::take(memory, observed.layout, top, limits);
+        let take = |memory: &dyn ReadMemory| census::take(memory, &observed.layout, top, limits);
         let whole = take(&recorder);
         assert!(whole.troubles.none(), "{}", whole.troubles);
         for context in &whole.contexts {
-            let _ = used_chunks(&recorder, observed.layout, context, limits);
+            let _ = used_chunks(&recorder, &observed.layout, context, limits);
         }
         let recorded = recorder.recorded.into_inner();
         let again = take(&recorded);
@@ -374,7 +374,7 @@ fn damaged_memory_ends_in_a_marked_partial_result() {
             marked += usize::from(!census.troubles.none());
             let _ = (census.total(), census.levels());
             for context in &census.contexts {
-                let chunks = used_chunks(&damaged, observed.layout, context, limits).unwrap_or_default();
+                let chunks = used_chunks(&damaged, &observed.layout, context, limits).unwrap_or_default();
                 assert!(chunks.len() < 1 << 20, "{}", chunks.len());
             }
         }

@@ -7,6 +7,7 @@ pub mod client;
 pub mod damage;
 pub mod debuginfod;
 pub mod findings;
+pub mod imitation;
 pub mod measure;
 pub mod pgleak;
 pub mod planted;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use pgleak::{
-    bpf::{Attached, Limits, Probe, Tracer},
+    bpf::{Attached, ContextNames, Limits, Probe, Tracer},
     session::prepare,
     target::exe_link,
 };
@@ -17,7 +17,7 @@ pub fn stacks(pid: u32, length: Duration) -> Result<Measured> {
     let mut prepared = prepare(pid, None)?;
     let (rows, pages) = prepared.mappings.table_sizes();
     let limits = Limits::within(64 << 20, rows, pages).context("64 MiB are enough for any server")?;
-    let mut tracer = Tracer::load(limits, prepared.plan.layout.context.name)?;
+    let mut tracer = Tracer::load(limits, ContextNames::of(&prepared.plan.layout))?;
     tracer.load_measure()?;
     prepared.mappings.upload(&tracer)?;
     let probe = Probe::of(alloc_site(&prepared.plan)?);

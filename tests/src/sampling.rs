@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use pgleak::addr::FileOffset;
-use pgleak::bpf::{Limits, RawSample, Sampler, Tracer};
+use pgleak::bpf::{ContextNames, Limits, RawSample, Sampler, Tracer};
 use pgleak::probe::{ProbePlan, ProbeSite};
 use pgleak::session::Mappings;
 use pgleak::target::LoadedModules;
@@ -39,7 +39,10 @@ impl Sampling {
         let mut mappings = Mappings::new(LoadedModules::read(pid)?, None)?;
         let (rows, pages) = mappings.table_sizes();
         let limits = Limits::within(MAP_BYTES, rows, pages).context("the tables need more memory")?;
-        let mut tracer = Tracer::load(Limits { sample_bytes: RING_BYTES, ..limits }, 0)?;
+        let mut tracer = Tracer::load(
+            Limits { sample_bytes: RING_BYTES, ..limits },
+            ContextNames { offset: 0, are_copies: 0 },
+        )?;
         let sampler = tracer.load_sampler()?;
         mappings.upload(&tracer)?;
         Ok(Self { tracer, sampler, mappings, pid })

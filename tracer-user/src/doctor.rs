@@ -3,7 +3,7 @@
 use std::{fmt, fs, path::Path};
 
 use crate::{
-    bpf::{Limits, Tracer, check_kernel},
+    bpf::{ContextNames, Limits, Tracer, check_kernel},
     guard::{measure_probe_costs, prove_return_probes},
     probe::CostClass,
     session::{Prepared, prepare},
@@ -219,8 +219,9 @@ fn programs(prepared: Option<&Prepared>) -> Vec<Check> {
     let (rows, pages) = prepared.map_or((0, 0), |prepared| prepared.mappings.table_sizes());
     let budget = Limits::least_bytes(rows, pages) + (1 << 20);
     let Some(limits) = Limits::within(budget, rows, pages) else { return Vec::new() };
-    let name_offset = prepared.map_or(0, |prepared| prepared.plan.layout.context.name);
-    let mut tracer = match Tracer::load(limits, name_offset) {
+    let nothing = ContextNames { offset: 0, are_copies: 0 };
+    let names = prepared.map_or(nothing, |prepared| ContextNames::of(&prepared.plan.layout));
+    let mut tracer = match Tracer::load(limits, names) {
         Ok(tracer) => tracer,
         Err(error) => return vec![bad("eBPF programs", error.to_string(), "see the line about the kernel")],
     };

@@ -14,7 +14,7 @@ use tracer_ebpf::{
 
 use crate::bpf::{
     chunk::{entered, within_deadline},
-    maps::{CONTEXTS, LIVE, NAMES, control, count, name_offset, next_epoch},
+    maps::{CONTEXTS, LIVE, NAMES, control, count, name_offset, names_are_copies, next_epoch},
     read,
     record::{add_allocated, add_freed, remove},
     stack, task,
@@ -154,7 +154,7 @@ fn add(key: ContextKey, context: &Context) -> bool {
 fn is_left_out(control: *mut Control, name: u64) -> u32 {
     if name == 0 {
         count(Counter::NameUnreadable);
-    } else if NAMES.get_ptr(&name).is_none() {
+    } else if names_are_copies() || NAMES.get_ptr(&name).is_none() {
         remember_name(name);
     }
     // SAFETY: a map value, written before the programs are switched on.

@@ -24,6 +24,10 @@ use tracer_ebpf::{
 #[unsafe(no_mangle)]
 static NAME_OFFSET: Global<u64> = Global::new(56);
 
+/// 1 if a context's name is a copy that ends with it.
+#[unsafe(no_mangle)]
+static NAMES_ARE_COPIES: Global<u64> = Global::new(0);
+
 /// The one control record. User space maps it into its memory (Linux 5.5): both sides write
 /// single words of it, which a copy of the whole record would undo.
 #[map]
@@ -86,6 +90,12 @@ pub(crate) static MEASURED: Array<Measured> = Array::with_max_entries(1, 0);
 #[inline(always)]
 pub(crate) fn name_offset() -> u64 {
     NAME_OFFSET.load()
+}
+
+/// Whether another context may have another name at the same address.
+#[inline(always)]
+pub(crate) fn names_are_copies() -> bool {
+    NAMES_ARE_COPIES.load() != 0
 }
 
 /// Adds to a word of a map value, atomically. By hand because Rust has no atomics for this target.

@@ -20,6 +20,7 @@ use tracer_ebpf::{
 };
 
 use super::{Limits, MapError, control::ControlPage, rawmap::RawMap};
+use crate::catalog::Layout;
 
 /// The compiled eBPF programs, aligned for the ELF parser.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer.o"));
@@ -153,19 +154,34 @@ pub struct Tracer {
     swept_at: u64,
 }
 
+/// Where contexts have their names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContextNames {
+    /// Offset of `MemoryContextData.name`.
+    pub offset: u64,
+    /// 1 if a name is a copy of the context's own, whose address may have another name later.
+    pub are_copies: u64,
+}
+
+impl ContextNames {
+    /// Those of a server.
+    pub fn of(layout: &Layout) -> Self {
+        Self { offset: layout.context.name, are_copies: layout.name_is_copy.into() }
+    }
+}
+
 impl Tracer {
     /// Creates the maps and loads every program; nothing is attached to any process yet.
     ///
-    /// `name_offset` is that of `MemoryContextData.name` in the server.
-    ///
     /// # Errors
     /// If the kernel cannot or will not.
-    pub fn load(limits: Limits, name_offset: u64) -> Result<Self, LoadError> {
+    pub fn load(limits: Limits, names: ContextNames) -> Result<Self, LoadError> {
         check_kernel()?;
         let mut loader = EbpfLoader::new();
         loader
             .verifier_log_level(VerifierLogLevel::STATS)
-            .override_global("NAME_OFFSET", &name_offset, true)
+            .override_global("NAME_OFFSET", &names.offset, true)
+            .override_global("NAMES_ARE_COPIES", &names.are_copies, true)
             .map_max_entries("ROWS", limits.rows)
             .map_max_entries("PAGES", limits.pages)
             .map_max_entries("LIVE", limits.live)

@@ -13,7 +13,7 @@ mod uprobe;
 pub use attach::{AttachError, Attached, Probe};
 pub use control::ControlPage;
 pub use limits::Limits;
-pub use load::{Counters, LoadError, Tracer, check_kernel};
+pub use load::{ContextNames, Counters, LoadError, Tracer, check_kernel};
 pub use rawmap::MapError;
 pub use sample::{RawSample, Sampler, StackBytes};
 pub use snapshot::{LiveChunk, RawContext, RawSnapshot, take as take_snapshot};

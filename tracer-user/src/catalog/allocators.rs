@@ -75,6 +75,8 @@ pub struct StaticTable {
     pub entries: usize,
     /// Who calls whom: what must hold of the functions in their places.
     pub calls: &'static [(Role, Callee)],
+    /// Whether the constructor passes the node tag as second argument.
+    pub loads_tag: bool,
 }
 
 /// What a method calls.
@@ -86,13 +88,39 @@ pub enum Callee {
     Exported(&'static str),
 }
 
+/// The node tag of a kind of context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeTag {
+    /// This one.
+    Is(u32),
+    /// So much more than that of `TopMemoryContext`, which only a process tells.
+    AfterTop(u32),
+}
+
+impl NodeTag {
+    /// The tag, if it is known.
+    pub const fn known(self) -> Option<u32> {
+        match self {
+            Self::Is(tag) => Some(tag),
+            Self::AfterTop(_) => None,
+        }
+    }
+
+    const fn plus(self, more: u32) -> Self {
+        match self {
+            Self::Is(tag) => Self::Is(tag + more),
+            Self::AfterTop(after) => Self::AfterTop(after + more),
+        }
+    }
+}
+
 /// An allocator of one major version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allocator {
     /// Whose.
     pub kind: Kind,
     /// The first four bytes of such a context.
-    pub node_tag: u32,
+    pub node_tag: NodeTag,
     /// The methods that matter, the first of them Alloc.
     pub methods: &'static [Method],
     /// The exported function that makes such contexts.
@@ -162,7 +190,13 @@ const fn delete(symbol: &'static str, header: ChunkHeader) -> Method {
 /// To 15 every method gets the context first. From 16 on the chunk's header leads to its context, so Free
 /// and Realloc get the chunk only.
 const fn has_context(header: ChunkHeader) -> bool {
-    matches!(header, ChunkHeader::SizeContext | ChunkHeader::SizeBlockContext | ChunkHeader::BlockContext)
+    matches!(
+        header,
+        ChunkHeader::SizeContext
+            | ChunkHeader::SizeBlockContext
+            | ChunkHeader::BlockContext
+            | ChunkHeader::ContextSize
+    )
 }
 
 const fn free(symbol: &'static str, header: ChunkHeader) -> Method {
@@ -223,8 +257,25 @@ const SLAB_16: [Method; 4] = slab(ChunkHeader::Unsized);
 
 /// The compilers that build 12 to 15 keep these calls direct (GCC 7 to 14, clang 14).
 const fn table_12(calls: &'static [(Role, Callee)]) -> Option<StaticTable> {
-    Some(StaticTable { entries: 8, calls })
+    Some(StaticTable { entries: 8, calls, loads_tag: true })
 }
+
+/// 9.4 and Greenplum 6 have `init` before `reset` (`src/include/nodes/memnodes.h`). Greenplum's `AllocSetAlloc`
+/// and `AllocSetFree` are called for what is allocated only, not for the headers that chunks share.
+const ALLOC_SET_9: [Method; 5] = {
+    let [alloc, free, realloc, reset, delete] = alloc_set(ChunkHeader::ContextSize);
+    [alloc, free, realloc, Method { table_index: 4, ..reset }, Method { table_index: 5, ..delete }]
+};
+
+/// The only allocator of 9.4 and Greenplum 6.
+pub(super) const ALLOC_SET_OF_GREENPLUM_6: Allocator = Allocator {
+    kind: Kind::AllocSet,
+    node_tag: NodeTag::Is(601),
+    methods: &ALLOC_SET_9,
+    constructor: "AllocSetContextCreate",
+    // Its methods call no function that has a name in every build; the process has to confirm them.
+    static_table: Some(StaticTable { entries: 10, calls: &[], loads_tag: false }),
+};
 
 const ALLOC_SET_TABLE: Option<StaticTable> = table_12(&[
     (Role::Realloc, Callee::Method(Role::Alloc)),
@@ -243,38 +294,63 @@ const SLAB_TABLE: Option<StaticTable> = table_12(&[(Role::Delete, Callee::Method
 /// The allocator of AllocSets of a major version, and those of other kinds; `node_tag` is that of the
 /// first. The others' follow it: to 15 in the order Slab, Generation; from 16 on, which sorts them,
 /// Generation, Slab, Bump.
-pub(super) const fn allocators(major: u32, node_tag: u32) -> (Allocator, [Option<Allocator>; 3]) {
+pub(super) const fn allocators(major: u32, node_tag: NodeTag) -> (Allocator, [Option<Allocator>; 3]) {
     match major {
         ..=15 => (
             row(Kind::AllocSet, node_tag, &ALLOC_SET_12, ALLOC_SET_TABLE),
             [
-                Some(row(Kind::Generation, node_tag + 2, &GENERATION_12, GENERATION_TABLE)),
-                Some(row(Kind::Slab, node_tag + 1, &SLAB_12, SLAB_TABLE)),
+                Some(row(Kind::Generation, node_tag.plus(2), &GENERATION_12, GENERATION_TABLE)),
+                Some(row(Kind::Slab, node_tag.plus(1), &SLAB_12, SLAB_TABLE)),
                 None,
             ],
         ),
         16 => (
             row(Kind::AllocSet, node_tag, &ALLOC_SET_16, None),
             [
-                Some(row(Kind::Generation, node_tag + 1, &GENERATION_16, None)),
-                Some(row(Kind::Slab, node_tag + 2, &SLAB_16, None)),
+                Some(row(Kind::Generation, node_tag.plus(1), &GENERATION_16, None)),
+                Some(row(Kind::Slab, node_tag.plus(2), &SLAB_16, None)),
                 None,
             ],
         ),
         17.. => (
             row(Kind::AllocSet, node_tag, &ALLOC_SET_17, None),
             [
-                Some(row(Kind::Generation, node_tag + 1, &GENERATION_17, None)),
-                Some(row(Kind::Slab, node_tag + 2, &SLAB_16, None)),
-                Some(row(Kind::Bump, node_tag + 3, &BUMP_17, None)),
+                Some(row(Kind::Generation, node_tag.plus(1), &GENERATION_17, None)),
+                Some(row(Kind::Slab, node_tag.plus(2), &SLAB_16, None)),
+                Some(row(Kind::Bump, node_tag.plus(3), &BUMP_17, None)),
             ],
         ),
     }
 }
 
+/// Those of Greenplum 7 and Cloudberry, whose tables have four methods more at their ends
+/// (`MemoryContextMethods` in `src/include/nodes/memnodes.h`).
+pub(super) const fn with_longer_tables(
+    (alloc_set, others): (Allocator, [Option<Allocator>; 3]),
+) -> (Allocator, [Option<Allocator>; 3]) {
+    let [generation, slab, bump] = others;
+    (longer(alloc_set), [longer_if(generation), longer_if(slab), longer_if(bump)])
+}
+
+const fn longer_if(allocator: Option<Allocator>) -> Option<Allocator> {
+    match allocator {
+        Some(allocator) => Some(longer(allocator)),
+        None => None,
+    }
+}
+
+const fn longer(allocator: Allocator) -> Allocator {
+    match allocator.static_table {
+        Some(table) => {
+            Allocator { static_table: Some(StaticTable { entries: table.entries + 4, ..table }), ..allocator }
+        }
+        None => allocator,
+    }
+}
+
 const fn row(
     kind: Kind,
-    node_tag: u32,
+    node_tag: NodeTag,
     methods: &'static [Method],
     static_table: Option<StaticTable>,
 ) -> Allocator {

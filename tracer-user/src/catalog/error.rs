@@ -41,16 +41,6 @@ pub enum CatalogError {
         /// The strings.
         found: Vec<String>,
     },
-    /// A product whose allocator differs from PostgreSQL's, and of which the catalog has no row.
-    #[error("{product} is not supported yet ('{full}'); this pgleak knows {supported}")]
-    UnsupportedProduct {
-        /// The product.
-        product: Product,
-        /// Its version string.
-        full: String,
-        /// What the catalog has.
-        supported: String,
-    },
     /// A version without a row.
     #[error("version {number} of {product} is unknown ('{full}'); this pgleak knows {supported}")]
     UnknownVersion {

@@ -7,8 +7,8 @@
 use tracer_ebpf::site::ChunkHeader;
 
 use super::{
-    Allocator, CatalogError, Function, Kind, OtherKinds, Product, ServerVersion,
-    allocators::{CREATE, allocators},
+    Allocator, CatalogError, Function, Kind, NodeTag, OtherKinds, Product, ServerVersion,
+    allocators::{ALLOC_SET_OF_GREENPLUM_6, CREATE, allocators, with_longer_tables},
     kinds::other_kinds,
 };
 
@@ -21,11 +21,22 @@ pub enum MethodsAt {
     Embedded(u64),
 }
 
+/// Where a `MemoryContextData` counts the bytes of its blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// Nowhere.
+    Nowhere,
+    /// In one field (`mem_allocated`).
+    At(u64),
+    /// In two: what it has got, and what of it it has given back (`allBytesAlloc`, `allBytesFreed`).
+    Difference(u64, u64),
+}
+
 /// The fields of a `MemoryContextData` that are read from outside: byte offsets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContextFields {
-    /// Bytes of all its blocks, where it counts them (`mem_allocated`).
-    pub allocated: Option<u64>,
+    /// Bytes of all its blocks.
+    pub allocated: Counted,
     /// The method table.
     pub methods: MethodsAt,
     /// The parent context, a pointer.
@@ -37,7 +48,7 @@ pub struct ContextFields {
     /// The name, a pointer to a constant string.
     pub name: u64,
     /// What tells contexts of one name apart, a pointer to a string, or null.
-    pub ident: u64,
+    pub ident: Option<u64>,
     /// Where the fields of the kind begin.
     pub size: u64,
 }
@@ -53,14 +64,28 @@ pub struct Layout {
     pub alloc_set: Allocator,
     /// Those of other kinds.
     pub other_allocators: [Option<Allocator>; 3],
-    /// What every constructor of a context calls.
-    pub create: Function,
+    /// What every constructor of a context calls with the memory that the context lies in. None in
+    /// Greenplum 6, where that is a chunk of `TopMemoryContext` like others.
+    pub create: Option<Function>,
     /// Where a context keeps what is read of it.
     pub context: ContextFields,
+    /// Whether a context's name is its own copy, which ends with it.
+    pub name_is_copy: bool,
+    /// Whether blocks end at an address that they hold (`endptr`), so that they can be read.
+    pub blocks_have_ends: bool,
     /// Fields of contexts of other kinds.
-    pub others: OtherKinds,
-    /// Where a `PgBackendStatus` has `st_query_id` (`src/include/utils/backend_status.h`, 14 on;
-    /// checked against `pg_stat_activity.query_id` on a server of each).
+    pub others: Option<OtherKinds>,
+    /// What a `PgBackendStatus` says of the statement that runs, where that is known.
+    pub activity: Option<ActivityFields>,
+}
+
+/// Fields of a `PgBackendStatus` (`src/include/pgstat.h`, `utils/backend_status.h`): byte offsets. Its first
+/// counts changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActivityFields {
+    /// `st_activity_start_timestamp`.
+    pub started: u64,
+    /// `st_query_id` (14 on; checked against `pg_stat_activity.query_id` on a server of each).
     pub query_id: Option<u64>,
 }
 
@@ -75,6 +100,18 @@ impl Layout {
         self.allocators().find(|allocator| allocator.kind == kind)
     }
 
+    /// The same with what the node tag of the process's `TopMemoryContext` says.
+    #[must_use]
+    pub fn with_top_tag(mut self, top: u32) -> Self {
+        let all = std::iter::once(&mut self.alloc_set).chain(self.other_allocators.iter_mut().flatten());
+        for allocator in all {
+            if let NodeTag::AfterTop(after) = allocator.node_tag {
+                allocator.node_tag = NodeTag::Is(top + after);
+            }
+        }
+        self
+    }
+
     /// What precedes a chunk of an AllocSet.
     pub fn chunk_header(&self) -> ChunkHeader {
         self.alloc_set.methods[0].function.header
@@ -82,36 +119,79 @@ impl Layout {
 }
 
 const FIELDS_12: ContextFields = ContextFields {
-    allocated: None,
+    allocated: Counted::Nowhere,
     methods: MethodsAt::Pointer(8),
     parent: 16,
     first_child: 24,
     next_child: 40,
     name: 48,
-    ident: 56,
+    ident: Some(56),
     size: 72,
 };
 /// 13 put `mem_allocated` before the methods.
 const FIELDS_13: ContextFields = ContextFields {
-    allocated: Some(8),
+    allocated: Counted::At(8),
     methods: MethodsAt::Pointer(16),
     parent: 24,
     first_child: 32,
     next_child: 48,
     name: 56,
-    ident: 64,
+    ident: Some(64),
     size: 80,
 };
 
+/// Greenplum 6: 9.4 with the methods by value and statistics. (Later 6X trees have a word more at the end.)
+const FIELDS_OF_GREENPLUM_6: ContextFields = ContextFields {
+    allocated: Counted::Difference(128, 136),
+    methods: MethodsAt::Embedded(8),
+    parent: 88,
+    first_child: 96,
+    next_child: 104,
+    name: 112,
+    ident: None,
+    size: 160,
+};
+
 const fn postgresql(major: u32, context: ContextFields, node_tag: u32) -> Layout {
-    let (product, create) = (Product::PostgreSql, CREATE);
-    let (alloc_set, other_allocators) = allocators(major, node_tag);
-    let others = other_kinds(major, context.size);
+    let (alloc_set, other_allocators) = allocators(major, NodeTag::Is(node_tag));
     let query_id = if major < 14 { None } else { Some(424) };
-    Layout { product, major, alloc_set, other_allocators, create, context, others, query_id }
+    Layout {
+        product: Product::PostgreSql,
+        major,
+        alloc_set,
+        other_allocators,
+        create: Some(CREATE),
+        context,
+        name_is_copy: false,
+        blocks_have_ends: true,
+        others: Some(other_kinds(major, context.size)),
+        activity: Some(ActivityFields { started: 32, query_id }),
+    }
 }
 
-const LAYOUTS: [Layout; 7] = [
+/// Greenplum 7 and Cloudberry: the PostgreSQL that they are based on, with longer method tables and
+/// `AllocSetDelete(context, parent)`. Their node tags were never computed.
+const fn of_the_greenplum_line(product: Product, major: u32, context: ContextFields) -> Layout {
+    let (alloc_set, other_allocators) = with_longer_tables(allocators(major, NodeTag::AfterTop(0)));
+    Layout { product, alloc_set, other_allocators, activity: None, ..postgresql(major, context, 0) }
+}
+
+const GREENPLUM_6: Layout = Layout {
+    product: Product::Greenplum,
+    major: 9,
+    alloc_set: ALLOC_SET_OF_GREENPLUM_6,
+    other_allocators: [None; 3],
+    create: None,
+    context: FIELDS_OF_GREENPLUM_6,
+    name_is_copy: true,
+    blocks_have_ends: false,
+    others: None,
+    activity: None,
+};
+
+/// Two rows of one version differ in the fields of a context only; the process tells which it is. Trees of
+/// Greenplum 7 have `mem_allocated` of 13 or do not.
+const LAYOUTS: [Layout; 11] = [
     postgresql(12, FIELDS_12, 214),
     postgresql(13, FIELDS_13, 217),
     postgresql(14, FIELDS_13, 222),
@@ -119,6 +199,10 @@ const LAYOUTS: [Layout; 7] = [
     postgresql(16, FIELDS_13, 450),
     postgresql(17, FIELDS_13, 469),
     postgresql(18, FIELDS_13, 474),
+    GREENPLUM_6,
+    of_the_greenplum_line(Product::Greenplum, 12, FIELDS_13),
+    of_the_greenplum_line(Product::Greenplum, 12, FIELDS_12),
+    of_the_greenplum_line(Product::Cloudberry, 14, FIELDS_13),
 ];
 
 /// Every row of the catalog.
@@ -126,38 +210,40 @@ pub fn layouts() -> &'static [Layout] {
     const { &LAYOUTS }
 }
 
-/// The row of a server.
+/// The rows of a server: one, or several that a process tells apart.
 ///
 /// # Errors
 /// If the catalog has none: an unsupported product, an unknown major or a pre-release.
-pub fn layout(version: &ServerVersion) -> Result<&'static Layout, CatalogError> {
+pub fn layouts_of(version: &ServerVersion) -> Result<Vec<Layout>, CatalogError> {
     let &ServerVersion { product, ref number, ref full, .. } = version;
     let (number, full, supported) = (number.clone(), full.clone(), supported());
-    if !layouts().iter().any(|row| row.product == product) {
-        return Err(CatalogError::UnsupportedProduct { product, full, supported });
+    let of_product = layouts().iter().filter(|row| row.product == product);
+    let rows: Vec<Layout> = of_product.filter(|row| row.major == version.major).copied().collect();
+    if rows.is_empty() {
+        return Err(CatalogError::UnknownVersion { product, number, full, supported });
     }
-    let row = layouts().iter().find(|row| row.product == product && row.major == version.major);
-    match row {
-        None => Err(CatalogError::UnknownVersion { product, number, full, supported }),
-        Some(_) if version.is_pre_release() => {
-            Err(CatalogError::PreRelease { product, number, full, supported })
-        }
-        Some(row) => Ok(row),
+    if version.is_pre_release() {
+        return Err(CatalogError::PreRelease { product, number, full, supported });
     }
+    Ok(rows)
 }
 
 /// What the catalog has, for messages: `PostgreSQL 12, 13, …`.
 fn supported() -> String {
     let mut text = String::new();
-    let mut product = None;
+    let mut last: Option<(Product, u32)> = None;
     for row in layouts() {
-        if product == Some(row.product) {
-            text.push_str(&format!(", {}", row.major));
-        } else {
-            let separator = if text.is_empty() { "" } else { "; " };
-            text.push_str(&format!("{separator}{} {}", row.product, row.major));
-            product = Some(row.product);
+        let version = if row.major == 9 { "9.4".to_owned() } else { row.major.to_string() };
+        if last.as_ref() == Some(&(row.product, row.major)) {
+            continue;
         }
+        let same = last.is_some_and(|(product, _)| product == row.product);
+        match row.product {
+            _ if same => text.push_str(&format!(", {version}")),
+            Product::PostgreSql => text.push_str(&format!("PostgreSQL {version}")),
+            product => text.push_str(&format!("; {product} on PostgreSQL {version}")),
+        }
+        last = Some((row.product, row.major));
     }
     text
 }
@@ -217,43 +303,77 @@ mod tests {
 
     #[test]
     fn rows_and_tags_are_unique_and_ordered() {
-        for pair in layouts().windows(2) {
-            assert!(pair[0].product != pair[1].product || pair[0].major < pair[1].major);
+        let postgresql: Vec<&Layout> =
+            layouts().iter().filter(|row| row.product == Product::PostgreSql).collect();
+        for pair in postgresql.windows(2) {
+            assert!(pair[0].major < pair[1].major);
             // A tag that two rows share would prove nothing about the major.
             assert_ne!(pair[0].alloc_set.node_tag, pair[1].alloc_set.node_tag);
         }
         for row in layouts() {
-            let tags: Vec<u32> = row.allocators().map(|allocator| allocator.node_tag).collect();
+            let row = row.with_top_tag(300);
+            let tags: Vec<u32> =
+                row.allocators().filter_map(|allocator| allocator.node_tag.known()).collect();
             let followed = Tags::of(&tags).expect("tags that fit into a cookie");
             assert_eq!(followed.followed.count_ones() as usize, tags.len(), "{tags:?}");
             let kinds: Vec<Kind> = row.allocators().map(|allocator| allocator.kind).collect();
             let all = [Kind::AllocSet, Kind::Generation, Kind::Slab, Kind::Bump];
-            assert_eq!(kinds, all[..if row.major < 17 { 3 } else { 4 }]);
+            assert_eq!(
+                kinds,
+                all[..if row.major == 9 {
+                    1
+                } else if row.major < 17 {
+                    3
+                } else {
+                    4
+                }]
+            );
+            assert_eq!(row.others.is_some(), kinds.len() > 1);
         }
+    }
+
+    #[test]
+    fn what_only_a_process_tells_is_filled_in() {
+        let rows = layouts_of(&version(Product::Cloudberry, "14.4")).expect("a row");
+        let [row] = rows[..] else { panic!("{rows:?}") };
+        assert_eq!(row.alloc_set.node_tag, NodeTag::AfterTop(0));
+        let row = row.with_top_tag(240);
+        let tags = [Kind::AllocSet, Kind::Slab, Kind::Generation]
+            .map(|kind| row.allocator(kind).and_then(|allocator| allocator.node_tag.known()));
+        assert_eq!(tags, [Some(240), Some(241), Some(242)]);
+        // Greenplum 7 with and without mem_allocated.
+        let rows = layouts_of(&version(Product::Greenplum, "12.12")).expect("rows");
+        let at = |row: &Layout| row.context.methods;
+        assert_eq!(rows.iter().map(at).collect::<Vec<_>>(), [MethodsAt::Pointer(16), MethodsAt::Pointer(8)]);
     }
 
     #[test]
     fn releases_of_the_range_are_known() {
         for major in 12..=18 {
-            let row = layout(&version(Product::PostgreSql, &format!("{major}.1"))).expect("a row");
-            assert_eq!(row.major, major);
+            let rows = layouts_of(&version(Product::PostgreSql, &format!("{major}.1"))).expect("a row");
+            assert_eq!(rows.iter().map(|row| row.major).collect::<Vec<_>>(), [major]);
         }
+        let rows = layouts_of(&version(Product::Greenplum, "9.4.26")).expect("a row");
+        assert_eq!(rows, [GREENPLUM_6]);
     }
 
     #[test]
     fn what_is_not_known_is_refused_with_the_range() {
-        let range = "PostgreSQL 12, 13, 14, 15, 16, 17, 18";
-        let refusal = |product, number| layout(&version(product, number)).expect_err("a refusal");
-        for number in ["11.22", "19.0", "19rc1", "9.4.26"] {
-            let error = refusal(Product::PostgreSql, number);
+        let range = "PostgreSQL 12, 13, 14, 15, 16, 17, 18; Greenplum on PostgreSQL 9.4, 12; Cloudberry on PostgreSQL 14";
+        let refusal = |product, number| layouts_of(&version(product, number)).expect_err("a refusal");
+        let unknown = [
+            (Product::PostgreSql, "11.22"),
+            (Product::PostgreSql, "19.0"),
+            (Product::PostgreSql, "19rc1"),
+            (Product::PostgreSql, "9.4.26"),
+            (Product::Greenplum, "8.3.23"),
+            (Product::Cloudberry, "16.9"),
+        ];
+        for (product, number) in unknown {
+            let error = refusal(product, number);
             assert!(matches!(error, CatalogError::UnknownVersion { .. }), "{error}");
             assert!(error.to_string().contains(range), "{error}");
         }
         assert!(matches!(refusal(Product::PostgreSql, "18beta1"), CatalogError::PreRelease { .. }));
-        for product in [Product::Greenplum, Product::Cloudberry] {
-            let error = refusal(product, "12.12");
-            assert!(matches!(error, CatalogError::UnsupportedProduct { .. }), "{error}");
-            assert!(error.to_string().contains(range), "{error}");
-        }
     }
 }

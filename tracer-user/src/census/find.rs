@@ -1,13 +1,13 @@
 //! A server process whose contexts can be read.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use super::{Census, Limits, take};
 use crate::{
     addr::AbsAddr,
-    catalog::{CatalogError, Layout, ServerVersion, identify, layout},
+    catalog::{CatalogError, Layout, ServerVersion, identify, layouts_of},
     elf::ElfError,
-    probe::{MethodFailure, top_context_variable},
+    probe::{LiveProcess, MethodFailure, row_of, top_context_variable},
     target::{LoadedModules, ProcessError, ProcessId, ProcessMemory, ReadMemory as _},
 };
 
@@ -68,7 +68,7 @@ pub struct Observed {
     /// What it is.
     pub version: ServerVersion,
     /// What is known of its allocators.
-    pub layout: &'static Layout,
+    pub layout: Arc<Layout>,
     /// Its memory.
     pub memory: ProcessMemory,
     /// Address of the variable `TopMemoryContext`.
@@ -85,7 +85,8 @@ impl Observed {
         let modules = LoadedModules::read(pid)?;
         let main = modules.main().ok_or(CensusError::NoProgram { pid })?;
         let version = identify(&main.image)?;
-        let layout = layout(&version)?;
+        let live = LiveProcess { memory: &ProcessMemory::new(pid), bias: main.bias };
+        let layout = Arc::new(row_of(&main.image, &layouts_of(&version)?, Some(live)));
         let variable = top_context_variable(&main.image)
             .map_err(|source| CensusError::NoTop { pid, source })?
             .in_process(main.bias);
@@ -93,12 +94,7 @@ impl Observed {
     }
 
     /// A process that is known already; `variable` is where it has its `TopMemoryContext`.
-    pub fn new(
-        process: ProcessId,
-        version: ServerVersion,
-        layout: &'static Layout,
-        variable: AbsAddr,
-    ) -> Self {
+    pub fn new(process: ProcessId, version: ServerVersion, layout: Arc<Layout>, variable: AbsAddr) -> Self {
         let memory = ProcessMemory::new(process.pid);
         Self { process, version, layout, memory, variable }
     }
@@ -113,7 +109,7 @@ impl Observed {
         if top == 0 {
             return Err(CensusError::NotStarted { pid });
         }
-        let census = take(&self.memory, self.layout, AbsAddr(top), limits);
+        let census = take(&self.memory, &self.layout, AbsAddr(top), limits);
         if census.contexts.is_empty() { Err(CensusError::NotStarted { pid }) } else { Ok(census) }
     }
 }

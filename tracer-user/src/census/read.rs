@@ -11,7 +11,11 @@ use super::{
     allocset::{Torn, read_usage},
     kinds::{read_listed, read_slab},
 };
-use crate::{addr::AbsAddr, catalog::Layout, target::ReadMemory};
+use crate::{
+    addr::AbsAddr,
+    catalog::{Counted, Layout},
+    target::ReadMemory,
+};
 
 /// A context, the fields of an AllocSet behind it, and the header of the block that was made with it,
 /// of every major: most contexts are read at once.
@@ -152,7 +156,7 @@ impl<'a> Reader<'a> {
         self.troubles.torn += u64::from(children.is_err());
         self.troubles.torn_blocks += u64::from(usage.is_err());
         let (Ok(children) | Err(children)) = children;
-        let usage = usage.ok();
+        let usage = usage.ok().flatten();
         // Others do not count themselves.
         let counted = header.allocated.filter(|_| header.kind == Kind::AllocSet || usage.is_none());
         let total = counted.or_else(|| usage.as_ref().map(Usage::total));
@@ -188,18 +192,19 @@ impl<'a> Reader<'a> {
         Ok(children)
     }
 
-    fn usage(&mut self, address: AbsAddr, header: &Header) -> Result<Usage, Torn> {
-        let others = &self.layout.others;
+    /// What is in a context; nothing where its kind, or this version's blocks, cannot be read.
+    fn usage(&mut self, address: AbsAddr, header: &Header) -> Result<Option<Usage>, Torn> {
+        let others = self.layout.others.as_ref();
         let usage = match header.kind {
-            Kind::AllocSet => read_usage(self, address),
-            Kind::Generation => read_listed(self, address, &others.generation),
-            Kind::Slab => read_slab(self, address, &others.slab),
-            Kind::Bump => match &others.bump {
-                Some(fields) => read_listed(self, address, fields),
-                None => Err(Torn),
-            },
+            Kind::AllocSet => self.layout.blocks_have_ends.then(|| read_usage(self, address)),
+            Kind::Generation => others.map(|others| read_listed(self, address, &others.generation)),
+            Kind::Slab => others.map(|others| read_slab(self, address, &others.slab)),
+            Kind::Bump => others.and_then(|others| Some(read_listed(self, address, others.bump.as_ref()?))),
         };
-        usage.and_then(|usage| if usage.is_sound() { Ok(usage) } else { Err(Torn) })
+        match usage.transpose()? {
+            Some(usage) if !usage.is_sound() => Err(Torn),
+            usage => Ok(usage),
+        }
     }
 
     /// The header of a context whose parent is `parent`, and all that is near it, read anew.
@@ -225,12 +230,16 @@ impl<'a> Reader<'a> {
         };
         let header = Header {
             kind: self.kind(word(0) as u32)?,
-            allocated: fields.allocated.map(word),
+            allocated: match fields.allocated {
+                Counted::Nowhere => None,
+                Counted::At(at) => Some(word(at)),
+                Counted::Difference(got, given_back) => Some(word(got).saturating_sub(word(given_back))),
+            },
             parent: word(fields.parent),
             first_child: word(fields.first_child),
             next_child: word(fields.next_child),
             name: word(fields.name),
-            ident: word(fields.ident),
+            ident: fields.ident.map_or(0, word),
         };
         let is_sound = header.parent == parent
             && header.name != 0
@@ -239,7 +248,10 @@ impl<'a> Reader<'a> {
     }
 
     fn kind(&self, tag: u32) -> Option<Kind> {
-        self.layout.allocators().find(|allocator| allocator.node_tag == tag).map(|allocator| allocator.kind)
+        self.layout
+            .allocators()
+            .find(|allocator| allocator.node_tag.known() == Some(tag))
+            .map(|allocator| allocator.kind)
     }
 
     fn name(&mut self, address: u64) -> String {

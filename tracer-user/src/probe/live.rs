@@ -42,17 +42,16 @@ pub fn top_context_variable(image: &Image) -> Result<VirtAddr, MethodFailure> {
     exported(image, TOP_CONTEXT)
 }
 
-/// By the method table of the process's `TopMemoryContext`, which is an AllocSet by
-/// construction (`MemoryContextInit`): every version.
-///
-/// # Errors
-/// If the memory cannot be read, or what is there is not the top context of this version.
-pub fn by_live_process(
-    image: &Image,
-    layout: &Layout,
-    ranges: &[FunctionRange],
-    live: LiveProcess<'_>,
-) -> Result<Vec<LocatedFunction>, MethodFailure> {
+/// The process's `TopMemoryContext`, which is an AllocSet by construction (`MemoryContextInit`).
+struct Top {
+    /// Its node tag.
+    tag: u32,
+    /// Its methods.
+    table: AbsAddr,
+}
+
+/// Reads it, and checks that it is what the layout says.
+fn top_context(image: &Image, layout: &Layout, live: LiveProcess<'_>) -> Result<Top, MethodFailure> {
     let variable = top_context_variable(image)?.in_process(live.bias);
     let context = AbsAddr(live.word("TopMemoryContext", variable)?);
     if context.0 == 0 {
@@ -60,8 +59,10 @@ pub fn by_live_process(
     }
     // The tag is the first four bytes of the first word.
     let tag = live.word("the node tag", context)? as u32;
-    if tag != layout.alloc_set.node_tag {
-        return Err(MethodFailure::WrongTag { expected: layout.alloc_set.node_tag, seen: tag });
+    if let Some(expected) = layout.alloc_set.node_tag.known()
+        && tag != expected
+    {
+        return Err(MethodFailure::WrongTag { expected, seen: tag });
     }
     let parent = live.word("the parent of TopMemoryContext", context.offset(layout.context.parent))?;
     if parent != 0 {
@@ -84,6 +85,29 @@ pub fn by_live_process(
             table
         }
     };
+    Ok(Top { tag, table })
+}
+
+/// The row that the process confirms, with what only it tells; the first if it confirms none, which
+/// [`locate`](super::locate) then refuses. There is one at least ([`layouts_of`](crate::catalog::layouts_of)).
+pub fn row_of(image: &Image, rows: &[Layout], live: Option<LiveProcess<'_>>) -> Layout {
+    let confirmed = live.and_then(|live| {
+        rows.iter().find_map(|row| Some(row.with_top_tag(top_context(image, row, live).ok()?.tag)))
+    });
+    confirmed.unwrap_or_else(|| rows[0])
+}
+
+/// By the method table of the process's `TopMemoryContext`: every version.
+///
+/// # Errors
+/// If the memory cannot be read, or what is there is not the top context of this version.
+pub fn by_live_process(
+    image: &Image,
+    layout: &Layout,
+    ranges: &[FunctionRange],
+    live: LiveProcess<'_>,
+) -> Result<Vec<LocatedFunction>, MethodFailure> {
+    let Top { table, .. } = top_context(image, layout, live)?;
     layout
         .alloc_set
         .methods

@@ -13,7 +13,7 @@ mod statics;
 mod symbols;
 
 pub use error::{LocateError, MethodFailure};
-pub use live::{LiveProcess, by_live_process, top_context_variable};
+pub use live::{LiveProcess, by_live_process, row_of, top_context_variable};
 pub use locate::{FoundBy, LocatedFunction, locate, locate_others};
 pub use outside::{OutsideError, outside};
 pub use plan::{ProbeError, ProbePlan, plan};

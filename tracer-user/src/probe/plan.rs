@@ -1,16 +1,16 @@
 //! Everything up to attaching: which server, which functions, which probes.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use tracer_ebpf::site::{Role, Tags};
 
 use super::{
     LiveProcess, LocateError, LocatedFunction, ProbeSite, choose_site, code::Code64, constructor, locate,
-    locate_others, site::jumps_to, symbols::exported_function,
+    locate_others, row_of, site::jumps_to, symbols::exported_function,
 };
 use crate::{
     addr::VirtAddr,
-    catalog::{CatalogError, Kind, Layout, ServerVersion, identify, layout},
+    catalog::{CatalogError, Kind, Layout, ServerVersion, identify, layouts_of},
     elf::{FunctionRange, Image, range_at},
 };
 
@@ -20,7 +20,7 @@ pub struct ProbePlan {
     /// What the server is.
     pub version: ServerVersion,
     /// What the catalog says of it.
-    pub layout: &'static Layout,
+    pub layout: Arc<Layout>,
     /// The probes: the methods of AllocSets, of other kinds of contexts, then that of the constructors;
     /// a site's index is its place here.
     pub sites: Vec<ProbeSite>,
@@ -64,21 +64,24 @@ pub fn plan(
     live: Option<LiveProcess<'_>>,
 ) -> Result<ProbePlan, ProbeError> {
     let version = identify(image)?;
-    let layout = layout(&version)?;
-    let mut functions = locate(image, layout, ranges, live)?;
-    let mut tags = vec![layout.alloc_set.node_tag];
+    let rows = layouts_of(&version)?;
+    let layout = Arc::new(row_of(image, &rows, live));
+    let mut functions = locate(image, &layout, ranges, live)?;
+    let mut tags: Vec<u32> = layout.alloc_set.node_tag.known().into_iter().collect();
     let mut not_followed = Vec::new();
     for allocator in layout.other_allocators.iter().flatten() {
         match locate_others(image, allocator, ranges) {
             Ok(found) => {
                 functions.extend(found);
-                tags.push(allocator.node_tag);
+                tags.extend(allocator.node_tag.known());
             }
             Err(why) => not_followed.push((allocator.kind, why)),
         }
     }
-    functions.push(constructor(image, layout, ranges).map_err(LocateError::Constructor)?);
-    let block_makers = block_makers(image, layout, ranges, &functions);
+    if let Some(create) = &layout.create {
+        functions.push(constructor(image, create, ranges).map_err(LocateError::Constructor)?);
+    }
+    let block_makers = block_makers(image, &layout, ranges, &functions);
     // Every major's tags fit; a test of the catalog holds it.
     let tags = Tags::of(&tags).unwrap_or(Tags::NONE);
     let sites = functions

@@ -32,7 +32,7 @@ pub fn by_static_table(
     allocator: &Allocator,
     ranges: &[FunctionRange],
 ) -> Result<Vec<LocatedFunction>, MethodFailure> {
-    let Some(StaticTable { entries, calls }) = allocator.static_table else {
+    let Some(StaticTable { entries, calls, loads_tag }) = allocator.static_table else {
         return Err(MethodFailure::NotInThisVersion);
     };
     let constructor = allocator.constructor;
@@ -52,12 +52,10 @@ pub fn by_static_table(
             return Err(MethodFailure::SeveralTables { constructor, tables });
         }
     };
-    if !code.loads_second_argument(allocator.node_tag) {
-        return Err(MethodFailure::NoTagInCode {
-            constructor,
-            expected: allocator.node_tag,
-            kind: allocator.kind,
-        });
+    if let Some(expected) = allocator.node_tag.known().filter(|_| loads_tag)
+        && !code.loads_second_argument(expected)
+    {
+        return Err(MethodFailure::NoTagInCode { constructor, expected, kind: allocator.kind });
     }
     let found: Vec<_> = allocator
         .methods

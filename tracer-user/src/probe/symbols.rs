@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     addr::VirtAddr,
-    catalog::{Allocator, Layout},
+    catalog::{Allocator, Function},
     elf::{FunctionRange, Image},
 };
 
@@ -84,11 +84,11 @@ fn by_symbols(
 /// If it is not exported.
 pub fn constructor(
     image: &Image,
-    layout: &Layout,
+    function: &Function,
     ranges: &[FunctionRange],
 ) -> Result<LocatedFunction, MethodFailure> {
-    let address = exported(image, layout.create.symbol)?;
-    located(image, ranges, &layout.create, address, FoundBy::DynamicSymbols)
+    let address = exported(image, function.symbol)?;
+    located(image, ranges, function, address, FoundBy::DynamicSymbols)
 }
 
 /// The address of an exported function that has a range of its own.

@@ -301,5 +301,5 @@ fn what_is_no_known_server_has_no_plan() {
     // A foreign Greenplum string never gets PostgreSQL's layout.
     let mut server = Server::stripped_15();
     server.exports.push(("GpIdentity", TOP));
-    assert!(matches!(plan_of(&server), ProbeError::Catalog(CatalogError::UnsupportedProduct { .. })));
+    assert!(matches!(plan_of(&server), ProbeError::Catalog(CatalogError::UnknownVersion { .. })));
 }

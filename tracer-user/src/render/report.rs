@@ -335,7 +335,9 @@ fn memory(page: &mut Page, capture: &Capture) {
     for growth in memory.by_label.iter().take(MOST_CONTEXTS) {
         let parts = [
             Some(format!("{} traced ({} requested)", signed(growth.traced as i64), bytes(growth.requested))),
-            Some(format!("{} free and headers", signed(growth.overhead))),
+            // Where blocks cannot be read, nothing is known of either.
+            (growth.overhead != 0 || growth.untraced.is_some())
+                .then(|| format!("{} free and headers", signed(growth.overhead))),
             growth.untraced.map(|untraced| format!("{} not traced", signed(untraced))),
         ];
         let parts: Vec<String> = parts.into_iter().flatten().collect();

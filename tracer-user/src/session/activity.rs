@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::{
     addr::AbsAddr,
-    catalog::Layout,
+    catalog::ActivityFields,
     census::{masked, text},
     probe::exported_variable,
     profile::Query,
@@ -24,10 +24,8 @@ pub struct Activity {
     memory: ProcessMemory,
     /// Address of `debug_query_string`.
     statement: Option<AbsAddr>,
-    /// Address of `MyBEEntry`.
-    entry: Option<AbsAddr>,
-    /// Where an entry has the query id.
-    query_id: Option<u64>,
+    /// Address of `MyBEEntry`, and what is known of what it points to.
+    entry: Option<(AbsAddr, ActivityFields)>,
     show_literals: bool,
     known: HashMap<(Option<i64>, String), u32>,
     history: History,
@@ -61,10 +59,6 @@ struct Entry {
     query_id: Option<i64>,
 }
 
-/// Offset of `st_activity_start_timestamp` in a `PgBackendStatus`, every major
-/// (`src/include/pgstat.h`, `utils/backend_status.h`); its first field counts changes.
-const STARTED: u64 = 32;
-
 /// 2000-01-01 in seconds since 1970.
 const POSTGRES_EPOCH: i64 = 946_684_800;
 
@@ -72,12 +66,11 @@ impl Activity {
     /// Of a process; what its server does not export is not looked at.
     pub fn of(prepared: &Prepared, show_literals: bool) -> Self {
         let variable = |name| exported_variable(&prepared.image, name).map(|at| at.in_process(prepared.bias));
-        let layout: &Layout = prepared.plan.layout;
+        let fields = prepared.plan.layout.activity;
         Self {
             memory: ProcessMemory::new(prepared.process.pid),
             statement: variable("debug_query_string"),
-            entry: variable("MyBEEntry"),
-            query_id: layout.query_id,
+            entry: variable("MyBEEntry").zip(fields),
             show_literals,
             known: HashMap::new(),
             history: History::default(),
@@ -117,11 +110,12 @@ impl Activity {
 
     /// `None` while it is written.
     fn entry(&self) -> Option<Entry> {
-        let entry = self.memory.word(self.entry?).ok().filter(|at| *at != 0)?;
+        let (entry, fields) = self.entry?;
+        let entry = self.memory.word(entry).ok().filter(|at| *at != 0)?;
         let word = |offset| self.memory.word(AbsAddr(entry).offset(offset)).ok();
         let changes = word(0)? as u32;
-        let started_us = word(STARTED)? as i64;
-        let query_id = self.query_id.and_then(word).filter(|id| *id != 0).map(|id| id as i64);
+        let started_us = word(fields.started)? as i64;
+        let query_id = fields.query_id.and_then(word).filter(|id| *id != 0).map(|id| id as i64);
         let is_whole = changes.is_multiple_of(2) && word(0)? as u32 == changes && started_us > 0;
         is_whole.then_some(Entry { started_us, query_id })
     }

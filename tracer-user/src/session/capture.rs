@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     addr::AbsAddr,
-    bpf::{Limits, Tracer},
+    bpf::{ContextNames, Limits, Tracer},
     guard::{
         CaptureLock, check_memory, go_first_when_memory_is_short, measure_probe_costs, prove_return_probes,
     },
@@ -106,7 +106,7 @@ pub async fn capture(
     if let Err(error) = go_first_when_memory_is_short() {
         progress.say(&format!("cannot make pgleak the first to go when memory is short: {error}"));
     }
-    let mut tracer = Tracer::load(limits, prepared.plan.layout.context.name)?;
+    let mut tracer = Tracer::load(limits, ContextNames::of(&prepared.plan.layout))?;
     if let Some(name) = &options.context {
         tracer.control().record_only(name);
     }

@@ -59,7 +59,7 @@ impl Look {
                 continue;
             }
             room -= usage.total();
-            let chunks = used_chunks(&observed.memory, observed.layout, context, Limits::default());
+            let chunks = used_chunks(&observed.memory, &observed.layout, context, Limits::default());
             if let Some(chunks) = chunks {
                 self.chunks.insert(context.address.0, chunks);
             }

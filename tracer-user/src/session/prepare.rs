@@ -123,7 +123,7 @@ impl Prepared {
     /// Its memory contexts, if it says where they are.
     pub fn observed(&self) -> Option<Observed> {
         let variable = top_context_variable(&self.image).ok()?.in_process(self.bias);
-        Some(Observed::new(self.process, self.plan.version.clone(), self.plan.layout, variable))
+        Some(Observed::new(self.process, self.plan.version.clone(), Arc::clone(&self.plan.layout), variable))
     }
 
     /// Whether return probes have to be tried out on a child first.

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use pgleak::{
     addr::AbsAddr,
-    bpf::{Attached, Limits, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
+    bpf::{Attached, ContextNames, Limits, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
     session::Mappings,
     target::{LoadedModules, exe_link},
 };
@@ -50,7 +50,7 @@ pub(crate) fn run(say: &mut impl FnMut(&str, Result<String>)) -> Result<()> {
     let mut mappings = Mappings::new(LoadedModules::read(fixture.pid())?, None)?;
     let (rows, pages) = mappings.table_sizes();
     let limits = Limits::within(64 << 20, rows, pages).context("64 MiB are enough for a small program")?;
-    let mut tracer = Tracer::load(limits, NAME_OFFSET)?;
+    let mut tracer = Tracer::load(limits, ContextNames { offset: NAME_OFFSET, are_copies: 0 })?;
     say("measure", tracer.load_measure().map(|()| "loads".to_owned()).map_err(Into::into));
     for (name, count) in tracer.verified_instructions() {
         say(&format!("program {name}"), verified(count));
