@@ -26,14 +26,16 @@ pub fn binary() -> Result<PathBuf> {
 }
 
 /// The program with arguments, and nothing of the caller's logging or signals: what a shell starts in the
-/// background ignores SIGINT.
+/// background ignores SIGINT, and what `nohup` starts SIGHUP.
 pub fn command<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Result<Command> {
     let mut command = Command::new(binary()?);
     command.args(arguments).env_remove("RUST_LOG").stdin(Stdio::null());
     // SAFETY: setting a disposition is async-signal-safe.
     unsafe {
         command.pre_exec(|| {
-            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             Ok(())
         });
     }

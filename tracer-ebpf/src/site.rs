@@ -206,7 +206,7 @@ pub struct Site {
     pub size_arg: u8,
     /// Position of the argument that is a context's name, or [`NO_ARG`].
     pub name_arg: u8,
-    /// Position of the argument that is a context's node tag, or [`NO_ARG`].
+    /// Position of the argument that is a context's node tag, or [`NO_ARG`] if it does not matter.
     pub tag_arg: u8,
     /// The node tags of the contexts that are followed, where there is such an argument.
     pub tags: Tags,

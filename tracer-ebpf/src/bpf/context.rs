@@ -9,7 +9,7 @@ use aya_ebpf::programs::ProbeContext;
 use tracer_ebpf::{
     abi::{ChunkKey, Context, ContextKey, Control, Live, NAME_BYTES, NO_STACK, Name, Phase},
     counters::Counter,
-    site::{ArgField, Site, is_pool},
+    site::{ArgField, NO_ARG, Site, is_pool},
 };
 
 use crate::bpf::{
@@ -34,7 +34,9 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
         take_over(read::argument(regs, cookie, ArgField::Context));
     }
     // The end of a context whose methods are not probed would not be seen.
-    if !Site::follows(cookie, read::argument(regs, cookie, ArgField::Tag) as u32) {
+    if Site::arg_of(cookie, ArgField::Tag) != u64::from(NO_ARG)
+        && !Site::follows(cookie, read::argument(regs, cookie, ArgField::Tag) as u32)
+    {
         return;
     }
     let Some(control) = control() else { return };

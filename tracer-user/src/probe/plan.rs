@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use tracer_ebpf::site::{Role, Tags};
+use tracer_ebpf::site::{NO_ARG, Role, Tags};
 
 use super::{
     LiveProcess, LocateError, LocatedFunction, ProbeSite, choose_site, code::Code64, constructor, locate,
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     addr::VirtAddr,
-    catalog::{CatalogError, Kind, Layout, ServerVersion, identify, layouts_of},
+    catalog::{CatalogError, Function, Kind, Layout, ServerVersion, identify, layouts_of},
     elf::{FunctionRange, Image, range_at},
 };
 
@@ -79,7 +79,11 @@ pub fn plan(
         }
     }
     if let Some(create) = &layout.create {
-        functions.push(constructor(image, create, ranges).map_err(LocateError::Constructor)?);
+        // Which kind it is matters only if not all are followed, and its argument may be gone where the
+        // cheapest probe is.
+        let tag_arg = if not_followed.is_empty() { NO_ARG } else { create.tag_arg };
+        let create = Function { tag_arg, ..*create };
+        functions.push(constructor(image, &create, ranges).map_err(LocateError::Constructor)?);
     }
     let block_makers = block_makers(image, &layout, ranges, &functions);
     // Every major's tags fit; a test of the catalog holds it.
