@@ -9,6 +9,10 @@ use pgleak_tests::{
 
 use crate::common::{on_builds, recording, server};
 
+/// Leaks at once, and goes on for longer than it takes until somebody looks: what is booked to a statement
+/// was born in it for sure.
+const STATEMENT: &str = "select planted_palloc(5, 700), pg_sleep(0.1)";
+
 /// The server says the same of the process: its statement and the id of it.
 fn statements(build: &Build) {
     let mut options = ServerOptions::default();
@@ -17,7 +21,7 @@ fn statements(build: &Build) {
     }
     let server = Server::start(build, &options).unwrap();
     planted::install(&server).unwrap();
-    let leak = Loop::start(&server, &Call::PALLOC.sql(&[5, 700])).unwrap();
+    let leak = Loop::start(&server, STATEMENT).unwrap();
     let pid = leak.backend_pid();
     let running = recording(pid, &["--duration", "2s", "--settle", "0"]);
     let id = (build.major >= 14).then(|| {
@@ -35,7 +39,7 @@ fn statements(build: &Build) {
     assert_eq!(first.head, Call::PALLOC.frame, "{}", build.name);
     let (query, part) = first.query.expect("a statement was seen");
     let query = &capture.queries[query as usize];
-    assert_eq!(query.statement, "select planted_palloc(?, ?)", "{}", build.name);
+    assert_eq!(query.statement, "select planted_palloc(?, ?), pg_sleep(?)", "{}", build.name);
     assert_eq!(query.id, id, "{}: {:?}", build.name, capture.queries);
     assert!(part > 0.5, "{}: {part}", build.name);
     let line = finished.stdout.lines().find(|line| line.contains("while running")).expect("it is reported");
@@ -53,7 +57,7 @@ on_builds!(statements: debian_15 npm_12 12 npm_13 13 npm_14 14 npm_15 15 npm_16 
 fn literals_are_kept_when_they_are_asked_for() {
     let server = server(&Build::packaged(15).unwrap());
     planted::install(&server).unwrap();
-    let leak = Loop::start(&server, &Call::PALLOC.sql(&[5, 700])).unwrap();
+    let leak = Loop::start(&server, STATEMENT).unwrap();
     let arguments = ["--duration", "1s", "--settle", "0", "--show-queries"];
     let finished = recording(leak.backend_pid(), &arguments).finish().unwrap().success().unwrap();
     leak.stop().unwrap();

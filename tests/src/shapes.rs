@@ -129,7 +129,7 @@ impl Shapes {
     pub fn capture(&mut self, function: &str) -> Result<()> {
         let (pid, offset) = (self.pid(), self.offset_of(function)?);
         let site = Site { role: Role::Alloc, context_arg: 0, size_arg: 1, ..Site::PLAIN };
-        let probe = Probe { function, role: site.role, offset, cookie: site.pack() };
+        let probe = Probe { function, role: site.role, is_outside: false, offset, cookie: site.pack() };
         Ok(self.attached.add(&mut self.sampling.tracer, pid, &exe_link(pid), probe)?)
     }
 

@@ -382,6 +382,14 @@ pub struct Task {
     pub frames: [u64; FRAME_SLOTS],
     /// Growth of the chunk at hand.
     pub parts: Parts,
+    /// The chunk that is resized, as it was.
+    pub resized: Live,
+    /// 1 if it is followed already.
+    pub is_followed: u64,
+    /// Bytes that it takes now.
+    pub held: u64,
+    /// 1 if growth is recorded.
+    pub is_recording: u64,
 }
 
 /// Sums over stacks that were taken in several ways for comparison. The one element of
@@ -429,7 +437,7 @@ const _: () = {
     assert!(size_of::<StackHeader>() == 16);
     assert!(size_of::<Window>() == 16 + 8 * WINDOW_WORDS);
     assert!(size_of::<Trail>() == 128 * 48 + 256 + 8);
-    assert!(size_of::<Task>() == 8 * 80 + 8 + 136 + 16400 + 6408 + 128 * 32 + 16 + 1024 + 264);
+    assert!(size_of::<Task>() == 8 * 80 + 8 + 136 + 16400 + 6408 + 128 * 32 + 16 + 1024 + 264 + 88);
     assert!(WINDOW_WORDS.is_power_of_two() && MAPSET_SLOTS.is_power_of_two());
     assert!(FRAME_SLOTS.is_power_of_two() && FRAME_SLOTS > MAX_FRAMES);
     assert!(MAX_RANGES.is_power_of_two() && MAX_PARTS.is_power_of_two() && MAX_PENDING.is_power_of_two());

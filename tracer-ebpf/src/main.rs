@@ -18,35 +18,70 @@ use crate::bpf::{chunk, context, loader, measure, process, realloc, sample};
 /// Entry of a function that returns a new chunk.
 #[uprobe(sleepable)]
 fn alloc_enter(ctx: ProbeContext) -> u32 {
-    chunk::alloc_enter(&ctx);
+    chunk::alloc_enter::<false>(&ctx);
     0
 }
 
 /// Return of a function that returns a new chunk.
 #[uretprobe(sleepable)]
 fn alloc_exit(ctx: RetProbeContext) -> u32 {
-    chunk::alloc_exit(&ctx);
+    chunk::alloc_exit::<false>(&ctx);
     0
 }
 
 /// Entry of a function that gives one chunk back.
 #[uprobe]
 fn free_enter(ctx: ProbeContext) -> u32 {
-    chunk::free_enter(&ctx);
+    chunk::free_enter::<false>(&ctx);
     0
 }
 
 /// Entry of a function that changes a chunk's size.
 #[uprobe(sleepable)]
 fn realloc_enter(ctx: ProbeContext) -> u32 {
-    realloc::realloc_enter(&ctx);
+    realloc::realloc_enter::<false>(&ctx);
     0
 }
 
 /// Return of a function that changes a chunk's size.
 #[uretprobe(sleepable)]
 fn realloc_exit(ctx: RetProbeContext) -> u32 {
-    realloc::realloc_exit(&ctx);
+    realloc::realloc_exit::<false>(&ctx);
+    0
+}
+
+/// Entry of malloc, or of another function that returns memory outside of contexts.
+#[uprobe(sleepable)]
+fn outside_alloc_enter(ctx: ProbeContext) -> u32 {
+    chunk::alloc_enter::<true>(&ctx);
+    0
+}
+
+/// Its return.
+#[uretprobe(sleepable)]
+fn outside_alloc_exit(ctx: RetProbeContext) -> u32 {
+    chunk::alloc_exit::<true>(&ctx);
+    0
+}
+
+/// Entry of free and its like.
+#[uprobe]
+fn outside_free_enter(ctx: ProbeContext) -> u32 {
+    chunk::free_enter::<true>(&ctx);
+    0
+}
+
+/// Entry of realloc and its like.
+#[uprobe(sleepable)]
+fn outside_realloc_enter(ctx: ProbeContext) -> u32 {
+    realloc::realloc_enter::<true>(&ctx);
+    0
+}
+
+/// Its return.
+#[uretprobe(sleepable)]
+fn outside_realloc_exit(ctx: RetProbeContext) -> u32 {
+    realloc::realloc_exit::<true>(&ctx);
     0
 }
 

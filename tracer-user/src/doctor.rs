@@ -225,6 +225,9 @@ fn programs(prepared: Option<&Prepared>) -> Vec<Check> {
         Ok(tracer) => tracer,
         Err(error) => return vec![bad("eBPF programs", error.to_string(), "see the line about the kernel")],
     };
+    for (program, count) in tracer.verified_instructions() {
+        tracing::debug!("{program}: the verifier looked at {count} instructions");
+    }
     let verified: u32 = tracer.verified_instructions().iter().map(|(_, count)| count).sum();
     let mut checks =
         vec![good("eBPF programs", format!("all load; the verifier looked at {verified} instructions"))];

@@ -34,7 +34,7 @@ pub(crate) fn entered(ctx: &ProbeContext) -> Option<(u64, u32)> {
 }
 
 #[inline(always)]
-pub(crate) fn pending(regs: &pt_regs, cookie: u64) -> Pending {
+pub(crate) fn pending<const OUTSIDE: bool>(regs: &pt_regs, cookie: u64) -> Pending {
     Pending {
         sp: regs.rsp,
         // Not there yet when the probe's instruction is the function's first: the caller's push
@@ -48,21 +48,22 @@ pub(crate) fn pending(regs: &pt_regs, cookie: u64) -> Pending {
         },
         function: regs.rip.wrapping_sub(Site::skew_of(cookie)),
         cookie,
-        context: match Site::pool_of(cookie) {
-            0 => read::argument(regs, cookie, ArgField::Context),
-            pool => pool,
+        context: if OUTSIDE {
+            Site::pool_of(cookie)
+        } else {
+            read::argument(regs, cookie, ArgField::Context)
         },
         pointer: read::argument(regs, cookie, ArgField::Pointer),
-        size: size(regs, cookie),
+        size: if OUTSIDE { size_outside(regs, cookie) } else { read::argument(regs, cookie, ArgField::Size) },
         old_usable: 0,
         old_held: 0,
         flags: 0,
     }
 }
 
-/// The size that is asked for.
+/// The size that malloc and its like are asked for.
 #[inline(always)]
-fn size(regs: &pt_regs, cookie: u64) -> u64 {
+fn size_outside(regs: &pt_regs, cookie: u64) -> u64 {
     let size = read::argument(regs, cookie, ArgField::Size);
     // One that overflows gets no memory.
     if Site::arg_of(cookie, ArgField::Factor) == u64::from(NO_ARG) {
@@ -81,9 +82,10 @@ fn is_own_memory(regs: &pt_regs) -> bool {
 }
 
 /// A call that will return a new chunk begins. Nothing is recorded before it returns: an error
-/// may leave it.
+/// may leave it. `OUTSIDE` is memory that is in no context: programs of their own, since what is one
+/// branch to the reader is twice as many paths to the verifier.
 #[inline(always)]
-pub(crate) fn alloc_enter(ctx: &ProbeContext) {
+pub(crate) fn alloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
     let Some((cookie, phase)) = entered(ctx) else { return };
     if phase != Phase::Record as u32 {
         return;
@@ -93,8 +95,8 @@ pub(crate) fn alloc_enter(ctx: &ProbeContext) {
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
     task::drop_left(task, regs.rsp);
-    let mut call = pending(regs, cookie);
-    if Site::pool_of(cookie) != 0 {
+    let mut call = pending::<OUTSIDE>(regs, cookie);
+    if OUTSIDE {
         // What an allocator gets for itself is its caller's, and counted there.
         if task::innermost(control, task, regs.rsp).is_some() {
             call.flags = PENDING_INNER;
@@ -114,7 +116,7 @@ pub(crate) fn alloc_enter(ctx: &ProbeContext) {
 
 /// The call returns.
 #[inline(always)]
-pub(crate) fn alloc_exit(ctx: &RetProbeContext) {
+pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
     let Some((control, task, call, regs)) = returned(ctx) else { return };
     if call.flags != 0 {
         count(match call.flags {
@@ -124,13 +126,18 @@ pub(crate) fn alloc_exit(ctx: &RetProbeContext) {
         });
         return;
     }
-    let Some(pointer) = new_chunk(call, regs) else {
+    let Some(pointer) = new_chunk::<OUTSIDE>(call, regs) else {
         count(Counter::NullReturn);
         return;
     };
     let Some(now) = within_deadline(control) else { return };
-    let Some(epoch) = context::epoch(control, call.context) else { return };
-    let held = held_bytes(call, pointer, call.size);
+    let epoch = if OUTSIDE {
+        0
+    } else {
+        let Some(epoch) = context::epoch(control, call.context) else { return };
+        epoch
+    };
+    let held = held_bytes::<false>(call, pointer, call.size);
     let stack = stack::id(control, task, call.function, regs);
     let live = Live::new((call.context, epoch), (call.size, held), now, stack);
     if put(pointer, &live) {
@@ -149,23 +156,23 @@ pub(crate) fn alloc_exit(ctx: &RetProbeContext) {
 
 /// The chunk that a call returns, unless it has failed.
 #[inline(always)]
-fn new_chunk(call: &Pending, regs: &pt_regs) -> Option<u64> {
-    if Site::role_of(call.cookie) == Role::AllocInto as u64 {
+fn new_chunk<const OUTSIDE: bool>(call: &Pending, regs: &pt_regs) -> Option<u64> {
+    if OUTSIDE && Site::role_of(call.cookie) == Role::AllocInto as u64 {
         return if regs.rax == 0 { read::word(call.pointer) } else { None };
     }
-    returned_pointer(regs)
+    returned_pointer::<OUTSIDE>(regs)
 }
 
 /// What a call has returned, unless it is no address.
 #[inline(always)]
-pub(crate) fn returned_pointer(regs: &pt_regs) -> Option<u64> {
+pub(crate) fn returned_pointer<const OUTSIDE: bool>(regs: &pt_regs) -> Option<u64> {
     // mmap fails with -1.
-    (regs.rax != 0 && regs.rax != u64::MAX).then_some(regs.rax)
+    (regs.rax != 0 && !(OUTSIDE && regs.rax == u64::MAX)).then_some(regs.rax)
 }
 
 /// One chunk goes.
 #[inline(always)]
-pub(crate) fn free_enter(ctx: &ProbeContext) {
+pub(crate) fn free_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
     let Some((cookie, _)) = entered(ctx) else { return };
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
@@ -185,11 +192,13 @@ pub(crate) fn free_enter(ctx: &ProbeContext) {
     };
     // SAFETY: a map value; copied because its slot is used again as soon as it is removed.
     let live = unsafe { *live };
-    // munmap may take a part only.
-    let length = rounded(ChunkHeader::Pages as u64, read::argument(regs, cookie, ArgField::Size));
-    if Site::pool_of(cookie) == Pool::Mmap as u64 && length < live.full_held {
-        unmap_head(pointer, &live, length);
-        return;
+    if OUTSIDE && Site::pool_of(cookie) == Pool::Mmap as u64 {
+        // munmap may take a part only.
+        let length = rounded(ChunkHeader::Pages as u64, read::argument(regs, cookie, ArgField::Size));
+        if length < live.full_held {
+            unmap_head(pointer, &live, length);
+            return;
+        }
     }
     free(pointer, &live);
 }
@@ -278,12 +287,12 @@ pub(crate) fn sizes(header: u64, pointer: u64, word: u64) -> Option<(u64, u64)> 
     Some((usable, usable.wrapping_add(header_bytes(header))))
 }
 
-/// Bytes that a chunk takes in its context.
+/// Bytes that a chunk takes in its context. `SIZED`: its header says its size.
 #[inline(always)]
-pub(crate) fn held_bytes(call: &Pending, pointer: u64, requested: u64) -> u64 {
+pub(crate) fn held_bytes<const SIZED: bool>(call: &Pending, pointer: u64, requested: u64) -> u64 {
     let header = Site::header_of(call.cookie);
     let before = size_before(header);
-    if before == 0 {
+    if !SIZED && before == 0 {
         return rounded(header, requested).wrapping_add(header_bytes(header));
     }
     match read::word(pointer.wrapping_sub(before)).and_then(|word| sizes(header, pointer, word)) {

@@ -116,9 +116,6 @@ fn of(ctx: &ProbeContext) -> Option<ContextKey> {
 /// recorded in it.
 #[inline(always)]
 pub(crate) fn epoch(control: *mut Control, key: ContextKey) -> Option<u64> {
-    if is_pool(key) {
-        return Some(0);
-    }
     let (epoch, left_out) = match CONTEXTS.get_ptr(&key) {
         // SAFETY: a map value; aligned words.
         Some(context) => unsafe {
@@ -185,11 +182,14 @@ fn remember_name(address: u64) {
 /// Whether a chunk's context still has the epoch that the chunk was born in.
 #[inline(always)]
 pub(crate) fn is_alive(live: &Live) -> bool {
-    is_pool(live.context)
-        || CONTEXTS
-            .get_ptr(&live.context)
-            // SAFETY: a map value; one aligned word.
-            .is_some_and(
-                |context| unsafe { core::ptr::read_volatile(&raw const (*context).epoch) } == live.epoch,
-            )
+    is_pool(live.context) || has_its_epoch(live)
+}
+
+/// The same for a chunk that is in a context.
+#[inline(always)]
+pub(crate) fn has_its_epoch(live: &Live) -> bool {
+    CONTEXTS
+        .get_ptr(&live.context)
+        // SAFETY: a map value; one aligned word.
+        .is_some_and(|context| unsafe { core::ptr::read_volatile(&raw const (*context).epoch) } == live.epoch)
 }

@@ -2,9 +2,9 @@
 
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use tracer_ebpf::{
-    abi::{Live, PENDING_INNER, PENDING_OLD_KNOWN, Pending, Phase},
+    abi::{Control, Live, NO_STACK, PENDING_INNER, PENDING_OLD_KNOWN, Pending, Phase, Task},
     counters::Counter,
-    site::{Site, is_pool, packed_context_at, size_before},
+    site::{Site, packed_context_at, size_before},
 };
 
 use crate::bpf::{
@@ -18,35 +18,35 @@ use crate::bpf::{
 
 /// A call that will resize a chunk begins.
 #[inline(always)]
-pub(crate) fn realloc_enter(ctx: &ProbeContext) {
+pub(crate) fn realloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
     let Some((cookie, phase)) = entered(ctx) else { return };
     let Some(task) = task::current_or_new() else { return };
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
     task::drop_left(task, regs.rsp);
-    let mut call = pending(regs, cookie);
-    if Site::pool_of(cookie) != 0
+    let mut call = pending::<OUTSIDE>(regs, cookie);
+    if OUTSIDE
         && let Some(control) = control()
         && task::innermost(control, task, regs.rsp).is_some()
     {
         call.flags = PENDING_INNER;
     } else if phase == Phase::Record as u32 {
-        remember_old(&mut call, cookie);
+        remember_old::<OUTSIDE>(&mut call, cookie);
     }
     task::push(task, call);
 }
 
 /// What the chunk was, should nobody know it: the call overwrites its header.
 #[inline(always)]
-fn remember_old(call: &mut Pending, cookie: u64) {
+fn remember_old<const OUTSIDE: bool>(call: &mut Pending, cookie: u64) {
     let header = Site::header_of(cookie);
-    if Site::pool_of(cookie) != 0 && call.pointer == 0 {
+    if OUTSIDE && call.pointer == 0 {
         // realloc(NULL, size) is malloc(size).
         call.flags |= PENDING_OLD_KNOWN;
         return;
     }
     let before = size_before(header);
-    if before == 0 {
+    if OUTSIDE && before == 0 {
         return;
     }
     let Some(word) = read::word(call.pointer.wrapping_sub(before)) else { return };
@@ -56,23 +56,23 @@ fn remember_old(call: &mut Pending, cookie: u64) {
         call.flags |= PENDING_OLD_KNOWN;
     }
     // Where no argument is the context, the header of one word leads to it.
-    if call.context == 0 {
+    if !OUTSIDE && call.context == 0 {
         call.context = read::word(packed_context_at(header, call.pointer, word)).unwrap_or(0);
     }
 }
 
 /// The call returns.
 #[inline(always)]
-pub(crate) fn realloc_exit(ctx: &RetProbeContext) {
+pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
     let Some((control, task, call, regs)) = returned(ctx) else { return };
-    if call.flags & PENDING_INNER != 0 {
+    if OUTSIDE && call.flags & PENDING_INNER != 0 {
         count(Counter::NestedInAllocator);
         return;
     }
-    let Some(pointer) = returned_pointer(regs) else {
+    let Some(pointer) = returned_pointer::<OUTSIDE>(regs) else {
         // realloc(p, 0) is free(p); other failures leave the chunk as it was.
-        if call.size == 0
-            && is_pool(call.context)
+        if OUTSIDE
+            && call.size == 0
             && let Some(live) = LIVE.get_ptr(&call.pointer)
         {
             // SAFETY: a map value; copied because its slot is used again as soon as it is removed.
@@ -82,63 +82,110 @@ pub(crate) fn realloc_exit(ctx: &RetProbeContext) {
         count(Counter::NullReturn);
         return;
     };
-    let held = held_bytes(call, pointer, call.size);
+    // Of contexts, only those whose chunks have a size can resize them.
+    let held = if OUTSIDE {
+        held_bytes::<false>(call, pointer, call.size)
+    } else {
+        held_bytes::<true>(call, pointer, call.size)
+    };
     // A chunk that is known is followed whatever the hour; growth after recording has ended, or
     // while user space is not well, belongs to nobody new.
     let now = within_deadline(control);
     let recording = now.is_some() && phase() == Some(Phase::Record as u32);
     let now = now.unwrap_or(0);
-    let known = match LIVE.get_ptr(&call.pointer) {
-        // SAFETY: a map value; copied because its slot may be given up below.
-        Some(live) => Some(unsafe { *live }),
-        None => None,
-    };
-    if let Some(mut live) = known {
-        if context::is_alive(&live) {
-            let old = (live.full_requested, live.full_held);
-            live.full_requested = call.size;
-            live.full_held = held;
-            let growth = (call.size.saturating_sub(old.0), held.saturating_sub(old.1));
-            let loss = (old.0.saturating_sub(call.size), old.1.saturating_sub(held));
-            if loss.0 | loss.1 != 0 {
-                give_back(&mut live, call.pointer, loss);
-                count(Counter::ReallocShrunk);
-            }
-            if growth.0 | growth.1 != 0 {
-                count(Counter::ReallocGrown);
-                let owner =
-                    if recording { stack::id(control, task, call.function, regs) } else { live.stack };
-                grow(task, &mut live, call.pointer, owner, growth, now);
-            } else if loss.0 | loss.1 == 0 {
-                count(Counter::ReallocSame);
-            }
-            settle_in(task, call.pointer, pointer, &mut live);
-            return;
-        }
-        if live.has_parts != 0 {
-            let _ = PARTS.remove(&call.pointer);
-        }
-        remove(call.pointer);
-        count(Counter::FreeDead);
+    // SAFETY: a map value that only this task uses.
+    unsafe {
+        core::ptr::write_volatile(&raw mut (*task).held, held);
+        core::ptr::write_volatile(&raw mut (*task).is_recording, u64::from(recording));
     }
-    if !recording {
+    if !remember::<OUTSIDE>(task, call.pointer) && !(recording && begin::<OUTSIDE>(control, task, call)) {
         return;
     }
+    // What was found out is in the task's memory, of which the verifier knows nothing: so it looks at the
+    // walk once, and not once for each way here.
+    // SAFETY: a map value that only this task uses.
+    let (mut live, held, recording) = unsafe {
+        (
+            (*task).resized,
+            core::ptr::read_volatile(&raw const (*task).held),
+            core::ptr::read_volatile(&raw const (*task).is_recording) != 0,
+        )
+    };
+    let old = (live.full_requested, live.full_held);
+    let growth = (call.size.saturating_sub(old.0), held.saturating_sub(old.1));
+    let grows = growth.0 | growth.1 != 0;
+    let stack = if grows && recording { stack::id(control, task, call.function, regs) } else { NO_STACK };
+    live.full_requested = call.size;
+    live.full_held = held;
+    // SAFETY: as above.
+    if unsafe { core::ptr::read_volatile(&raw const (*task).is_followed) } == 0 {
+        if !grows {
+            return;
+        }
+        (live.requested, live.held) = growth;
+        (live.born_ns, live.stack) = (now, stack);
+        if put(pointer, &live) {
+            count(Counter::ReallocGrown);
+            add_allocated(stack, 1, growth.0, growth.1);
+        }
+        return;
+    }
+    let loss = (old.0.saturating_sub(call.size), old.1.saturating_sub(held));
+    if loss.0 | loss.1 != 0 {
+        give_back(&mut live, call.pointer, loss);
+        count(Counter::ReallocShrunk);
+    }
+    if grows {
+        count(Counter::ReallocGrown);
+        let owner = if recording { stack } else { live.stack };
+        grow(task, &mut live, call.pointer, owner, growth, now);
+    } else if loss.0 | loss.1 == 0 {
+        count(Counter::ReallocSame);
+    }
+    settle_in(task, call.pointer, pointer, &mut live);
+}
+
+/// Puts what is known of a chunk that is alive into the task's memory; what is known of a dead one goes.
+#[inline(always)]
+fn remember<const OUTSIDE: bool>(task: *mut Task, pointer: u64) -> bool {
+    let Some(live) = LIVE.get_ptr(&pointer) else { return false };
+    // SAFETY: a map value; copied because its slot may be given up.
+    let live = unsafe { *live };
+    if OUTSIDE || context::has_its_epoch(&live) {
+        // SAFETY: a map value that only this task uses.
+        unsafe {
+            (*task).resized = live;
+            core::ptr::write_volatile(&raw mut (*task).is_followed, 1);
+        }
+        return true;
+    }
+    if live.has_parts != 0 {
+        let _ = PARTS.remove(&pointer);
+    }
+    remove(pointer);
+    count(Counter::FreeDead);
+    false
+}
+
+/// The same for a chunk that nobody knew, by what its header said before the call. A function of its own, which
+/// the verifier prefers.
+#[inline(never)]
+fn begin<const OUTSIDE: bool>(control: *mut Control, task: *mut Task, call: &Pending) -> bool {
     count(Counter::ReallocUnknown);
     if call.flags & PENDING_OLD_KNOWN == 0 || call.context == 0 {
         count(Counter::GrowthUnknown);
-        return;
+        return false;
     }
-    let growth = (call.size.saturating_sub(call.old_usable), held.saturating_sub(call.old_held));
-    if growth.0 | growth.1 == 0 {
-        return;
+    let epoch = if OUTSIDE {
+        0
+    } else {
+        let Some(epoch) = context::epoch(control, call.context) else { return false };
+        epoch
+    };
+    // SAFETY: a map value that only this task uses.
+    unsafe {
+        (*task).resized = Live::new((call.context, epoch), (call.old_usable, call.old_held), 0, NO_STACK);
+        core::ptr::write_volatile(&raw mut (*task).is_followed, 0);
     }
-    let Some(epoch) = context::epoch(control, call.context) else { return };
-    let stack = stack::id(control, task, call.function, regs);
-    let mut live = Live::new((call.context, epoch), growth, now, stack);
-    (live.full_requested, live.full_held) = (call.size, held);
-    if put(pointer, &live) {
-        count(Counter::ReallocGrown);
-        add_allocated(stack, 1, growth.0, growth.1);
-    }
+    true
 }

@@ -49,6 +49,8 @@ pub struct Probe<'a> {
     pub function: &'a str,
     /// What it does, which chooses the programs.
     pub role: Role,
+    /// Whether its memory is outside of contexts.
+    pub is_outside: bool,
     /// The probed instruction in the file.
     pub offset: FileOffset,
     /// See [`tracer_ebpf::site::Site::pack`].
@@ -58,8 +60,13 @@ pub struct Probe<'a> {
 impl<'a> Probe<'a> {
     /// The probe of a plan.
     pub fn of(site: &'a ProbeSite) -> Self {
-        let (function, role) = (site.function.name(), site.site.role);
-        Self { function, role, offset: site.offset, cookie: site.site.pack() }
+        Self {
+            function: site.function.name(),
+            role: site.site.role,
+            is_outside: site.site.role != Role::Create && site.site.pool.is_some(),
+            offset: site.offset,
+            cookie: site.site.pack(),
+        }
     }
 }
 
@@ -79,15 +86,18 @@ struct Set {
     fd: OwnedFd,
 }
 
-/// Programs at the entry and the return of a role's functions.
-const fn programs(role: Role) -> (&'static str, Option<&'static str>) {
-    match role {
-        Role::Alloc | Role::AllocInto => ("alloc_enter", Some("alloc_exit")),
-        Role::Free => ("free_enter", None),
-        Role::Realloc => ("realloc_enter", Some("realloc_exit")),
-        Role::Reset => ("reset_enter", None),
-        Role::Delete => ("delete_enter", None),
-        Role::Create => ("create_enter", None),
+/// Programs at the entry and the return of a function.
+const fn programs(role: Role, is_outside: bool) -> (&'static str, Option<&'static str>) {
+    match (role, is_outside) {
+        (Role::Alloc | Role::AllocInto, false) => ("alloc_enter", Some("alloc_exit")),
+        (Role::Alloc | Role::AllocInto, true) => ("outside_alloc_enter", Some("outside_alloc_exit")),
+        (Role::Free, false) => ("free_enter", None),
+        (Role::Free, true) => ("outside_free_enter", None),
+        (Role::Realloc, false) => ("realloc_enter", Some("realloc_exit")),
+        (Role::Realloc, true) => ("outside_realloc_enter", Some("outside_realloc_exit")),
+        (Role::Reset, _) => ("reset_enter", None),
+        (Role::Delete, _) => ("delete_enter", None),
+        (Role::Create, _) => ("create_enter", None),
     }
 }
 
@@ -104,7 +114,7 @@ impl Attached {
         path: &Path,
         probe: Probe<'_>,
     ) -> Result<(), AttachError> {
-        let (entry, exit) = programs(probe.role);
+        let (entry, exit) = programs(probe.role, probe.is_outside);
         // The return probe first: an entry without its return would stay open.
         if let Some(exit) = exit {
             self.set(tracer, exit, true, pid, path, probe)?;
@@ -123,7 +133,8 @@ impl Attached {
         path: &Path,
         offset: FileOffset,
     ) -> Result<(), AttachError> {
-        let probe = Probe { function: "_dl_debug_state", role: Role::Free, offset, cookie: 0 };
+        let probe =
+            Probe { function: "_dl_debug_state", role: Role::Free, is_outside: false, offset, cookie: 0 };
         self.set(tracer, LOADER, false, pid, path, probe)?;
         if let Some(set) = self.probes.last_mut() {
             set.role = None;
@@ -154,7 +165,7 @@ impl Attached {
         path: &Path,
         probe: Probe<'_>,
     ) -> Result<(), AttachError> {
-        let Probe { function, role, offset, cookie } = probe;
+        let Probe { function, role, offset, cookie, .. } = probe;
         let number = u8::try_from(self.probes.len()).map_err(|_| AttachError::TooMany)?;
         let missing = || AttachError::Program(program);
         let uprobe: &mut UProbe = tracer

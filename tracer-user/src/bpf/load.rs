@@ -26,7 +26,7 @@ use crate::catalog::Layout;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer.o"));
 
 /// Programs attached to allocator functions.
-pub(super) const PROBES: [&str; 9] = [
+pub(super) const PROBES: [&str; 14] = [
     "alloc_enter",
     "alloc_exit",
     "free_enter",
@@ -35,6 +35,11 @@ pub(super) const PROBES: [&str; 9] = [
     "reset_enter",
     "delete_enter",
     "create_enter",
+    "outside_alloc_enter",
+    "outside_alloc_exit",
+    "outside_free_enter",
+    "outside_realloc_enter",
+    "outside_realloc_exit",
     LOADER,
 ];
 /// Attached where the dynamic loader tells of what it has loaded.

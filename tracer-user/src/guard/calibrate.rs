@@ -116,7 +116,7 @@ pub fn measure(tracer: &mut Tracer) -> Result<ProbeCosts, CalibrateError> {
     let emulated = own_offset(pgleak_calibrate_emulated)?;
     let stepped = own_offset(pgleak_calibrate_stepped)?;
 
-    let entry = |function, offset| Probe { function, role: Role::Free, offset, cookie: 0 };
+    let entry = |function, offset| Probe { function, role: Role::Free, is_outside: false, offset, cookie: 0 };
     let mut entries = Attached::default();
     entries.add(tracer, pid, path, entry("calibrate_emulated", emulated))?;
     entries.add(tracer, pid, path, entry("calibrate_stepped", stepped))?;

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 
 /// Every check that the guest makes. One that is not heard of has failed.
-const CHECKS: [&str; 19] = [
+const CHECKS: [&str; 24] = [
     "measure",
     "program alloc_enter",
     "program alloc_exit",
@@ -13,6 +13,11 @@ const CHECKS: [&str; 19] = [
     "program reset_enter",
     "program delete_enter",
     "program create_enter",
+    "program outside_alloc_enter",
+    "program outside_alloc_exit",
+    "program outside_free_enter",
+    "program outside_realloc_enter",
+    "program outside_realloc_exit",
     "program loader_enter",
     "program process_exit",
     "program process_exec",

@@ -91,7 +91,7 @@ fn attach(tracer: &mut Tracer, fixture: &Fixture, modules: &LoadedModules) -> Re
         let offset =
             main.image.file_offset(at.in_object(main.bias)).context("the function is in the file")?;
         let site = Site { role, context_arg, pointer_arg, size_arg, index, ..Site::PLAIN };
-        let probe = Probe { function, role, offset, cookie: site.pack() };
+        let probe = Probe { function, role, is_outside: false, offset, cookie: site.pack() };
         attached.add(tracer, fixture.pid(), &exe_link(fixture.pid()), probe)?;
     }
     Ok(attached)
