@@ -38,6 +38,8 @@ fn what_makes_no_sense_is_misuse() {
         (["--max-slowdown", "0.5"], "at least 1"),
         (["--map-memory", "lots"], "no number of bytes"),
         (["--format", "gif"], "no format 'gif'"),
+        (["--allocator", "slab"], "possible values: contexts, malloc, all"),
+        (["--allocator=malloc", "--context=ExecutorState"], "leave out --context"),
     ] {
         refused(&capture(1, &arguments).unwrap(), MISUSE, says);
     }

@@ -20,3 +20,4 @@ mod running;
 mod shapes;
 mod sites;
 mod trail;
+mod user;

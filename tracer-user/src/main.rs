@@ -240,6 +240,11 @@ fn run_unwind_check(args: &UnwindCheckArgs) -> Result<(), Failure> {
 
 fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
     let printed = format(&args.format).map_err(Failure::misuse)?;
+    if args.context.is_some() && args.allocator != AllocatorChoice::Contexts {
+        return Err(Failure::misuse(
+            "--context chooses among memory contexts, and malloc has none: leave out --context or --allocator",
+        ));
+    }
     let options = CaptureOptions {
         pid: args.pid,
         record: RecordOptions {

@@ -81,7 +81,13 @@ pub(super) fn attach(program: BorrowedFd<'_>, place: Place<'_>) -> io::Result<Ow
     // SAFETY: `attr` and the path in it live through the call; any processor, no group.
     let event =
         unsafe { libc::syscall(libc::SYS_perf_event_open, &raw mut attr, pid, -1, -1, PERF_FLAG_FD_CLOEXEC) };
-    let event = owned(event).map_err(|error| step("perf_event_open", error))?;
+    let event = owned(event).map_err(|error| match error.kind() {
+        // CAP_PERFMON, which is enough for other events, is not for these (`perf_uprobe_event_init`).
+        io::ErrorKind::PermissionDenied => {
+            step("perf_event_open", io::Error::new(error.kind(), format!("{error}; it takes CAP_SYS_ADMIN")))
+        }
+        _ => step("perf_event_open", error),
+    })?;
     let mut link = LinkCreateAttr {
         program_fd: program.as_raw_fd().unsigned_abs(),
         target_fd: event.as_raw_fd().unsigned_abs(),

@@ -25,7 +25,9 @@ pub enum LockError {
         holder: String,
     },
     /// The lock file cannot be used.
-    #[error("cannot take the lock {path}: {source}; run pgleak as root, with a writable /run")]
+    #[error(
+        "cannot take the lock {path}: {source}; run pgleak as root, or give its user the directory:          `install -d -m 700 -o USER {DIRECTORY}`"
+    )]
     Io {
         /// Which file.
         path: PathBuf,
