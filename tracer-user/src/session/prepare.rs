@@ -117,7 +117,7 @@ impl Prepared {
 
     /// Whether contexts are traced, which every server uses all the time.
     pub fn has_contexts(&self) -> bool {
-        self.plan.sites.iter().any(|site| site.site.role == Role::Create)
+        self.plan.sites.iter().any(|site| site.site.pool.is_none())
     }
 
     /// Its memory contexts, if it says where they are.
