@@ -17,6 +17,7 @@ mod outside;
 mod quiet;
 mod reference;
 mod running;
+mod several;
 mod shapes;
 mod sites;
 mod trail;

@@ -45,10 +45,10 @@ fn on(build: &Build) {
     let mut attached = Attached::default();
     for site in &prepared.plan.sites {
         let chosen = Probe::of(site);
-        attached.add(&mut tracer, pid, &exe_link(pid), chosen).unwrap();
+        attached.add(&mut tracer, Some(pid), &exe_link(pid), chosen).unwrap();
         let cookie = Site { index: site.site.index + AT_ENTRY, skew: 0, ..site.site }.pack();
         let offset = prepared.image.file_offset(site.function.address).unwrap();
-        attached.add(&mut tracer, pid, &exe_link(pid), Probe { offset, cookie, ..chosen }).unwrap();
+        attached.add(&mut tracer, Some(pid), &exe_link(pid), Probe { offset, cookie, ..chosen }).unwrap();
     }
     // The session is idle when counting begins and when it ends: no call is cut in two.
     assert!(tracer.control().advance(Phase::Off, Phase::Count));

@@ -22,7 +22,7 @@ pub fn stacks(pid: u32, length: Duration) -> Result<Measured> {
     prepared.mappings.upload(&tracer)?;
     let probe = Probe::of(alloc_site(&prepared.plan)?);
     let mut attached = Attached::default();
-    attached.add_measure(&mut tracer, pid, &exe_link(pid), probe)?;
+    attached.add_measure(&mut tracer, Some(pid), &exe_link(pid), probe)?;
     std::thread::sleep(length);
     drop(attached);
     Ok(tracer.measured()?)

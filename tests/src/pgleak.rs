@@ -100,10 +100,15 @@ impl Running {
 
     /// Starts `pgleak capture` of a process, its artifacts going to a new temporary directory.
     pub fn capture(pid: u32, arguments: &[&str]) -> Result<Self> {
+        Self::capture_of(&["--pid", &pid.to_string()], arguments)
+    }
+
+    /// The same for whatever processes are named.
+    pub fn capture_of(scope: &[&str], arguments: &[&str]) -> Result<Self> {
         let parent = tempfile::Builder::new().prefix("pgleak-out-").tempdir()?;
         let dir = parent.path().join("capture");
-        let mut command = command(["capture", "--pid", &pid.to_string()])?;
-        command.args(arguments).arg("--out").arg(&dir);
+        let mut command = command(["capture"])?;
+        command.args(scope).args(arguments).arg("--out").arg(&dir);
         let mut running = Self::spawn(&mut command)?;
         running.out = Some((parent, dir));
         Ok(running)

@@ -130,7 +130,7 @@ impl Shapes {
         let (pid, offset) = (self.pid(), self.offset_of(function)?);
         let site = Site { role: Role::Alloc, context_arg: 0, size_arg: 1, ..Site::PLAIN };
         let probe = Probe { function, role: site.role, is_outside: false, offset, cookie: site.pack() };
-        Ok(self.attached.add(&mut self.sampling.tracer, pid, &exe_link(pid), probe)?)
+        Ok(self.attached.add(&mut self.sampling.tracer, Some(pid), &exe_link(pid), probe)?)
     }
 
     /// Samples at an instruction; its address is the cookie.

@@ -21,8 +21,14 @@ pub const MAX_PARTS: usize = 8;
 /// Words of the stack that are read at once. Most stacks fit: 20 frames of a server take 2 to 6
 /// KiB.
 pub const WINDOW_WORDS: usize = 2048;
-/// Slots of `MAPSETS`.
-pub const MAPSET_SLOTS: u32 = 16;
+/// Slots of `MAPSETS` that a walk looks into; a capture of one process uses the first sixteen.
+pub const MAPSET_SLOTS: u32 = 256;
+/// Slots of `PROCESSES` in a capture of several.
+pub const PROCESS_SLOTS: u32 = 4096;
+/// Processes that a capture can tell apart, those that have ended included.
+pub const MAX_PROCESSES: u64 = 1 << 20;
+/// Servers whose new processes a capture follows.
+pub const MAX_FAMILIES: usize = 16;
 /// Bytes kept of a context's name.
 pub const NAME_BYTES: usize = 64;
 /// Slots of the cache from code address to unwind row.
@@ -54,6 +60,70 @@ pub enum Phase {
     Replaced = 5,
 }
 
+/// What is known of a process that the probes have seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum ProcessState {
+    /// The slot is free.
+    Free = 0,
+    /// It was born while the capture ran, and is followed until user space knows what it is.
+    New = 1,
+    /// It is followed.
+    Followed = 2,
+    /// It is not what was asked for.
+    LeftOut = 3,
+    /// It has ended; written by the exit program.
+    Ended = 4,
+    /// It has become another program; written by the exec program.
+    Replaced = 5,
+}
+
+/// A process. Element of `PROCESSES`, which user space maps into its memory; in a capture of one
+/// process there is one. Each word has one writer, but for `state`, where the end comes last.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Process {
+    /// [`ProcessState`].
+    pub state: u32,
+    /// Its pid: in a capture of several, as user space sees it; in a capture of one, as the kernel's first
+    /// namespace numbers it, by the probes.
+    pub tgid: u32,
+    /// Its number in this capture, part of every key; never used twice.
+    pub number: u32,
+    /// Number of the set of mappings in use, counted from 1; it is in slot number %
+    /// [`MAPSET_SLOTS`] of `MAPSETS`.
+    pub mapset: u32,
+    /// How often the dynamic loader has said that it has loaded something, ever; written by the
+    /// programs.
+    pub loads: u32,
+    /// Up to which of these the mappings are known; written by user space.
+    pub loads_known: u32,
+    /// Start of the area where return probes return to (`[uprobes]`), 0 until it is known.
+    pub trampoline_start: u64,
+    /// Its end.
+    pub trampoline_end: u64,
+    /// `CLOCK_MONOTONIC` when a new process was first seen.
+    pub born_ns: u64,
+    /// `CLOCK_MONOTONIC` of its end.
+    pub ended_ns: u64,
+    /// Allocations that were recorded; in a capture of several.
+    pub recorded: u64,
+    /// Bytes asked for by these.
+    pub recorded_bytes: u64,
+}
+
+/// How processes that a server forks are known: they inherit what its postmaster has at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Family {
+    /// Address of a word; 0 for no family.
+    pub address: u64,
+    /// What is there.
+    pub value: u64,
+    /// The set of mappings that a new process begins with; written by user space.
+    pub mapset: u64,
+}
+
 /// The one element of the `CONTROL` map. Both sides write single words of it; each word has one
 /// writer, but for `phase`, where the end of the process comes last.
 #[derive(Clone, Copy, Debug)]
@@ -61,9 +131,8 @@ pub enum Phase {
 pub struct Control {
     /// [`Phase`]; written by user space, and by the exit and exec programs.
     pub phase: u32,
-    /// Number of the set of mappings in use, counted from 1; it is in slot number %
-    /// [`MAPSET_SLOTS`] of `MAPSETS`.
-    pub mapset: u32,
+    /// 1: walks do not use what is remembered of the last one. For tests and measurements.
+    pub walk_anew: u32,
     /// `CLOCK_MONOTONIC` ns after which the programs do nothing: user space moves it on while it
     /// is well.
     pub deadline_ns: u64,
@@ -75,21 +144,12 @@ pub struct Control {
     pub doomed_head: u64,
     /// How many of them were dealt with, ever.
     pub doomed_tail: u64,
-    /// Start of the area where return probes return to (`[uprobes]`), 0 until it is known.
-    pub trampoline_start: u64,
-    /// Its end.
-    pub trampoline_end: u64,
-    /// 1: walks do not use what is remembered of the last one. For tests and measurements.
-    pub walk_anew: u32,
-    /// How often the dynamic loader has said that it has loaded something, ever; written by the
-    /// programs.
-    pub loads: u32,
-    /// Up to which of these the mappings are known; written by user space.
-    pub loads_known: u32,
-    /// Thread group that the probes have seen, as the kernel's first namespace numbers it.
-    pub tgid: u32,
+    /// The number of the next process. Starts at 1 in a capture of several; 0 is the one of a capture of one.
+    pub next_process: u64,
     /// The name of the contexts that allocations are recorded in, NUL-padded; all zero for every one.
     pub only: [u64; NAME_BYTES / 8],
+    /// Servers whose new processes are followed.
+    pub families: [Family; MAX_FAMILIES],
 }
 
 /// One executable mapping. Kept sorted by `start`; unused ones start at `i64::MAX`.
@@ -121,10 +181,36 @@ pub struct MapSet {
     pub ranges: [Range; MAX_RANGES],
 }
 
-/// Key of `LIVE`: the chunk's address.
+/// Key of `LIVE` and `PARTS`: the chunk's address and the number of its process ([`key`]).
 pub type ChunkKey = u64;
-/// Key of `CONTEXTS`: the context's address.
+/// Key of `CONTEXTS`: the context's address and the number of its process ([`key`]).
 pub type ContextKey = u64;
+
+/// Bits of a key that an address takes: what user space has of it, less the three that chunks and
+/// contexts do not use.
+const ADDRESS_BITS: u32 = 44;
+
+/// The key of what lies at `address`, a multiple of 8, in the process with that number.
+#[inline(always)]
+pub const fn key(number: u32, address: u64) -> u64 {
+    (address >> 3) & ((1 << ADDRESS_BITS) - 1) | (number as u64) << ADDRESS_BITS
+}
+
+/// The address in a [`key`].
+pub const fn key_address(key: u64) -> u64 {
+    (key & ((1 << ADDRESS_BITS) - 1)) << 3
+}
+
+/// The number of the process in a [`key`].
+pub const fn key_process(key: u64) -> u32 {
+    (key >> ADDRESS_BITS) as u32
+}
+
+/// The key of the name at `address`, of any alignment, among those with one tag.
+#[inline(always)]
+pub const fn name_key(tag: u32, address: u64) -> u64 {
+    address & ((1 << 47) - 1) | (tag as u64) << 47
+}
 
 /// A chunk that was allocated and not yet freed. It is dead, whatever else it says, unless its
 /// context is in `CONTEXTS` with the same epoch.
@@ -133,7 +219,7 @@ pub type ContextKey = u64;
 pub struct Live {
     /// Epoch of the context when the chunk was born.
     pub epoch: u64,
-    /// The context, or the number of a [`crate::site::Pool`], which is always alive.
+    /// The key of the context, or the number of a [`crate::site::Pool`], which is always alive.
     pub context: ContextKey,
     /// Bytes asked for by the allocation itself; 0 if it is older than the capture.
     pub requested: u64,
@@ -204,7 +290,7 @@ impl Parts {
 pub struct Context {
     /// Chunks born in an earlier epoch are dead.
     pub epoch: u64,
-    /// Address of the context's name, the key of `NAMES`.
+    /// Key of the context's name in `NAMES`; 0 if it has none.
     pub name: u64,
     /// `CLOCK_MONOTONIC` of its making; 0 if it is older than the capture.
     pub born_ns: u64,
@@ -324,7 +410,7 @@ pub struct Walk {
     pub valid: u32,
     /// Padding.
     pub pad: u32,
-    /// The control record's trampoline area.
+    /// The process's trampoline area.
     pub trampoline_start: u64,
     /// Its end.
     pub trampoline_end: u64,
@@ -366,8 +452,8 @@ pub struct Task {
     pub pending: [Pending; MAX_PENDING],
     /// How many of them are in use.
     pub depth: u32,
-    /// Padding.
-    pub pad: u32,
+    /// Index of its process in `PROCESSES`.
+    pub process: u32,
     /// The walk in progress.
     pub walk: Walk,
     /// The stack.
@@ -415,7 +501,7 @@ pub struct Measured {
     pub helper_frames: u64,
 }
 
-/// A context's name. Key of `NAMES`: its address.
+/// A context's name. Key of `NAMES`: [`name_key`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Name {
@@ -424,7 +510,8 @@ pub struct Name {
 }
 
 const _: () = {
-    assert!(size_of::<Control>() == 144);
+    assert!(size_of::<Control>() == 8 + 48 + 64 + 24 * MAX_FAMILIES);
+    assert!(size_of::<Process>() == 72);
     assert!(size_of::<Range>() == 32);
     assert!(size_of::<MapSet>() == 8192);
     assert!(size_of::<Live>() == 64);
@@ -439,6 +526,25 @@ const _: () = {
     assert!(size_of::<Trail>() == 128 * 48 + 256 + 8);
     assert!(size_of::<Task>() == 8 * 80 + 8 + 136 + 16400 + 6408 + 128 * 32 + 16 + 1024 + 264 + 88);
     assert!(WINDOW_WORDS.is_power_of_two() && MAPSET_SLOTS.is_power_of_two());
+    assert!(PROCESS_SLOTS.is_power_of_two() && MAX_PROCESSES == 1 << (u64::BITS - ADDRESS_BITS));
     assert!(FRAME_SLOTS.is_power_of_two() && FRAME_SLOTS > MAX_FRAMES);
     assert!(MAX_RANGES.is_power_of_two() && MAX_PARTS.is_power_of_two() && MAX_PENDING.is_power_of_two());
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_holds_both_ends_of_every_address_and_number() {
+        for number in [0, 1, MAX_PROCESSES as u32 - 1] {
+            for address in [0x10000, 0x5555_5575_c8c0, 0x7fff_ffff_fff8] {
+                let key = key(number, address);
+                assert_eq!((key_process(key), key_address(key)), (number, address));
+                assert!(!crate::site::is_pool(key));
+            }
+        }
+        assert_ne!(name_key(1, 0x7fff_ffff_ffff), name_key(2, 0x7fff_ffff_ffff));
+        assert_ne!(name_key(1, 0x5555_0001), name_key(1, 0x5555_0002));
+    }
+}

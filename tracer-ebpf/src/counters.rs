@@ -47,6 +47,8 @@ counters! {
     Freed = "freed", Work, "recorded chunks that were freed";
     Resets = "resets", Work, "resets of a context that held recorded chunks";
     OtherContext = "other_context", Normal, "allocations in contexts that were not asked for (--context)";
+    Births = "births", Work, "processes that began while the capture ran and were followed from then on";
+    Ends = "ends", Work, "processes that ended while the capture ran";
     Creates = "creates", Work, "contexts made";
     Deletes = "deletes", Work, "deletes of a context that was made while recording or held recorded chunks";
     ReallocGrown = "realloc_grown", Work, "reallocs that grew a chunk";
@@ -84,6 +86,7 @@ counters! {
     ContextsFull = "contexts_full", Loss, "allocations not recorded because the map of contexts was full";
     StacksFull = "stacks_full", Loss, "allocations whose stack is unknown because the map of stacks was full";
     StackRingFull = "stack_ring_full", Loss, "allocations whose stack is unknown because user space read too slowly";
+    ProcessesFull = "processes_full", Loss, "processes not followed because there were too many";
     TasksFull = "tasks_full", Loss, "calls not followed because of too many threads";
     NestedTooDeep = "nested_too_deep", Loss, "calls not followed because too many were nested";
     OverwroteLive = "overwrote_live", Loss, "addresses handed out twice: a free, reset or delete was not seen";

@@ -4,6 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::session::{Kinds, session_number};
+
 /// Name the stacks that leak memory in a running PostgreSQL process.
 #[derive(Debug, Parser)]
 #[command(name = "pgleak", version, about, max_term_width = 100)]
@@ -87,9 +89,34 @@ pub struct ContextsArgs {
 /// Arguments of `capture`.
 #[derive(Debug, Args)]
 pub struct CaptureArgs {
-    /// The process to trace: a server process, as in `pgleak list` or pg_stat_activity.
+    /// The process to trace: a server process, as in `pgleak list` or pg_stat_activity. Repeat it for
+    /// several of one program.
+    #[arg(long, value_name = "PID")]
+    pub pid: Vec<u32>,
+    /// Trace the children of this postmaster, those that are born meanwhile too.
+    #[arg(long, value_name = "PID")]
+    pub postmaster: Vec<u32>,
+    /// The same, by the server's data directory.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Vec<PathBuf>,
+    /// With these, trace the postmaster itself, too.
     #[arg(long)]
-    pub pid: u32,
+    pub with_postmaster: bool,
+    /// Of these children, only such kinds: client,walsender,checkpointer,parallel …
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    pub backend_type: Vec<Kinds>,
+    /// Only those connected to this database (repeatable). Parallel workers count as their leaders.
+    #[arg(long, value_name = "NAME")]
+    pub database: Vec<String>,
+    /// Only those of this user (repeatable).
+    #[arg(long, value_name = "NAME")]
+    pub user: Vec<String>,
+    /// Only those with this application_name (repeatable).
+    #[arg(long, value_name = "NAME")]
+    pub application: Vec<String>,
+    /// Greenplum: every process of this session on this host, as its titles have it (con123).
+    #[arg(long, value_name = "conN", value_parser = session_number)]
+    pub session: Option<u64>,
     /// How long to record allocations (500ms, 13s, 2m).
     #[arg(long, default_value = "13s", allow_negative_numbers = true, value_parser = record_duration)]
     pub duration: Duration,
@@ -120,9 +147,9 @@ pub struct CaptureArgs {
     /// Keep the literals of the statements that it runs; otherwise they are `?` in every artifact.
     #[arg(long)]
     pub show_queries: bool,
-    /// Kernel memory for the maps (64M, 1G).
-    #[arg(long, default_value = "64M", value_parser = bytes)]
-    pub map_memory: u64,
+    /// Kernel memory for the maps (64M, 1G) [default: 64M, for several processes 256M].
+    #[arg(long, value_parser = bytes)]
+    pub map_memory: Option<u64>,
     /// Make the unwind tables of libraries anew, and keep none on disk.
     #[arg(long)]
     pub no_table_cache: bool,

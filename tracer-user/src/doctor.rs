@@ -201,6 +201,7 @@ fn process(prepared: &Prepared) -> Vec<Check> {
         prepared
             .mappings
             .notes()
+            .into_iter()
             .map(|text| note("unwind tables", text, "stacks through it are cut, and counted")),
     );
     checks.push(match status(pid).ok().and_then(|status| status.seccomp) {

@@ -20,7 +20,8 @@ use pgleak::{
     profile::Capture,
     render::{Format, OutputDir, ReadError, RenderOptions, WriteError, format, read_capture},
     session::{
-        Allocators, CaptureError, CaptureOptions, Interrupts, Naming, Progress, RecordOptions, capture, ready,
+        Allocators, CaptureError, CaptureOptions, Filter, Interrupts, Naming, Progress, RecordOptions, Scope, capture,
+        ready,
     },
     symbolize::{
         DebugFiles, Debuginfod, DebuginfodError, Settings, SymbolIndex, SymbolIndexError, name_again,
@@ -245,8 +246,10 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
             "--context chooses among memory contexts, and malloc has none: leave out --context or --allocator",
         ));
     }
+    let scope = scope(args)?;
+    let out = args.out.clone().unwrap_or_else(|| default_directory(&scope));
     let options = CaptureOptions {
-        pid: args.pid,
+        scope,
         record: RecordOptions {
             duration: args.duration,
             longest: args.longer,
@@ -267,7 +270,6 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
     let rendering = RenderOptions { title: args.title.clone(), ..RenderOptions::default() };
     let hurry = Arc::new(AtomicBool::new(false));
     let naming = Naming { debuginfod: debuginfod(args.debuginfod, &hurry)?, hurry };
-    let out = args.out.clone().unwrap_or_else(|| default_directory(args.pid));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let progress = Progress::new();
     let (captured, written, _detaching) = runtime.block_on(async {
@@ -300,8 +302,43 @@ fn debuginfod(wanted: bool, hurry: &Arc<AtomicBool>) -> Result<Option<Debuginfod
     wanted.then(|| Debuginfod::new(Settings::from_env()?, Arc::clone(hurry))).transpose()
 }
 
-fn default_directory(pid: u32) -> PathBuf {
-    PathBuf::from(format!("pgleak-{pid}-{}", jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ")))
+/// Which processes are asked for.
+fn scope(args: &CaptureArgs) -> Result<Scope, Failure> {
+    let filter = Filter {
+        kinds: args.backend_type.clone(),
+        databases: args.database.clone(),
+        users: args.user.clone(),
+        applications: args.application.clone(),
+        session: args.session,
+    };
+    let has_server = !args.postmaster.is_empty() || !args.data_dir.is_empty();
+    if !has_server && args.with_postmaster {
+        return Err(Failure::misuse("--with-postmaster goes with --postmaster or --data-dir"));
+    }
+    let chooses = Filter { session: None, ..filter.clone() };
+    if !has_server && filter.session.is_none() && !chooses.is_empty() {
+        return Err(Failure::misuse(
+            "--backend-type, --database, --user and --application choose among the children of a server: name it with --postmaster or --data-dir",
+        ));
+    }
+    if !has_server && filter.session.is_none() && args.pid.is_empty() {
+        return Err(Failure::misuse(CaptureError::Nobody));
+    }
+    let (mut pids, mut postmasters) = (args.pid.clone(), args.postmaster.clone());
+    for list in [&mut pids, &mut postmasters] {
+        list.sort_unstable();
+        list.dedup();
+    }
+    let (data_dirs, with_postmaster) = (args.data_dir.clone(), args.with_postmaster);
+    Ok(Scope { pids, postmasters, data_dirs, with_postmaster, filter })
+}
+
+fn default_directory(scope: &Scope) -> PathBuf {
+    let server = scope.postmasters.first().map(|pid| format!("server-{pid}"));
+    let session = scope.filter.session.map(|session| format!("con{session}"));
+    let what = scope.pids.first().map(ToString::to_string).or(server).or(session);
+    let what = what.unwrap_or_else(|| "server".to_owned());
+    PathBuf::from(format!("pgleak-{what}-{}", jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ")))
 }
 
 fn print_format(format: &Format, capture: &Capture, options: &RenderOptions) -> Result<(), Failure> {

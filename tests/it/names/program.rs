@@ -90,9 +90,9 @@ impl Program {
     fn named_and(&self, files: DebugFiles, more: impl FnOnce(&LoadedModules) -> Vec<AbsAddr>) -> Named {
         let running = Running::start(&self.path);
         let modules = LoadedModules::read(running.child.id()).unwrap();
-        let mut symbolizer = Symbolizer::new(&modules, BTreeMap::new(), files);
+        let mut symbolizer = Symbolizer::new(vec![&modules], BTreeMap::new(), files);
         let addresses = running.addresses.iter().copied().chain(more(&modules));
-        let frames = addresses.map(|address| symbolizer.frame(address, true)).collect();
+        let frames = addresses.map(|address| symbolizer.frame(0, address, true)).collect();
         Named {
             frames,
             modules: symbolizer.modules(),

@@ -30,6 +30,7 @@ fn capture(named: Named) -> Capture {
         stack: StackId(0),
         context: ContextId(0),
         what: What::Chunks,
+        process: 0,
         contexts: 1,
         recorded: tally,
         survived: tally,
@@ -57,6 +58,8 @@ fn capture(named: Named) -> Capture {
             rss_anon_end: None,
             rss_shmem_end: None,
         },
+        processes: Vec::new(),
+        ended: Vec::new(),
         window: Window {
             started: "2026-03-01T03:07:00Z".into(),
             record_ns: 10 * second,

@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use tracer_ebpf::{
-    abi::{Control, Live, PENDING_INNER, PENDING_NESTED, PENDING_NOT_OWN, Pending, Phase, Task},
+    abi::{ChunkKey, Control, Live, PENDING_INNER, PENDING_NESTED, PENDING_NOT_OWN, Pending, Phase, Process, Task, key},
     counters::Counter,
     site::{
         ArgField, ChunkHeader, ChunkSize, NO_ARG, Pool, Role, Site, chunk_size, header_bytes, rounded,
@@ -17,20 +17,22 @@ use tracer_ebpf::{
 
 use crate::bpf::{
     context,
-    maps::{LIVE, control, count, count_many, hit_entry, hit_return, phase},
-    read,
+    maps::{LIVE, add, are_several, control, count, count_many, hit_entry, hit_return, phase},
+    process, read,
     record::{add_allocated, add_freed, free_parts, put, remove, sweep},
     stack, task,
 };
 
-/// What every entry does first: count the hit. `None` if that was all.
+/// What every entry does first: count the hit, if the process is traced. `None` if that was all. `SLEEPS`:
+/// whether the program may.
 #[inline(always)]
-pub(crate) fn entered(ctx: &ProbeContext) -> Option<(u64, u32)> {
+pub(crate) fn entered<const SLEEPS: bool>(ctx: &ProbeContext) -> Option<(u64, u32, *mut Process)> {
     let phase = phase()?;
+    let process = process::current::<SLEEPS>()?;
     // SAFETY: the helper takes the program's own context (Linux 5.15).
     let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
     hit_entry(phase, Site::index_of(cookie));
-    (phase != Phase::Count as u32).then_some((cookie, phase))
+    (phase != Phase::Count as u32).then_some((cookie, phase, process))
 }
 
 #[inline(always)]
@@ -86,24 +88,23 @@ fn is_own_memory(regs: &pt_regs) -> bool {
 /// branch to the reader is twice as many paths to the verifier.
 #[inline(always)]
 pub(crate) fn alloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
-    let Some((cookie, phase)) = entered(ctx) else { return };
+    let Some((cookie, phase, process)) = entered::<true>(ctx) else { return };
     if phase != Phase::Record as u32 {
         return;
     }
-    let Some(control) = control() else { return };
-    let Some(task) = task::current_or_new() else { return };
+    let Some(task) = task::current_or_new(process) else { return };
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
     task::drop_left(task, regs.rsp);
     let mut call = pending::<OUTSIDE>(regs, cookie);
     if OUTSIDE {
         // What an allocator gets for itself is its caller's, and counted there.
-        if task::innermost(control, task, regs.rsp).is_some() {
+        if task::innermost(task, regs.rsp).is_some() {
             call.flags = PENDING_INNER;
         } else if Site::pool_of(cookie) == Pool::Mmap as u64 && !is_own_memory(regs) {
             call.flags = PENDING_NOT_OWN;
         }
-    } else if let Some(outer) = task::innermost_realloc(control, task, regs.rsp) {
+    } else if let Some(outer) = task::innermost_realloc(task, regs.rsp) {
         // A realloc that moves a chunk allocates as much as it was asked for. Anything else that
         // is allocated in it, such as the text of a warning, is an allocation like others.
         // SAFETY: a map value that only this task uses.
@@ -117,7 +118,7 @@ pub(crate) fn alloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
 /// The call returns.
 #[inline(always)]
 pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
-    let Some((control, task, call, regs)) = returned(ctx) else { return };
+    let Some((control, process, task, call, regs)) = returned(ctx) else { return };
     if call.flags != 0 {
         count(match call.flags {
             PENDING_NESTED => Counter::NestedInRealloc,
@@ -131,16 +132,23 @@ pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
         return;
     };
     let Some(now) = within_deadline(control) else { return };
-    let epoch = if OUTSIDE {
-        0
+    let context = if OUTSIDE {
+        (call.context, 0)
     } else {
-        let Some(epoch) = context::epoch(control, call.context) else { return };
-        epoch
+        let Some(context) = context::epoch(control, process, call.context) else { return };
+        context
     };
     let held = held_bytes::<false>(call, pointer, call.size);
-    let stack = stack::id(control, task, call.function, regs);
-    let live = Live::new((call.context, epoch), (call.size, held), now, stack);
-    if put(pointer, &live) {
+    let stack = stack::id(control, process, task, call.function, regs);
+    let live = Live::new(context, (call.size, held), now, stack);
+    if put(key(process::number(process), pointer), &live) {
+        if are_several() {
+            // SAFETY: a map value.
+            unsafe {
+                add(&raw mut (*process).recorded, 1);
+                add(&raw mut (*process).recorded_bytes, call.size);
+            }
+        }
         count(Counter::Recorded);
         count_many(Counter::RecordedBytes, call.size);
         add_allocated(stack, 1, call.size, held);
@@ -173,20 +181,20 @@ pub(crate) fn returned_pointer<const OUTSIDE: bool>(regs: &pt_regs) -> Option<u6
 /// One chunk goes.
 #[inline(always)]
 pub(crate) fn free_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
-    let Some((cookie, _)) = entered(ctx) else { return };
+    let Some((cookie, _, process)) = entered::<false>(ctx) else { return };
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
     let pointer = read::argument(regs, cookie, ArgField::Pointer);
-    if let Some(control) = control()
-        && let Some(task) = task::current()
-        && let Some(outer) = task::innermost_realloc(control, task, regs.rsp)
+    let chunk = key(process::number(process), pointer);
+    if let Some(task) = task::current()
+        && let Some(outer) = task::innermost_realloc(task, regs.rsp)
         // SAFETY: a map value that only this task uses.
         && unsafe { (*outer).pointer } == pointer
     {
         count(Counter::NestedInRealloc);
         return;
     }
-    let Some(live) = LIVE.get_ptr(&pointer) else {
+    let Some(live) = LIVE.get_ptr(&chunk) else {
         count(Counter::FreeUnknown);
         return;
     };
@@ -196,21 +204,21 @@ pub(crate) fn free_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
         // munmap may take a part only.
         let length = rounded(ChunkHeader::Pages as u64, read::argument(regs, cookie, ArgField::Size));
         if length < live.full_held {
-            unmap_head(pointer, &live, length);
+            unmap_head(chunk, key(process::number(process), pointer.wrapping_add(length)), &live, length);
             return;
         }
     }
-    free(pointer, &live);
+    free(chunk, &live);
 }
 
 /// A chunk is no more.
 #[inline(always)]
-pub(crate) fn free(pointer: u64, live: &Live) {
+pub(crate) fn free(chunk: ChunkKey, live: &Live) {
     let alive = context::is_alive(live);
     if live.has_parts != 0 {
-        free_parts(pointer, alive);
+        free_parts(chunk, alive);
     }
-    remove(pointer);
+    remove(chunk);
     if !alive {
         count(Counter::FreeDead);
         return;
@@ -221,7 +229,7 @@ pub(crate) fn free(pointer: u64, live: &Live) {
 
 /// A mapping begins later than before. What is cut off at its other end is not noticed.
 #[inline(always)]
-fn unmap_head(pointer: u64, live: &Live, length: u64) {
+fn unmap_head(chunk: ChunkKey, left: ChunkKey, live: &Live, length: u64) {
     let mut rest = *live;
     let gone = (rest.requested.min(length), rest.held.min(length));
     rest.requested -= gone.0;
@@ -229,16 +237,17 @@ fn unmap_head(pointer: u64, live: &Live, length: u64) {
     rest.full_requested = rest.full_requested.saturating_sub(length);
     rest.full_held -= length;
     add_freed(rest.stack, 0, gone.0, gone.1);
-    remove(pointer);
-    put(pointer.wrapping_add(length), &rest);
+    remove(chunk);
+    put(left, &rest);
 }
 
 /// What every return does first: count it and find the call that it ends.
 #[inline(always)]
 pub(crate) fn returned<'a>(
     ctx: &'a RetProbeContext,
-) -> Option<(*mut Control, *mut Task, &'a Pending, &'a pt_regs)> {
+) -> Option<(*mut Control, *mut Process, *mut Task, &'a Pending, &'a pt_regs)> {
     let phase = phase()?;
+    let process = process::current::<false>()?;
     // SAFETY: the helper takes the program's own context (Linux 5.15).
     let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
     hit_return(phase, Site::index_of(cookie));
@@ -260,7 +269,7 @@ pub(crate) fn returned<'a>(
     };
     // SAFETY: a map value that only this task uses. The slot is free, but the next call that takes
     // it cannot begin before this program ends.
-    Some((control, task, unsafe { &*call }, regs))
+    Some((control, process, task, unsafe { &*call }, regs))
 }
 
 /// The time, unless user space has not been heard of for too long.

@@ -7,7 +7,9 @@
 
 use aya_ebpf::programs::ProbeContext;
 use tracer_ebpf::{
-    abi::{ChunkKey, Context, ContextKey, Control, Live, NAME_BYTES, NO_STACK, Name, Phase},
+    abi::{
+        ChunkKey, Context, ContextKey, Control, Live, NAME_BYTES, NO_STACK, Name, Phase, Process, key, name_key,
+    },
     counters::Counter,
     site::{ArgField, NO_ARG, Site, is_pool},
 };
@@ -15,7 +17,7 @@ use tracer_ebpf::{
 use crate::bpf::{
     chunk::{entered, within_deadline},
     maps::{CONTEXTS, LIVE, NAMES, control, count, name_offset, names_are_copies, next_epoch},
-    read,
+    process, read,
     record::{add_allocated, add_freed, remove},
     stack, task,
 };
@@ -23,7 +25,7 @@ use crate::bpf::{
 /// A context is made. Its address may be that of one that was deleted: the server keeps some.
 #[inline(always)]
 pub(crate) fn create_enter(ctx: &ProbeContext) {
-    let Some((cookie, phase)) = entered(ctx) else { return };
+    let Some((cookie, phase, process)) = entered::<true>(ctx) else { return };
     if phase != Phase::Record as u32 {
         return;
     }
@@ -31,7 +33,7 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
     let regs = unsafe { &*ctx.regs };
     // Its memory was allocated just now, and is its own from here on.
     if Site::pool_of(cookie) != 0 {
-        take_over(read::argument(regs, cookie, ArgField::Context));
+        take_over(key(process::number(process), read::argument(regs, cookie, ArgField::Context)));
     }
     // The end of a context whose methods are not probed would not be seen.
     if Site::arg_of(cookie, ArgField::Tag) != u64::from(NO_ARG)
@@ -40,11 +42,11 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
         return;
     }
     let Some(control) = control() else { return };
-    let Some(task) = task::current_or_new() else { return };
+    let Some(task) = task::current_or_new(process) else { return };
     let Some(now) = within_deadline(control) else { return };
     task::drop_left(task, regs.rsp);
-    let key = read::argument(regs, cookie, ArgField::Context);
-    let name = read::argument(regs, cookie, ArgField::Name);
+    let key = key(process::number(process), read::argument(regs, cookie, ArgField::Context));
+    let name = name_of(process, read::argument(regs, cookie, ArgField::Name));
     let mut context = Context {
         epoch: next_epoch(control),
         name,
@@ -54,7 +56,7 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
     };
     if context.left_out == 0 {
         let function = regs.rip.wrapping_sub(Site::skew_of(cookie));
-        context.stack = stack::id_at_entry(control, task, function, regs);
+        context.stack = stack::id_at_entry(control, process, task, function, regs);
     }
     if add(key, &context) && context.left_out == 0 {
         count(Counter::Creates);
@@ -64,12 +66,12 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
 
 /// Forgets an allocation of malloc that a context has become.
 #[inline(always)]
-fn take_over(key: ChunkKey) {
-    let Some(live) = LIVE.get_ptr(&key) else { return };
+fn take_over(chunk: ChunkKey) {
+    let Some(live) = LIVE.get_ptr(&chunk) else { return };
     // SAFETY: a map value; copied because its slot is used again as soon as it is removed.
     let live = unsafe { *live };
     if is_pool(live.context) {
-        remove(key);
+        remove(chunk);
         add_allocated(
             live.stack,
             1u64.wrapping_neg(),
@@ -107,22 +109,28 @@ pub(crate) fn delete_enter(ctx: &ProbeContext) {
 
 #[inline(always)]
 fn of(ctx: &ProbeContext) -> Option<ContextKey> {
-    let (cookie, _) = entered(ctx)?;
+    let (cookie, _, process) = entered::<false>(ctx)?;
     // SAFETY: the registers are the program's own context.
-    Some(read::argument(unsafe { &*ctx.regs }, cookie, ArgField::Context))
+    let address = read::argument(unsafe { &*ctx.regs }, cookie, ArgField::Context);
+    Some(key(process::number(process), address))
 }
 
-/// The epoch of a context; one that was not seen before begins its first. `None` if nothing is to be
-/// recorded in it.
+/// The key of a context and its epoch; one that was not seen before begins its first. `None` if nothing
+/// is to be recorded in it.
 #[inline(always)]
-pub(crate) fn epoch(control: *mut Control, key: ContextKey) -> Option<u64> {
+pub(crate) fn epoch(
+    control: *mut Control,
+    process: *mut Process,
+    address: u64,
+) -> Option<(ContextKey, u64)> {
+    let key = key(process::number(process), address);
     let (epoch, left_out) = match CONTEXTS.get_ptr(&key) {
         // SAFETY: a map value; aligned words.
         Some(context) => unsafe {
             (core::ptr::read_volatile(&raw const (*context).epoch), (*context).left_out)
         },
         None => {
-            let name = read::word(key.wrapping_add(name_offset())).unwrap_or(0);
+            let name = name_of(process, read::word(address.wrapping_add(name_offset())).unwrap_or(0));
             let epoch = next_epoch(control);
             let left_out = is_left_out(control, name);
             if !add(key, &Context { epoch, name, born_ns: 0, stack: NO_STACK, left_out }) {
@@ -135,7 +143,7 @@ pub(crate) fn epoch(control: *mut Control, key: ContextKey) -> Option<u64> {
         count(Counter::OtherContext);
         return None;
     }
-    Some(epoch)
+    Some((key, epoch))
 }
 
 /// Notes a context, in the place of one that was at that address before.
@@ -148,14 +156,30 @@ fn add(key: ContextKey, context: &Context) -> bool {
     added
 }
 
+/// The key of the name at an address, 0 if there is none. Constants are the same wherever the same objects are
+/// mapped; copies are each process's own.
+#[inline(always)]
+fn name_of(process: *mut Process, address: u64) -> u64 {
+    if address == 0 {
+        count(Counter::NameUnreadable);
+        return 0;
+    }
+    let tag = if names_are_copies() {
+        process::number(process)
+    } else {
+        // SAFETY: a map value; one aligned word.
+        unsafe { core::ptr::read_volatile(&raw const (*process).mapset) }
+    };
+    let name = name_key(tag, address);
+    if names_are_copies() || NAMES.get_ptr(&name).is_none() {
+        remember_name(name, address);
+    }
+    name
+}
+
 /// 1 if contexts of this name were not asked for. A name that cannot be read is none that was.
 #[inline(always)]
 fn is_left_out(control: *mut Control, name: u64) -> u32 {
-    if name == 0 {
-        count(Counter::NameUnreadable);
-    } else if names_are_copies() || NAMES.get_ptr(&name).is_none() {
-        remember_name(name);
-    }
     // SAFETY: a map value, written before the programs are switched on.
     let only = unsafe { &(*control).only };
     if only[0] == 0 {
@@ -172,9 +196,9 @@ fn is_left_out(control: *mut Control, name: u64) -> u32 {
 }
 
 #[inline(always)]
-fn remember_name(address: u64) {
+fn remember_name(key: u64, address: u64) {
     let mut name = Name { bytes: [0; NAME_BYTES] };
-    if !read::string(address, &mut name.bytes) || NAMES.insert(&address, &name, 0).is_err() {
+    if !read::string(address, &mut name.bytes) || NAMES.insert(&key, &name, 0).is_err() {
         count(Counter::NameUnreadable);
     }
 }

@@ -12,11 +12,14 @@ use aya_ebpf::{
     programs::ProbeContext,
 };
 use tracer_ebpf::{
-    abi::{Control, NO_STACK, StackHeader},
+    abi::{NO_STACK, Process, StackHeader},
     counters::Counter,
 };
 
-use crate::bpf::maps::{NEW_STACKS, control, count, phase};
+use crate::bpf::{
+    maps::{NEW_STACKS, count, phase},
+    process,
+};
 
 /// The process waits no longer than this.
 const PATIENCE_NS: u64 = 5_000_000;
@@ -25,7 +28,7 @@ const LOOKS: u32 = 1 << 16;
 
 /// What a look needs.
 struct Wait {
-    control: *mut Control,
+    process: *mut Process,
     load: u32,
     until_ns: u64,
     sp: u64,
@@ -37,13 +40,13 @@ pub(crate) fn enter(ctx: &ProbeContext) {
     if phase().is_none() {
         return;
     }
-    let Some(control) = control() else { return };
+    let Some(process) = process::current::<true>() else { return };
     let event = StackHeader { id: NO_STACK, count: 0, end: 0, mapset: 0 };
     // SAFETY: a map value; aligned words, this one written by the only task that loads. The
     // registers are the program's own context.
     unsafe {
-        let load = core::ptr::read_volatile(&raw const (*control).loads).wrapping_add(1);
-        core::ptr::write_volatile(&raw mut (*control).loads, load);
+        let load = core::ptr::read_volatile(&raw const (*process).loads).wrapping_add(1);
+        core::ptr::write_volatile(&raw mut (*process).loads, load);
         let sent = generated::bpf_ringbuf_output(
             (&raw const NEW_STACKS).cast_mut().cast(),
             (&raw const event).cast_mut().cast(),
@@ -55,19 +58,19 @@ pub(crate) fn enter(ctx: &ProbeContext) {
             return;
         }
         let until_ns = bpf_ktime_get_ns() + PATIENCE_NS;
-        let mut wait = Wait { control, load, until_ns, sp: (*ctx.regs).rsp };
+        let mut wait = Wait { process, load, until_ns, sp: (*ctx.regs).rsp };
         generated::bpf_loop(LOOKS, look as *mut c_void, (&raw mut wait).cast(), 0);
-        let known = core::ptr::read_volatile(&raw const (*control).loads_known);
+        let known = core::ptr::read_volatile(&raw const (*process).loads_known);
         count(if known == load { Counter::LoadsAwaited } else { Counter::LoadsLate });
     }
 }
 
 /// 1 ends the waiting.
 unsafe extern "C" fn look(_index: u32, context: *mut c_void) -> i64 {
-    // SAFETY: `context` is on the stack of `enter`; the control record is a map value.
+    // SAFETY: `context` is on the stack of `enter`; the process is a map value.
     unsafe {
         let wait = &*context.cast::<Wait>();
-        if core::ptr::read_volatile(&raw const (*wait.control).loads_known) == wait.load
+        if core::ptr::read_volatile(&raw const (*wait.process).loads_known) == wait.load
             || bpf_ktime_get_ns() > wait.until_ns
         {
             return 1;

@@ -15,7 +15,7 @@ use aya_ebpf::{
 use tracer_ebpf::{
     abi::{
         ChunkKey, Context, ContextKey, Control, DOOMED_SLOTS, Live, MAPSET_SLOTS, MAX_SITES, MapSet,
-        Measured, Name, Parts, Phase, ROW_CACHE_SLOTS, SiteHits, StackKey, StackTotals, Task,
+        Measured, Name, PROCESS_SLOTS, Parts, Phase, Process, ROW_CACHE_SLOTS, SiteHits, StackKey, StackTotals, Task,
     },
     counters::{COUNT, Counter},
 };
@@ -28,10 +28,28 @@ static NAME_OFFSET: Global<u64> = Global::new(56);
 #[unsafe(no_mangle)]
 static NAMES_ARE_COPIES: Global<u64> = Global::new(0);
 
+/// 1 if several processes are traced.
+#[unsafe(no_mangle)]
+static SEVERAL: Global<u64> = Global::new(0);
+
+/// Device of the namespace that user space sees pids in, as the kernel writes it.
+#[unsafe(no_mangle)]
+static PID_NS_DEVICE: Global<u64> = Global::new(0);
+
+/// Its inode; 0 for the first one.
+#[unsafe(no_mangle)]
+static PID_NS_INODE: Global<u64> = Global::new(0);
+
 /// The one control record. User space maps it into its memory (Linux 5.5): both sides write
 /// single words of it, which a copy of the whole record would undo.
 #[map]
 pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// The processes that are traced, mapped into user space likewise.
+#[map]
+pub(crate) static PROCESSES: Array<Process> = Array::with_max_entries(PROCESS_SLOTS, BPF_F_MMAPABLE);
+/// Where in `PROCESSES` a pid is, in a capture of several.
+#[map]
+pub(crate) static PROCESS_IDS: HashMap<u32, u32> = HashMap::with_max_entries(2 * PROCESS_SLOTS, 0);
 /// Hits by site.
 #[map]
 pub(crate) static SITE_HITS: Array<SiteHits> = Array::with_max_entries(MAX_SITES as u32, 0);
@@ -98,6 +116,18 @@ pub(crate) fn names_are_copies() -> bool {
     NAMES_ARE_COPIES.load() != 0
 }
 
+/// Whether several processes are traced. The verifier knows which, and looks at one way only.
+#[inline(always)]
+pub(crate) fn are_several() -> bool {
+    SEVERAL.load() != 0
+}
+
+/// Device and inode of the namespace that user space sees pids in; inode 0 for the first one.
+#[inline(always)]
+pub(crate) fn pid_namespace() -> (u64, u64) {
+    (PID_NS_DEVICE.load(), PID_NS_INODE.load())
+}
+
 /// Adds to a word of a map value, atomically. By hand because Rust has no atomics for this target.
 #[inline(always)]
 pub(crate) fn add(word: *mut u64, value: u64) {
@@ -150,6 +180,13 @@ pub(crate) fn next_stack(control: *mut Control) -> u32 {
     unsafe { fetch_add(&raw mut (*control).next_stack) as u32 }
 }
 
+/// The number of a new process.
+#[inline(always)]
+pub(crate) fn next_process(control: *mut Control) -> u64 {
+    // SAFETY: a word of a map value.
+    unsafe { fetch_add(&raw mut (*control).next_process) }
+}
+
 /// Adds one and returns what was there before.
 ///
 /// # Safety
@@ -164,14 +201,17 @@ unsafe fn fetch_add(word: *mut u64) -> u64 {
     value
 }
 
-/// Notes whose calls these are: the exit and exec programs run for every process of the host and
-/// have to know ours.
+/// Notes whose calls these are, in a capture of one process: the exit and exec programs run for every
+/// process of the host and have to know ours.
 #[inline(always)]
 pub(crate) fn remember_process() {
+    if are_several() {
+        return;
+    }
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    if let Some(control) = control() {
+    if let Some(process) = PROCESSES.get_ptr_mut(0) {
         // SAFETY: a map value; an aligned word.
-        unsafe { core::ptr::write_volatile(&raw mut (*control).tgid, tgid) };
+        unsafe { core::ptr::write_volatile(&raw mut (*process).tgid, tgid) };
     }
 }
 

@@ -9,14 +9,14 @@ use aya_ebpf::{
     programs::ProbeContext,
 };
 use tracer_ebpf::{
-    abi::{Control, Measured, StackKey, Task},
+    abi::{Control, Measured, Process, StackKey, Task},
     site::Site,
     unwind::Registers,
 };
 
 use crate::bpf::{
     maps::{MEASURED, add, control},
-    stack, task,
+    process, stack, task,
 };
 
 /// `BPF_F_USER_STACK`.
@@ -28,11 +28,12 @@ pub(crate) fn enter(ctx: &ProbeContext) {
     // SAFETY: the helper takes the program's own context (Linux 5.15).
     let cookie = unsafe { generated::bpf_get_attach_cookie(ctx.as_ptr()) };
     let Some(control) = control() else { return };
-    let Some(task) = task::current_or_new() else { return };
+    let Some(process) = process::current::<true>() else { return };
+    let Some(task) = task::current_or_new(process) else { return };
     let Some(into) = MEASURED.get_ptr_mut(0) else { return };
     let nothing = now().wrapping_neg().wrapping_add(now());
-    let (trail_ns, by_trail) = walk(ctx, cookie, control, task, false);
-    let (anew_ns, anew) = walk(ctx, cookie, control, task, true);
+    let (trail_ns, by_trail) = walk(ctx, cookie, (control, process, task), false);
+    let (anew_ns, anew) = walk(ctx, cookie, (control, process, task), true);
     let start = now();
     // SAFETY: a map value that only this task uses, with room for as many bytes.
     let helper_bytes = unsafe {
@@ -63,8 +64,7 @@ pub(crate) fn enter(ctx: &ProbeContext) {
 fn walk(
     ctx: &ProbeContext,
     cookie: u64,
-    control: *mut Control,
-    task: *mut Task,
+    (control, process, task): (*mut Control, *mut Process, *mut Task),
     anew: bool,
 ) -> (u64, StackKey) {
     // SAFETY: the registers are the program's own context; map values that only this task uses.
@@ -74,7 +74,7 @@ fn walk(
         let start = now();
         let function = regs.rip.wrapping_sub(Site::skew_of(cookie));
         let regs = Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp, is_return: 0 };
-        stack::walk(control, task, function, regs);
+        stack::walk(control, process, task, function, regs);
         (now().wrapping_sub(start), (*task).walk.key)
     }
 }

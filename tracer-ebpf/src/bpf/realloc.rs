@@ -2,7 +2,9 @@
 
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use tracer_ebpf::{
-    abi::{Control, Live, NO_STACK, PENDING_INNER, PENDING_OLD_KNOWN, Pending, Phase, Task},
+    abi::{
+        ChunkKey, Control, Live, NO_STACK, PENDING_INNER, PENDING_OLD_KNOWN, Pending, Phase, Process, Task, key,
+    },
     counters::Counter,
     site::{Site, packed_context_at, size_before},
 };
@@ -10,8 +12,8 @@ use tracer_ebpf::{
 use crate::bpf::{
     chunk::{entered, free, held_bytes, pending, returned, returned_pointer, sizes, within_deadline},
     context,
-    maps::{LIVE, PARTS, control, count, phase},
-    read,
+    maps::{LIVE, PARTS, count, phase},
+    process, read,
     record::{add_allocated, give_back, grow, put, remove, settle_in},
     stack, task,
 };
@@ -19,16 +21,13 @@ use crate::bpf::{
 /// A call that will resize a chunk begins.
 #[inline(always)]
 pub(crate) fn realloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
-    let Some((cookie, phase)) = entered(ctx) else { return };
-    let Some(task) = task::current_or_new() else { return };
+    let Some((cookie, phase, process)) = entered::<true>(ctx) else { return };
+    let Some(task) = task::current_or_new(process) else { return };
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
     task::drop_left(task, regs.rsp);
     let mut call = pending::<OUTSIDE>(regs, cookie);
-    if OUTSIDE
-        && let Some(control) = control()
-        && task::innermost(control, task, regs.rsp).is_some()
-    {
+    if OUTSIDE && task::innermost(task, regs.rsp).is_some() {
         call.flags = PENDING_INNER;
     } else if phase == Phase::Record as u32 {
         remember_old::<OUTSIDE>(&mut call, cookie);
@@ -64,7 +63,9 @@ fn remember_old<const OUTSIDE: bool>(call: &mut Pending, cookie: u64) {
 /// The call returns.
 #[inline(always)]
 pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
-    let Some((control, task, call, regs)) = returned(ctx) else { return };
+    let Some((control, process, task, call, regs)) = returned(ctx) else { return };
+    let number = process::number(process);
+    let old_key = key(number, call.pointer);
     if OUTSIDE && call.flags & PENDING_INNER != 0 {
         count(Counter::NestedInAllocator);
         return;
@@ -73,11 +74,11 @@ pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
         // realloc(p, 0) is free(p); other failures leave the chunk as it was.
         if OUTSIDE
             && call.size == 0
-            && let Some(live) = LIVE.get_ptr(&call.pointer)
+            && let Some(live) = LIVE.get_ptr(&old_key)
         {
             // SAFETY: a map value; copied because its slot is used again as soon as it is removed.
             let live = unsafe { *live };
-            free(call.pointer, &live);
+            free(old_key, &live);
         }
         count(Counter::NullReturn);
         return;
@@ -98,7 +99,7 @@ pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
         core::ptr::write_volatile(&raw mut (*task).held, held);
         core::ptr::write_volatile(&raw mut (*task).is_recording, u64::from(recording));
     }
-    if !remember::<OUTSIDE>(task, call.pointer) && !(recording && begin::<OUTSIDE>(control, task, call)) {
+    if !remember::<OUTSIDE>(task, old_key) && !(recording && begin::<OUTSIDE>(control, process, task, call)) {
         return;
     }
     // What was found out is in the task's memory, of which the verifier knows nothing: so it looks at the
@@ -114,7 +115,7 @@ pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
     let old = (live.full_requested, live.full_held);
     let growth = (call.size.saturating_sub(old.0), held.saturating_sub(old.1));
     let grows = growth.0 | growth.1 != 0;
-    let stack = if grows && recording { stack::id(control, task, call.function, regs) } else { NO_STACK };
+    let stack = if grows && recording { stack::id(control, process, task, call.function, regs) } else { NO_STACK };
     live.full_requested = call.size;
     live.full_held = held;
     // SAFETY: as above.
@@ -124,7 +125,7 @@ pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
         }
         (live.requested, live.held) = growth;
         (live.born_ns, live.stack) = (now, stack);
-        if put(pointer, &live) {
+        if put(key(number, pointer), &live) {
             count(Counter::ReallocGrown);
             add_allocated(stack, 1, growth.0, growth.1);
         }
@@ -132,23 +133,23 @@ pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
     }
     let loss = (old.0.saturating_sub(call.size), old.1.saturating_sub(held));
     if loss.0 | loss.1 != 0 {
-        give_back(&mut live, call.pointer, loss);
+        give_back(&mut live, old_key, loss);
         count(Counter::ReallocShrunk);
     }
     if grows {
         count(Counter::ReallocGrown);
         let owner = if recording { stack } else { live.stack };
-        grow(task, &mut live, call.pointer, owner, growth, now);
+        grow(task, &mut live, old_key, owner, growth, now);
     } else if loss.0 | loss.1 == 0 {
         count(Counter::ReallocSame);
     }
-    settle_in(task, call.pointer, pointer, &mut live);
+    settle_in(task, old_key, key(number, pointer), &mut live);
 }
 
 /// Puts what is known of a chunk that is alive into the task's memory; what is known of a dead one goes.
 #[inline(always)]
-fn remember<const OUTSIDE: bool>(task: *mut Task, pointer: u64) -> bool {
-    let Some(live) = LIVE.get_ptr(&pointer) else { return false };
+fn remember<const OUTSIDE: bool>(task: *mut Task, chunk: ChunkKey) -> bool {
+    let Some(live) = LIVE.get_ptr(&chunk) else { return false };
     // SAFETY: a map value; copied because its slot may be given up.
     let live = unsafe { *live };
     if OUTSIDE || context::has_its_epoch(&live) {
@@ -160,9 +161,9 @@ fn remember<const OUTSIDE: bool>(task: *mut Task, pointer: u64) -> bool {
         return true;
     }
     if live.has_parts != 0 {
-        let _ = PARTS.remove(&pointer);
+        let _ = PARTS.remove(&chunk);
     }
-    remove(pointer);
+    remove(chunk);
     count(Counter::FreeDead);
     false
 }
@@ -170,21 +171,26 @@ fn remember<const OUTSIDE: bool>(task: *mut Task, pointer: u64) -> bool {
 /// The same for a chunk that nobody knew, by what its header said before the call. A function of its own, which
 /// the verifier prefers.
 #[inline(never)]
-fn begin<const OUTSIDE: bool>(control: *mut Control, task: *mut Task, call: &Pending) -> bool {
+fn begin<const OUTSIDE: bool>(
+    control: *mut Control,
+    process: *mut Process,
+    task: *mut Task,
+    call: &Pending,
+) -> bool {
     count(Counter::ReallocUnknown);
     if call.flags & PENDING_OLD_KNOWN == 0 || call.context == 0 {
         count(Counter::GrowthUnknown);
         return false;
     }
-    let epoch = if OUTSIDE {
-        0
+    let context = if OUTSIDE {
+        (call.context, 0)
     } else {
-        let Some(epoch) = context::epoch(control, call.context) else { return false };
-        epoch
+        let Some(context) = context::epoch(control, process, call.context) else { return false };
+        context
     };
     // SAFETY: a map value that only this task uses.
     unsafe {
-        (*task).resized = Live::new((call.context, epoch), (call.old_usable, call.old_held), 0, NO_STACK);
+        (*task).resized = Live::new(context, (call.old_usable, call.old_held), 0, NO_STACK);
         core::ptr::write_volatile(&raw mut (*task).is_followed, 0);
     }
     true

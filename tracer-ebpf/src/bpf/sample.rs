@@ -20,7 +20,7 @@ use tracer_ebpf::{
 
 use crate::bpf::{
     maps::{control, hit_entry, phase},
-    read, stack, task,
+    process, read, stack, task,
 };
 
 /// Samples on their way to user space. A page, so that captures, which never use it, pay no more;
@@ -51,9 +51,10 @@ fn sample(cookie: u64, regs: &pt_regs, is_return: u64) {
         return;
     }
     hit_entry(phase, Site::index_of(cookie));
-    let (Some(control), Some(task)) = (control(), task::current_or_new()) else { return };
+    let (Some(control), Some(process)) = (control(), process::current::<true>()) else { return };
+    let Some(task) = task::current_or_new(process) else { return };
     let regs = Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp, is_return };
-    stack::walk(control, task, cookie, regs);
+    stack::walk(control, process, task, cookie, regs);
     let mut local = task;
     // SAFETY: a map value that only this task uses; `copy_frame` takes the address of a pointer
     // to it.

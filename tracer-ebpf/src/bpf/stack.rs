@@ -8,8 +8,8 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{
     abi::{
-        Control, FRAME_SLOTS, MAPSET_SLOTS, MAX_FRAMES, MAX_PENDING, NO_STACK, ROW_CACHE_SLOTS, StackHeader,
-        StackKey, Task, Walk,
+        Control, FRAME_SLOTS, MAPSET_SLOTS, MAX_FRAMES, MAX_PENDING, NO_STACK, Process, ROW_CACHE_SLOTS,
+        StackHeader, StackKey, Task, Walk,
     },
     counters::Counter,
     lookup::{PAGE_BITS, find_range, find_row, opaque},
@@ -29,26 +29,45 @@ const FRAME_MASK: u64 = FRAME_SLOTS as u64 - 1;
 
 /// The id of the stack that called `function`, as it stands when the call returns.
 #[inline(always)]
-pub(crate) fn id(control: *mut Control, task: *mut Task, function: u64, regs: &pt_regs) -> u32 {
+pub(crate) fn id(
+    control: *mut Control,
+    process: *mut Process,
+    task: *mut Task,
+    function: u64,
+    regs: &pt_regs,
+) -> u32 {
     let caller = Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp, is_return: 1 };
-    of_caller(control, task, function, caller)
+    of_caller(control, process, task, function, caller)
 }
 
 /// The id of the stack that calls `function`, which begins: `regs` are those at its probe, where
 /// the return address is on top of the stack.
 #[inline(always)]
-pub(crate) fn id_at_entry(control: *mut Control, task: *mut Task, function: u64, regs: &pt_regs) -> u32 {
+pub(crate) fn id_at_entry(
+    control: *mut Control,
+    process: *mut Process,
+    task: *mut Task,
+    function: u64,
+    regs: &pt_regs,
+) -> u32 {
     let Some(return_address) = read::word(regs.rsp) else {
         count(Counter::ReturnAddressUnreadable);
         return NO_STACK;
     };
     let sp = regs.rsp.wrapping_add(8);
-    of_caller(control, task, function, Registers { pc: return_address, sp, bp: regs.rbp, is_return: 1 })
+    let caller = Registers { pc: return_address, sp, bp: regs.rbp, is_return: 1 };
+    of_caller(control, process, task, function, caller)
 }
 
 #[inline(always)]
-fn of_caller(control: *mut Control, task: *mut Task, function: u64, caller: Registers) -> u32 {
-    walk(control, task, function, caller);
+fn of_caller(
+    control: *mut Control,
+    process: *mut Process,
+    task: *mut Task,
+    function: u64,
+    caller: Registers,
+) -> u32 {
+    walk(control, process, task, function, caller);
     // SAFETY: a map value that only this task uses.
     let walk = unsafe { &(*task).walk };
     count(Counter::StacksWalked);
@@ -132,11 +151,17 @@ pub(crate) unsafe extern "C" fn copy_frame(index: u32, context: *mut c_void) -> 
 /// Walks the stack: first it is seen how much of the last one still stands, then frame by frame
 /// from the innermost until one of those is met, then both are put together.
 #[inline(always)]
-pub(crate) fn walk(control: *mut Control, task: *mut Task, function: u64, regs: Registers) {
-    // SAFETY: map values; the control record's words are aligned, and user space switches
+pub(crate) fn walk(
+    control: *mut Control,
+    process: *mut Process,
+    task: *mut Task,
+    function: u64,
+    regs: Registers,
+) {
+    // SAFETY: map values; the words of both records are aligned, and user space switches
     // `mapset` at any time.
     unsafe {
-        let mapset = core::ptr::read_volatile(&raw const (*control).mapset);
+        let mapset = core::ptr::read_volatile(&raw const (*process).mapset);
         let anew = core::ptr::read_volatile(&raw const (*control).walk_anew);
         let last = (*task).walk;
         // The mapping of the last walk's last frame is mostly that of this one's first.
@@ -158,8 +183,8 @@ pub(crate) fn walk(control: *mut Control, task: *mut Task, function: u64, regs: 
             met: 0,
             valid: 0,
             pad: 0,
-            trampoline_start: (*control).trampoline_start,
-            trampoline_end: (*control).trampoline_end,
+            trampoline_start: (*process).trampoline_start,
+            trampoline_end: (*process).trampoline_end,
         };
         let mut local = task;
         let context: *mut c_void = (&raw mut local).cast();

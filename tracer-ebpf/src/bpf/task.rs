@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use tracer_ebpf::{
-    abi::{Control, MAX_PENDING, Pending, Task},
+    abi::{MAX_PENDING, Pending, Process, Task},
     counters::Counter,
     lookup::opaque,
     site::{Role, Site},
@@ -10,6 +10,7 @@ use tracer_ebpf::{
 
 use crate::bpf::{
     maps::{TASK_TEMPLATE, TASKS, count, remember_process},
+    process,
     read::word_at_hand,
 };
 
@@ -21,9 +22,9 @@ pub(crate) fn current() -> Option<*mut Task> {
     TASKS.get_ptr_mut(bpf_get_current_pid_tgid() as u32)
 }
 
-/// The scratch of the current task; made if there is none.
+/// The scratch of the current task, of that process; made if there is none.
 #[inline(always)]
-pub(crate) fn current_or_new() -> Option<*mut Task> {
+pub(crate) fn current_or_new(process: *mut Process) -> Option<*mut Task> {
     let tid = bpf_get_current_pid_tgid() as u32;
     if let Some(task) = TASKS.get_ptr_mut(tid) {
         return Some(task);
@@ -34,7 +35,10 @@ pub(crate) fn current_or_new() -> Option<*mut Task> {
         count(Counter::TasksFull);
         return None;
     }
-    TASKS.get_ptr_mut(tid)
+    let task = TASKS.get_ptr_mut(tid)?;
+    // SAFETY: a map value that only this task uses.
+    unsafe { (*task).process = process::index(process) };
+    Some(task)
 }
 
 /// The open call with that index.
@@ -68,7 +72,7 @@ pub(crate) fn drop_left(task: *mut Task, sp: u64) -> u32 {
 /// higher than what runs now, is told by its return address: while a call is open, the return
 /// probe's own address stands in its place.
 #[inline(always)]
-pub(crate) fn innermost(control: *mut Control, task: *mut Task, sp: u64) -> Option<*mut Pending> {
+pub(crate) fn innermost(task: *mut Task, sp: u64) -> Option<*mut Pending> {
     // SAFETY: a map value that only this task uses.
     let depth = unsafe { (*task).depth };
     if depth == 0 {
@@ -80,7 +84,7 @@ pub(crate) fn innermost(control: *mut Control, task: *mut Task, sp: u64) -> Opti
     if call.sp <= sp {
         return None;
     }
-    if is_open(control, call) {
+    if is_open(task, call) {
         return Some(top);
     }
     count(Counter::LeftByError);
@@ -91,7 +95,7 @@ pub(crate) fn innermost(control: *mut Control, task: *mut Task, sp: u64) -> Opti
 
 /// The innermost open call, if it resizes a chunk.
 #[inline(always)]
-pub(crate) fn innermost_realloc(control: *mut Control, task: *mut Task, sp: u64) -> Option<*mut Pending> {
+pub(crate) fn innermost_realloc(task: *mut Task, sp: u64) -> Option<*mut Pending> {
     // SAFETY: a map value that only this task uses.
     let depth = unsafe { (*task).depth };
     // Looked at first: the return address of most calls need not be read.
@@ -101,18 +105,19 @@ pub(crate) fn innermost_realloc(control: *mut Control, task: *mut Task, sp: u64)
     {
         return None;
     }
-    innermost(control, task, sp)
+    innermost(task, sp)
 }
 
 /// Whether the return probe of a call is still to be hit.
 #[inline(always)]
-fn is_open(control: *mut Control, call: &Pending) -> bool {
+fn is_open(task: *mut Task, call: &Pending) -> bool {
     let Some(word) = word_at_hand(call.sp) else { return true };
+    let Some(process) = process::of(task) else { return true };
     // SAFETY: a map value; aligned words.
     let (start, end) = unsafe {
         (
-            core::ptr::read_volatile(&raw const (*control).trampoline_start),
-            core::ptr::read_volatile(&raw const (*control).trampoline_end),
+            core::ptr::read_volatile(&raw const (*process).trampoline_start),
+            core::ptr::read_volatile(&raw const (*process).trampoline_end),
         )
     };
     if end == 0 { word != call.return_address } else { word >= start && word < end }

@@ -21,12 +21,12 @@ use crate::{addr::FileOffset, probe::ProbeSite};
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     /// The kernel refused.
-    #[error("cannot probe {function} of process {pid} at file offset {offset} through {path}: {source}")]
+    #[error("cannot probe {function} of {whose} at file offset {offset} through {path}: {source}")]
     Attach {
         /// Which function.
         function: String,
         /// Whose.
-        pid: u32,
+        whose: String,
         /// Where.
         offset: FileOffset,
         /// Through which link.
@@ -102,15 +102,15 @@ const fn programs(role: Role, is_outside: bool) -> (&'static str, Option<&'stati
 }
 
 impl Attached {
-    /// Sets the probes of one function: at its entry, and at its return if the role needs that.
-    /// `path` is a link to the file that the process really runs, such as `/proc/PID/exe`.
+    /// Sets the probes of one function: at its entry, and at its return if the role needs that; for one
+    /// process, or for all that have the file mapped, now or later. `path` is a link to the file that the process really runs, such as `/proc/PID/exe`.
     ///
     /// # Errors
     /// If the kernel refuses; probes that were set before stay until `self` is dropped.
     pub fn add(
         &mut self,
         tracer: &mut Tracer,
-        pid: u32,
+        pid: Option<u32>,
         path: &Path,
         probe: Probe<'_>,
     ) -> Result<(), AttachError> {
@@ -129,7 +129,7 @@ impl Attached {
     pub fn add_loader(
         &mut self,
         tracer: &mut Tracer,
-        pid: u32,
+        pid: Option<u32>,
         path: &Path,
         offset: FileOffset,
     ) -> Result<(), AttachError> {
@@ -149,7 +149,7 @@ impl Attached {
     pub fn add_measure(
         &mut self,
         tracer: &mut Tracer,
-        pid: u32,
+        pid: Option<u32>,
         path: &Path,
         probe: Probe<'_>,
     ) -> Result<(), AttachError> {
@@ -161,7 +161,7 @@ impl Attached {
         tracer: &mut Tracer,
         program: &'static str,
         is_return: bool,
-        pid: u32,
+        pid: Option<u32>,
         path: &Path,
         probe: Probe<'_>,
     ) -> Result<(), AttachError> {
@@ -178,7 +178,7 @@ impl Attached {
             uprobe::attach(uprobe, Place { pid, path, offset, is_return, cookie }).map_err(|source| {
                 AttachError::Attach {
                     function: function.to_owned(),
-                    pid,
+                    whose: pid.map_or_else(|| "all processes".to_owned(), |pid| format!("process {pid}")),
                     offset,
                     path: path.to_owned(),
                     source,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use memmap2::{MmapOptions, MmapRaw};
-use tracer_ebpf::abi::{Control, NAME_BYTES, Phase};
+use tracer_ebpf::abi::{Control, Family, NAME_BYTES, Phase};
 
 use super::MapError;
 
@@ -42,10 +42,11 @@ impl ControlPage {
         unsafe { AtomicU64::from_ptr(field(self.record())) }
     }
 
-    /// The values to begin with: epoch 0 and stack 0 mean none.
+    /// The values to begin with: epoch 0 and stack 0 mean none, process 0 is the one of a capture of one.
     pub(super) fn start(&self) {
         // SAFETY: address computations inside of the record.
         unsafe {
+            self.word64(|record| &raw mut (*record).next_process).store(1, Ordering::Relaxed);
             self.word64(|record| &raw mut (*record).next_epoch).store(1, Ordering::Relaxed);
             self.word64(|record| &raw mut (*record).next_stack).store(1, Ordering::Relaxed);
         }
@@ -62,6 +63,29 @@ impl ControlPage {
             // SAFETY: an address computation inside of the record.
             self.word64(|record| unsafe { (&raw mut (*record).only).cast::<u64>().add(index) })
                 .store(word, Ordering::Release);
+        }
+    }
+
+    /// A number for a process that none has had.
+    pub(super) fn next_process(&self) -> u64 {
+        // SAFETY: an address computation inside of the record.
+        self.word64(|record| unsafe { &raw mut (*record).next_process }).fetch_add(1, Ordering::AcqRel)
+    }
+
+    /// The number that the next process will have.
+    pub(super) fn processes(&self) -> u64 {
+        // SAFETY: an address computation inside of the record.
+        self.word64(|record| unsafe { &raw mut (*record).next_process }).load(Ordering::Acquire)
+    }
+
+    /// Has new processes of a server followed: those that have `family.value` at `family.address`.
+    pub(super) fn set_family(&self, index: usize, family: Family) {
+        // SAFETY: an address computation inside of the record; the address is written last.
+        unsafe {
+            let at = |record: *mut Control| (&raw mut (*record).families).cast::<Family>().add(index);
+            self.word64(|record| &raw mut (*at(record)).value).store(family.value, Ordering::Relaxed);
+            self.word64(|record| &raw mut (*at(record)).mapset).store(family.mapset, Ordering::Relaxed);
+            self.word64(|record| &raw mut (*at(record)).address).store(family.address, Ordering::Release);
         }
     }
 
@@ -88,42 +112,16 @@ impl ControlPage {
         self.word64(|record| unsafe { &raw mut (*record).deadline_ns }).store(deadline_ns, Ordering::Release);
     }
 
-    pub(super) fn use_mapset(&self, number: u32) {
-        // SAFETY: an address computation.
-        self.word32(|record| unsafe { &raw mut (*record).mapset }).store(number, Ordering::Release);
-    }
-
     /// The number that the next context, or reset of one, will have.
     pub fn next_epoch(&self) -> u64 {
         // SAFETY: an address computation.
         self.word64(|record| unsafe { &raw mut (*record).next_epoch }).load(Ordering::Acquire)
     }
 
-    /// How often the dynamic loader has said that it has loaded something.
-    pub fn loads(&self) -> u32 {
-        // SAFETY: an address computation.
-        self.word32(|record| unsafe { &raw mut (*record).loads }).load(Ordering::Acquire)
-    }
-
-    /// What was loaded until then is known: the process waits for it.
-    pub fn loads_are_known(&self, loads: u32) {
-        // SAFETY: an address computation.
-        self.word32(|record| unsafe { &raw mut (*record).loads_known }).store(loads, Ordering::Release);
-    }
-
     /// Whether every walk starts anew, without what is remembered of the last one.
     pub fn walk_anew(&self, anew: bool) {
         // SAFETY: an address computation.
         self.word32(|record| unsafe { &raw mut (*record).walk_anew }).store(anew.into(), Ordering::Release);
-    }
-
-    /// Where return probes return to, once that is known.
-    pub fn set_trampoline(&self, start: u64, end: u64) {
-        // SAFETY: address computations.
-        unsafe {
-            self.word64(|record| &raw mut (*record).trampoline_start).store(start, Ordering::Release);
-            self.word64(|record| &raw mut (*record).trampoline_end).store(end, Ordering::Release);
-        }
     }
 
     pub(super) fn doomed(&self) -> (u64, u64) {

@@ -3,8 +3,8 @@
 use std::mem::size_of;
 
 use tracer_ebpf::abi::{
-    Context, DOOMED_SLOTS, Live, MAPSET_SLOTS, MapSet, Name, Parts, ROW_CACHE_SLOTS, StackKey, StackTotals,
-    Task,
+    Context, DOOMED_SLOTS, Live, MAPSET_SLOTS, MapSet, Name, PROCESS_SLOTS, Parts, Process, ROW_CACHE_SLOTS,
+    StackKey, StackTotals, Task,
 };
 
 /// Entries of each map.
@@ -26,6 +26,8 @@ pub struct Limits {
     pub stacks: u32,
     /// Tasks.
     pub tasks: u32,
+    /// Slots for processes: one, or those of a capture of several.
+    pub processes: u32,
     /// Bytes of the ring that carries new stacks.
     pub ring_bytes: u32,
     /// Bytes of the ring that carries samples: a page, since captures take none.
@@ -54,7 +56,16 @@ impl Limits {
     /// again for libraries that are loaded later. `None` if the budget is too small, in which
     /// case [`Self::least_bytes`] says what is needed.
     pub fn within(budget: u64, rows: usize, pages: usize) -> Option<Self> {
-        let mut limits = Self::least(rows, pages);
+        Self::least(rows, pages).filled(budget)
+    }
+
+    /// The same for a capture of several processes, of which there are `processes` now.
+    pub fn within_for_several(budget: u64, rows: usize, pages: usize, processes: usize) -> Option<Self> {
+        Self::least_for_several(rows, pages, processes).filled(budget)
+    }
+
+    fn filled(self, budget: u64) -> Option<Self> {
+        let mut limits = self;
         let rest = budget.checked_sub(limits.bytes())?;
         // Live chunks get most of what is left, contexts and grown chunks a share of it. Rounding
         // up to a power of two makes at most two buckets of each element.
@@ -73,6 +84,24 @@ impl Limits {
         Self::least(rows, pages).bytes()
     }
 
+    /// The smallest budget that works for these tables and processes.
+    pub fn least_bytes_for_several(rows: usize, pages: usize, processes: usize) -> u64 {
+        Self::least_for_several(rows, pages, processes).bytes()
+    }
+
+    fn least_for_several(rows: usize, pages: usize, processes: usize) -> Self {
+        // As many again may come; a process that ends makes room.
+        let tasks = u32::try_from(2 * processes).unwrap_or(u32::MAX).clamp(128, 2048);
+        Self {
+            names: 1 << 14,
+            stacks: 1 << 16,
+            tasks,
+            processes: PROCESS_SLOTS,
+            contexts: 1 << 14,
+            ..Self::least(rows, pages)
+        }
+    }
+
     fn least(rows: usize, pages: usize) -> Self {
         // A third more: an extension that is loaded while tracing brings its libraries.
         let room = |count: usize| u32::try_from(count + count / 3 + 4096).unwrap_or(u32::MAX);
@@ -85,6 +114,7 @@ impl Limits {
             names: 2048,
             stacks: 1 << 15,
             tasks: 64,
+            processes: 1,
             ring_bytes: 4 << 20,
             sample_bytes: 4096,
         }
@@ -97,6 +127,16 @@ impl Limits {
         u64::from(self.live) * A_CHUNK
     }
 
+    /// Pids that are known, also of processes that run the same program and are none of those traced.
+    pub fn process_ids(&self) -> u32 {
+        if self.are_several() { 2 * self.processes } else { 1 }
+    }
+
+    /// Whether they are for several processes.
+    pub fn are_several(&self) -> bool {
+        self.processes > 1
+    }
+
     /// Kernel memory of all maps.
     pub fn bytes(&self) -> u64 {
         let arrays = u64::from(self.rows) * 8
@@ -104,7 +144,8 @@ impl Limits {
             + u64::from(self.stacks) * size_of::<StackTotals>() as u64
             + u64::from(ROW_CACHE_SLOTS) * 8
             + u64::from(DOOMED_SLOTS) * 8
-            + u64::from(MAPSET_SLOTS) * size_of::<MapSet>() as u64;
+            + u64::from(MAPSET_SLOTS) * size_of::<MapSet>() as u64
+            + u64::from(self.processes) * size_of::<Process>() as u64;
         arrays
             + hash_bytes(self.live, 8, size_of::<Live>())
             + hash_bytes(self.parts, 8, size_of::<Parts>())
@@ -112,6 +153,7 @@ impl Limits {
             + hash_bytes(self.names, 8, size_of::<Name>())
             + hash_bytes(self.stacks, size_of::<StackKey>(), 4)
             + hash_bytes(self.tasks, 4, size_of::<Task>())
+            + hash_bytes(self.process_ids(), 4, 4)
             + u64::from(self.ring_bytes)
             + u64::from(self.sample_bytes)
     }

@@ -1,7 +1,7 @@
 //! Loads the eBPF object and holds its maps.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     os::fd::{AsFd as _, BorrowedFd},
 };
@@ -13,14 +13,17 @@ use aya::{
     sys::is_helper_supported,
 };
 use tracer_ebpf::{
-    abi::{Context, DOOMED_SLOTS, Live, MAPSET_SLOTS, MapSet, Measured, Name, Parts, SiteHits, StackTotals},
+    abi::{
+        Context, DOOMED_SLOTS, Family, Live, MAPSET_SLOTS, MAX_FAMILIES, MapSet, Measured, Name, PROCESS_SLOTS,
+        Parts, ProcessState, SiteHits, StackTotals, key_process,
+    },
     counters::{COUNTERS, Counter, CounterInfo},
     site::is_pool,
     unwind::Row,
 };
 
-use super::{Limits, MapError, control::ControlPage, rawmap::RawMap};
-use crate::catalog::Layout;
+use super::{Limits, MapError, control::ControlPage, processes::ProcessTable, rawmap::RawMap};
+use crate::{addr::AbsAddr, catalog::Layout};
 
 /// The compiled eBPF programs, aligned for the ELF parser.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer.o"));
@@ -69,6 +72,9 @@ pub enum LoadError {
         /// The errno.
         source: io::Error,
     },
+    /// The namespace of pids cannot be told.
+    #[error("cannot read /proc/self/ns/pid, which says what pids mean here: {0}; mount /proc")]
+    Namespace(io::Error),
     /// The object is not as it should be.
     #[error("cannot create the kernel maps ({kind} of kernel memory asked for): {source}")]
     Maps {
@@ -132,6 +138,22 @@ pub fn check_kernel() -> Result<(), LoadError> {
     Ok(())
 }
 
+/// The namespace that this process sees pids in, as the kernel numbers it: device and inode; inode 0 for the
+/// first namespace, in which they are what the kernel itself has.
+fn pid_namespace() -> io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    /// `PROC_PID_INIT_INO` (include/linux/proc_ns.h).
+    const FIRST: u64 = 0xeffffffc;
+    let namespace = std::fs::metadata("/proc/self/ns/pid")?;
+    if namespace.ino() == FIRST {
+        return Ok((0, 0));
+    }
+    let device = namespace.dev();
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    // `MKDEV` (include/linux/kdev_t.h); user space has the bits in another order.
+    Ok((u64::from(major) << 20 | u64::from(minor), namespace.ino()))
+}
+
 fn kernel_release() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease")
         .map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
@@ -141,6 +163,8 @@ fn kernel_release() -> String {
 pub struct Tracer {
     pub(super) ebpf: Ebpf,
     pub(super) control: ControlPage,
+    processes: ProcessTable,
+    process_ids: RawMap<u32, u32>,
     site_hits: RawMap<u32, SiteHits>,
     counters: RawMap<u32, u64>,
     pub(super) live: RawMap<u64, Live>,
@@ -155,6 +179,8 @@ pub struct Tracer {
     measured: RawMap<u32, Measured>,
     pub(super) ring: RingBuf<aya::maps::MapData>,
     limits: Limits,
+    /// Servers whose new processes are followed.
+    families: usize,
     /// Entries of the map of live chunks when it was last looked through for dead ones.
     swept_at: u64,
 }
@@ -182,8 +208,13 @@ impl Tracer {
     /// If the kernel cannot or will not.
     pub fn load(limits: Limits, names: ContextNames) -> Result<Self, LoadError> {
         check_kernel()?;
+        let several = u64::from(limits.are_several());
+        let namespace = pid_namespace().map_err(LoadError::Namespace)?;
         let mut loader = EbpfLoader::new();
         loader
+            .override_global("SEVERAL", &several, true)
+            .override_global("PID_NS_DEVICE", &namespace.0, true)
+            .override_global("PID_NS_INODE", &namespace.1, true)
             .verifier_log_level(VerifierLogLevel::STATS)
             .override_global("NAME_OFFSET", &names.offset, true)
             .override_global("NAMES_ARE_COPIES", &names.are_copies, true)
@@ -196,6 +227,8 @@ impl Tracer {
             .map_max_entries("STACKS", limits.stacks)
             .map_max_entries("STACK_TOTALS", limits.stacks)
             .map_max_entries("TASKS", limits.tasks)
+            .map_max_entries("PROCESSES", limits.processes)
+            .map_max_entries("PROCESS_IDS", limits.process_ids())
             .map_max_entries("NEW_STACKS", limits.ring_bytes)
             .map_max_entries("SAMPLES", limits.sample_bytes);
         let mut ebpf = loader.load(OBJECT).map_err(|source| LoadError::Maps {
@@ -212,6 +245,8 @@ impl Tracer {
         let ring = RingBuf::try_from(ring).map_err(LoadError::Ring)?;
         let tracer = Self {
             control: ControlPage::map(map_fd(&ebpf, "CONTROL")?)?,
+            processes: ProcessTable::map(map_fd(&ebpf, "PROCESSES")?, limits.processes)?,
+            process_ids: RawMap::new(map_fd(&ebpf, "PROCESS_IDS")?, "PROCESS_IDS")?,
             site_hits: RawMap::new(map_fd(&ebpf, "SITE_HITS")?, "SITE_HITS")?,
             counters: RawMap::new(map_fd(&ebpf, "COUNTERS")?, "COUNTERS")?,
             live: RawMap::new(map_fd(&ebpf, "LIVE")?, "LIVE")?,
@@ -227,9 +262,13 @@ impl Tracer {
             ring,
             ebpf,
             limits,
+            families: 0,
             swept_at: 0,
         };
         tracer.control.start();
+        if !limits.are_several() {
+            tracer.processes.follow(0, 0, 0);
+        }
         Ok(tracer)
     }
 
@@ -298,16 +337,83 @@ impl Tracer {
         self.pages.fill(first_page, pages)
     }
 
-    /// Writes a set of mappings and makes it the one that walks use. `number` grows with each: a
-    /// walk uses one for microseconds, so the slot of the one before the last
-    /// [`MAPSET_SLOTS`] is free.
+    /// Writes a set of mappings. `number` grows with each; a walk uses one for microseconds.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn use_mapset(&self, number: u32, mapset: &MapSet) -> Result<(), MapError> {
-        self.mapsets.set(&(number % MAPSET_SLOTS), mapset)?;
-        self.control.use_mapset(number);
-        Ok(())
+    pub fn put_mapset(&self, number: u32, mapset: &MapSet) -> Result<(), MapError> {
+        self.mapsets.set(&(number % MAPSET_SLOTS), mapset)
+    }
+
+    /// Follows a process, as one of several, with a set of mappings. Gives its number; `None` if there is
+    /// no room, or if it is followed already.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn follow(&self, pid: u32, mapset: u32) -> Result<Option<u32>, MapError> {
+        if self.processes.all().any(|seen| seen.pid == pid) {
+            return Ok(None);
+        }
+        let number = self.control.next_process() as u32;
+        if number >= PROCESS_SLOTS {
+            return Ok(None);
+        }
+        self.processes.follow(number, pid, mapset);
+        self.process_ids.set(&pid, &number)?;
+        Ok(Some(number))
+    }
+
+    /// Follows new processes of a server: those that have `value` at `address`, which their postmaster had
+    /// when it forked them. They begin with a set of mappings. `false` if there is no room for another
+    /// server.
+    pub fn follow_children(&mut self, address: AbsAddr, value: u64, mapset: u32) -> bool {
+        if self.families >= MAX_FAMILIES {
+            return false;
+        }
+        let family = Family { address: address.0, value, mapset: mapset.into() };
+        self.control.set_family(self.families, family);
+        self.families += 1;
+        true
+    }
+
+    /// The number that the next process will have.
+    pub fn next_process(&self) -> u32 {
+        u32::try_from(self.control.processes()).unwrap_or(u32::MAX)
+    }
+
+    /// How many processes hit the probes that are none of those that are traced.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn foreign_processes(&self) -> Result<usize, MapError> {
+        Ok(self.process_ids.all()?.into_iter().filter(|(_, index)| *index == u32::MAX).count())
+    }
+
+    /// The processes that the programs have seen.
+    pub fn processes(&self) -> &ProcessTable {
+        &self.processes
+    }
+
+    /// Removes whatever is recorded of processes that have ended, or are not wanted, so that their
+    /// slots can be used again. Gives the number of live chunks that went.
+    ///
+    /// Only user space removes these: a number is never used twice, so the programs write nothing of
+    /// them any more.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn purge(&self, numbers: &HashSet<u32>) -> Result<u64, MapError> {
+        let is_gone = |key: &u64| numbers.contains(&key_process(*key));
+        let live: Vec<u64> = self.live.keys()?.into_iter().filter(is_gone).collect();
+        self.live.remove(&live)?;
+        self.parts.remove(&self.parts.keys()?.into_iter().filter(is_gone).collect::<Vec<_>>())?;
+        self.contexts.remove(&self.contexts.keys()?.into_iter().filter(is_gone).collect::<Vec<_>>())?;
+        for number in numbers {
+            for state in [ProcessState::Ended, ProcessState::Replaced] {
+                self.processes.advance(*number, state, ProcessState::Free);
+            }
+        }
+        Ok(live.len() as u64)
     }
 
     /// The words that both sides share.

@@ -45,6 +45,7 @@ pub struct MapError {
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
+const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
 
 /// Elements a batch call moves.
 const BATCH: usize = 4096;
@@ -118,6 +119,43 @@ impl<K: Plain, V: Plain> RawMap<K, V> {
             flags: 0,
         };
         bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map_err(|source| self.error("write", source))
+    }
+
+    /// Removes elements; those that are not there are passed over.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn remove(&self, keys: &[K]) -> Result<(), MapError> {
+        let mut rest = keys;
+        while !rest.is_empty() {
+            let mut attr = BatchAttr {
+                in_batch: 0,
+                out_batch: 0,
+                keys: rest.as_ptr() as u64,
+                values: 0,
+                count: rest.len() as u32,
+                map_fd: self.raw_fd(),
+                elem_flags: 0,
+                flags: 0,
+            };
+            match bpf(BPF_MAP_DELETE_BATCH, &mut attr) {
+                Ok(()) => return Ok(()),
+                // The kernel stops at one that is not there, and says how far it came.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                    rest = rest.get(attr.count as usize + 1..).unwrap_or(&[]);
+                }
+                Err(error) => return Err(self.error("clear", error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Every key.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn keys(&self) -> Result<Vec<K>, MapError> {
+        Ok(self.all()?.into_iter().map(|(key, _)| key).collect())
     }
 
     /// Every element. Elements that come or go meanwhile may or may not be among them.

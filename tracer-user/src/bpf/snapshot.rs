@@ -1,9 +1,9 @@
 //! What is in the maps at one moment, as plain values.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use tracer_ebpf::{
-    abi::{Context, StackTotals},
+    abi::{Context, StackTotals, key_address, key_process},
     site::is_pool,
 };
 
@@ -16,7 +16,7 @@ pub struct LiveChunk {
     pub stack: u32,
     /// The chunk's address.
     pub chunk: u64,
-    /// The context's address.
+    /// The context's address, or the number of a pool.
     pub context: u64,
     /// Bytes asked for.
     pub requested: u64,
@@ -31,7 +31,7 @@ pub struct LiveChunk {
 pub struct RawContext {
     /// Its number: whatever happens to it raises it.
     pub epoch: u64,
-    /// The address of its name.
+    /// The key of its name in [`RawSnapshot::names`].
     pub name: u64,
     /// The stack that made it, if that was seen.
     pub made_by: Option<u32>,
@@ -39,14 +39,21 @@ pub struct RawContext {
     pub born_ns: u64,
 }
 
-/// The maps at one moment.
+/// What a process holds at one moment.
 #[derive(Clone, Debug, Default)]
-pub struct RawSnapshot {
+pub struct ProcessSnapshot {
     /// Chunks, and growths of chunks, that were neither freed nor reset.
     pub chunks: Vec<LiveChunk>,
     /// Contexts that these are in, or that were made, by their address.
     pub contexts: HashMap<u64, RawContext>,
-    /// Names of contexts by their address.
+}
+
+/// The maps at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct RawSnapshot {
+    /// What each process holds, by its number; 0 for that of a capture of one.
+    pub processes: BTreeMap<u32, ProcessSnapshot>,
+    /// Names of contexts by their key.
     pub names: HashMap<u64, String>,
     /// What became of the chunks of each stack, by its id; stacks without any are left out.
     pub totals: HashMap<u32, StackTotals>,
@@ -54,12 +61,19 @@ pub struct RawSnapshot {
     pub records: usize,
 }
 
-/// Takes a snapshot. Exact once the probes are off or the process is idle; while it works, chunks
+impl RawSnapshot {
+    /// Chunks of all processes.
+    pub fn chunks(&self) -> impl Iterator<Item = &LiveChunk> {
+        self.processes.values().flat_map(|process| &process.chunks)
+    }
+}
+
+/// Takes a snapshot of all processes but those in `gone`. Exact once the probes are off or the process is idle; while it works, chunks
 /// that come and go during the few milliseconds of reading may be on either side.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn take(tracer: &Tracer) -> Result<RawSnapshot, MapError> {
+pub fn take(tracer: &Tracer, gone: &HashSet<u32>) -> Result<RawSnapshot, MapError> {
     let parts: HashMap<u64, _> = tracer.parts.all()?.into_iter().collect();
     let live = tracer.live.all()?;
     let raw = |context: Context| RawContext {
@@ -69,24 +83,29 @@ pub fn take(tracer: &Tracer) -> Result<RawSnapshot, MapError> {
         made_by: (context.born_ns != 0 && context.left_out == 0).then_some(context.stack),
         born_ns: context.born_ns,
     };
-    let contexts: HashMap<u64, RawContext> =
-        tracer.contexts.all()?.into_iter().map(|(address, context)| (address, raw(context))).collect();
+    let mut processes: BTreeMap<u32, ProcessSnapshot> = BTreeMap::new();
+    for (key, context) in tracer.contexts.all()? {
+        let contexts = &mut processes.entry(key_process(key)).or_default().contexts;
+        contexts.insert(key_address(key), raw(context));
+    }
     let records = live.len();
-    let mut chunks = Vec::with_capacity(records);
     for (key, chunk) in live {
+        let process = processes.entry(key_process(key)).or_default();
+        let context = if is_pool(chunk.context) { chunk.context } else { key_address(chunk.context) };
         // The same test as in the kernel: alive means the context has kept its epoch.
-        let is_reset = || contexts.get(&chunk.context).is_none_or(|context| context.epoch != chunk.epoch);
+        let is_reset = || process.contexts.get(&context).is_none_or(|context| context.epoch != chunk.epoch);
         if !is_pool(chunk.context) && is_reset() {
             continue;
         }
         let of = |stack, requested, held, born_ns| LiveChunk {
             stack,
-            chunk: key,
-            context: chunk.context,
+            chunk: key_address(key),
+            context,
             requested,
             held,
             born_ns,
         };
+        let chunks = &mut process.chunks;
         chunks.push(of(chunk.stack, chunk.requested, chunk.held, chunk.born_ns));
         if chunk.has_parts != 0
             && let Some(parts) = parts.get(&key)
@@ -95,6 +114,7 @@ pub fn take(tracer: &Tracer) -> Result<RawSnapshot, MapError> {
             chunks.extend(used.map(|part| of(part.stack, part.requested, part.held, part.born_ns)));
         }
     }
+    processes.retain(|number, _| !gone.contains(number));
     let names = tracer.names.all()?.into_iter().map(|(address, name)| {
         let end = name.bytes.iter().position(|byte| *byte == 0).unwrap_or(name.bytes.len());
         (address, String::from_utf8_lossy(&name.bytes[..end]).into_owned())
@@ -105,5 +125,5 @@ pub fn take(tracer: &Tracer) -> Result<RawSnapshot, MapError> {
         .all()?
         .into_iter()
         .filter(|(_, totals)| totals.requested != 0 || totals.count != 0);
-    Ok(RawSnapshot { chunks, contexts, names, totals: totals.collect(), records })
+    Ok(RawSnapshot { processes, names, totals: totals.collect(), records })
 }

@@ -56,7 +56,8 @@ const KIND: &str = "/sys/bus/event_source/devices/uprobe/type";
 /// Where a probe is set.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place<'a> {
-    pub(super) pid: u32,
+    /// Whose; all processes' if none.
+    pub(super) pid: Option<u32>,
     pub(super) path: &'a Path,
     pub(super) offset: FileOffset,
     pub(super) is_return: bool,
@@ -77,10 +78,15 @@ pub(super) fn attach(program: BorrowedFd<'_>, place: Place<'_>) -> io::Result<Ow
         offset: place.offset.0,
         ..PerfEventAttr::default()
     };
-    let pid = libc::pid_t::try_from(place.pid).map_err(io::Error::other)?;
-    // SAFETY: `attr` and the path in it live through the call; any processor, no group.
-    let event =
-        unsafe { libc::syscall(libc::SYS_perf_event_open, &raw mut attr, pid, -1, -1, PERF_FLAG_FD_CLOEXEC) };
+    // An event of all processes has to name a processor, of which a program takes no notice.
+    let (pid, processor) = match place.pid {
+        Some(pid) => (libc::pid_t::try_from(pid).map_err(io::Error::other)?, -1),
+        None => (-1, 0),
+    };
+    // SAFETY: `attr` and the path in it live through the call; no group.
+    let event = unsafe {
+        libc::syscall(libc::SYS_perf_event_open, &raw mut attr, pid, processor, -1, PERF_FLAG_FD_CLOEXEC)
+    };
     let event = owned(event).map_err(|error| match error.kind() {
         // CAP_PERFMON, which is enough for other events, is not for these (`perf_uprobe_event_init`).
         io::ErrorKind::PermissionDenied => {

@@ -118,14 +118,14 @@ pub fn measure(tracer: &mut Tracer) -> Result<ProbeCosts, CalibrateError> {
 
     let entry = |function, offset| Probe { function, role: Role::Free, is_outside: false, offset, cookie: 0 };
     let mut entries = Attached::default();
-    entries.add(tracer, pid, path, entry("calibrate_emulated", emulated))?;
-    entries.add(tracer, pid, path, entry("calibrate_stepped", stepped))?;
+    entries.add(tracer, Some(pid), path, entry("calibrate_emulated", emulated))?;
+    entries.add(tracer, Some(pid), path, entry("calibrate_stepped", stepped))?;
     let emulated_ns = time(pgleak_calibrate_emulated);
     let stepped_ns = time(pgleak_calibrate_stepped);
     let mut returns = Attached::default();
     // The same entry program twice and the return program once: what is added is one return and
     // one more program on the same trap, which costs next to nothing.
-    returns.add(tracer, pid, path, Probe { role: Role::Alloc, ..entry("calibrate_emulated", emulated) })?;
+    returns.add(tracer, Some(pid), path, Probe { role: Role::Alloc, ..entry("calibrate_emulated", emulated) })?;
     let both_ns = time(pgleak_calibrate_emulated);
     std::thread::spawn(move || drop((entries, returns)));
     Ok(ProbeCosts {

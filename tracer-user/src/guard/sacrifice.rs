@@ -93,7 +93,7 @@ pub fn prove(tracer: &mut Tracer, pid: u32) -> Result<(), SeccompError> {
         let path = PathBuf::from(format!("/proc/{}/exe", child.id()));
         let offset = own_offset(pgleak_calibrate_emulated)?;
         let probe = Probe { function: "sacrifice", role: Role::Alloc, is_outside: false, offset, cookie: 0 };
-        attached.add(tracer, child.id(), &path, probe)?;
+        attached.add(tracer, Some(child.id()), &path, probe)?;
         stdin.write_all(b"go\n")?;
         let answer = next_line()?;
         Ok::<_, SeccompError>(answer)

@@ -5,9 +5,10 @@ mod model;
 pub use model::SCHEMA;
 
 pub use model::{
-    BLOCKS_OF_CONTEXTS, Capture, ContextGrowth, ContextId, ContextPlace, CounterValue, EndReason, Frame,
-    FrameId, FrameName, Group, MemoryGrowth, Module, ModuleId, OUTSIDE, Profile, Query, QueryShare,
-    SiteReport, Slice, Stack, StackEnd, StackId, StackSummary, Tally, Target, Tool, What, Window,
+    BLOCKS_OF_CONTEXTS, Capture, ContextGrowth, ContextId, ContextPlace, CounterValue, EndReason,
+    EndedProcesses, Frame, FrameId, FrameName, Group, MemoryGrowth, Module, ModuleId, OUTSIDE, Profile, Query,
+    QueryShare, SEVERAL, SiteReport, Slice, Stack, StackEnd, StackId, StackSummary, Tally, Target, Tool,
+    TracedProcess, What, Window,
 };
 
 mod class;

@@ -149,6 +149,9 @@ pub struct Group {
     /// What is counted.
     #[serde(default)]
     pub what: What,
+    /// Index into [`Capture::processes`]; 0 in a capture of one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub process: u32,
     /// How many different contexts.
     pub contexts: u64,
     /// What was there when recording ended.
@@ -171,6 +174,55 @@ impl Group {
     pub fn weight(&self) -> u64 {
         self.survived.held.saturating_add(self.pinned)
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// One of several processes that were traced.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TracedProcess {
+    /// Its pid.
+    pub pid: u32,
+    /// `client backend`, `checkpointer`, `walsender` …
+    pub kind: String,
+    /// Database, if it has one and its title shows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<String>,
+    /// User.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// `application_name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub application: Option<String>,
+    /// Process title.
+    pub title: String,
+    /// Nanoseconds from the start of recording to its first allocation, if it was born after that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub born_ns: Option<u64>,
+    /// Anonymous resident bytes at the start; none for one that was born later.
+    pub rss_anon_start: Option<u64>,
+    /// The same at the end.
+    pub rss_anon_end: Option<u64>,
+    /// Allocations that were recorded.
+    pub recorded: u64,
+    /// Bytes asked for by these.
+    pub recorded_bytes: u64,
+}
+
+/// Processes that ended while they were recorded, those of one kind together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedProcesses {
+    /// Their kind.
+    pub kind: String,
+    /// How many.
+    pub count: u64,
+    /// Allocations of theirs that were recorded.
+    pub recorded: u64,
+    /// Bytes asked for by these.
+    pub recorded_bytes: u64,
 }
 
 /// A statement that the process was seen at.
@@ -417,6 +469,9 @@ pub struct SiteReport {
     pub returns: Option<u64>,
 }
 
+/// [`Target::kind`] of a capture of several processes.
+pub const SEVERAL: &str = "several processes";
+
 /// Places of what was allocated in no context ([`ContextPlace::name`]): by malloc and its like, by mmap.
 pub const OUTSIDE: [&str; 2] = ["malloc", "mmap"];
 /// Place of what malloc gave for blocks of contexts, where contexts were not traced.
@@ -478,8 +533,14 @@ pub struct Capture {
     pub schema: u32,
     /// Who wrote it.
     pub tool: Tool,
-    /// What was traced.
+    /// What was traced; of several processes, their postmaster or the first of them, with sums of memory.
     pub target: Target,
+    /// The processes, if several were asked for, that were there at the end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub processes: Vec<TracedProcess>,
+    /// Those that had ended, by kind.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ended: Vec<EndedProcesses>,
     /// When.
     pub window: Window,
     /// Where the probes were.

@@ -43,6 +43,8 @@ impl Maker {
                     rss_anon_end: Some(68_157_440),
                     rss_shmem_end: Some(134_217_728),
                 },
+                processes: Vec::new(),
+                ended: Vec::new(),
                 window: Window {
                     started: "2026-03-01T03:07:00Z".into(),
                     record_ns: SLICES as u64 * second,
@@ -161,6 +163,7 @@ impl Maker {
             stack: StackId(at as u32),
             context,
             what: What::Chunks,
+            process: 0,
             contexts: survived.count.div_ceil(4),
             recorded,
             survived,

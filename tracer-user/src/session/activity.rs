@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::{
-    addr::AbsAddr,
+    addr::{AbsAddr, Bias},
     catalog::ActivityFields,
     census::{masked, text},
     probe::exported_variable,
@@ -63,12 +63,12 @@ struct Entry {
 const POSTGRES_EPOCH: i64 = 946_684_800;
 
 impl Activity {
-    /// Of a process; what its server does not export is not looked at.
-    pub fn of(prepared: &Prepared, show_literals: bool) -> Self {
-        let variable = |name| exported_variable(&prepared.image, name).map(|at| at.in_process(prepared.bias));
+    /// Of a process that runs the program which was looked at, with that bias; what its server does not export is not looked at.
+    pub fn of(prepared: &Prepared, pid: u32, bias: Bias, show_literals: bool) -> Self {
+        let variable = |name| exported_variable(&prepared.image, name).map(|at| at.in_process(bias));
         let fields = prepared.plan.layout.activity;
         Self {
-            memory: ProcessMemory::new(prepared.process.pid),
+            memory: ProcessMemory::new(pid),
             statement: variable("debug_query_string"),
             entry: variable("MyBEEntry").zip(fields),
             show_literals,

@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
 };
 
 use tracer_ebpf::{
@@ -17,9 +17,9 @@ use super::{
 };
 use crate::{
     addr::AbsAddr,
-    bpf::{RawSnapshot, RawStack},
+    bpf::{ProcessSnapshot, RawSnapshot, RawStack},
     profile::{
-        ContextId, ContextPlace, FrameId, Group, Profile, QueryShare, Slice, Stack, StackEnd, StackId,
+        ContextId, ContextPlace, FrameId, Group, Profile, Query, QueryShare, Slice, Stack, StackEnd, StackId,
         StackSummary, Tally, What,
     },
 };
@@ -27,7 +27,9 @@ use crate::{
 /// A frame before it has a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RawFrame {
-    /// The code address in the process.
+    /// Which processes it is in: those that have the same mapped ([`Mappings`]).
+    pub space: usize,
+    /// The code address there.
     pub address: AbsAddr,
     /// Whether it is a return address, so that the call is in front of it.
     pub is_return: bool,
@@ -46,17 +48,28 @@ pub struct Drained {
     pub record_start_ns: u64,
     /// Whether the process ended, which ends what survives.
     pub exited: bool,
-    /// Code outside of every object that was made at run time.
-    pub run_time_code: HashSet<AbsAddr>,
-    /// Code that gets memory for blocks of contexts: starts and ends.
+    /// Code outside of every object that was made at run time, by its space.
+    pub run_time_code: HashSet<(usize, AbsAddr)>,
+    /// Code of the first space that gets memory for blocks of contexts: starts and ends.
     pub block_makers: Vec<(AbsAddr, AbsAddr)>,
+    /// What was seen of each process beside its allocations, by its number.
+    pub processes: BTreeMap<u32, Watched>,
+    /// The statements of all processes.
+    pub queries: Vec<Query>,
+    /// Bytes allocated and not freed by the stacks that have some, at moments while recording
+    /// (`CLOCK_MONOTONIC`).
+    pub held: Vec<(u64, HashMap<u32, u64>)>,
+}
+
+/// What was seen of a process from outside.
+#[derive(Clone, Debug, Default)]
+pub struct Watched {
+    /// Index in the list of processes of the capture.
+    pub index: u32,
     /// The contexts before, between and after.
     pub looks: Looks,
     /// What it was running.
     pub history: History,
-    /// Bytes allocated and not freed by the stacks that have some, at moments while recording
-    /// (`CLOCK_MONOTONIC`).
-    pub held: Vec<(u64, HashMap<u32, u64>)>,
 }
 
 /// Cuts the record window into `count` equal parts.
@@ -67,22 +80,31 @@ pub fn slices(record_ns: u64, count: u64) -> Vec<Slice> {
 
 /// Puts the pieces together: stacks with equal frames become one, chunks and contexts become groups
 /// by stack and by the place of the context.
-pub fn assemble(drained: &Drained, slices: &[Slice]) -> Profile<RawFrame> {
+///
+/// `frame` says which frame an address is, for walks by one set of mappings.
+pub fn assemble(
+    drained: &Drained,
+    slices: &[Slice],
+    frame: &dyn Fn(u32, AbsAddr, bool) -> RawFrame,
+) -> Profile<RawFrame> {
     let mut profile =
         Profile { frames: Vec::new(), stacks: Vec::new(), contexts: Vec::new(), groups: Vec::new() };
-    let ids = intern_stacks(drained, &mut profile);
+    let ids = intern_stacks(drained, &mut profile, frame);
     let mut groups = Groups {
         drained,
         slices,
         ids: &ids,
-        of_blocks: of_blocks(drained),
+        of_blocks: of_blocks(drained, frame),
         places: HashMap::new(),
         groups: HashMap::new(),
     };
-    let pinned = pinned(&drained.looks, &drained.survived);
     for is_last in [false, true] {
         let snapshot = if is_last { &drained.survived } else { &drained.recorded };
-        groups.add(snapshot, is_last, &pinned);
+        for (number, process) in &snapshot.processes {
+            // One that was not wanted.
+            let Some(watched) = drained.processes.get(number) else { continue };
+            groups.add(*number, watched, process, is_last);
+        }
     }
     let Groups { places, groups, .. } = groups;
     // The order of a hash map is no order: an artifact must be the same each time.
@@ -101,7 +123,9 @@ pub fn assemble(drained: &Drained, slices: &[Slice]) -> Profile<RawFrame> {
             group
         })
         .collect();
-    profile.groups.sort_by_key(|group| (Reverse(group.weight()), group.stack, group.context, group.what));
+    profile.groups.sort_by_key(|group| {
+        (Reverse(group.weight()), group.stack, group.context, group.what, group.process)
+    });
     summarize(drained, &ids, &mut profile);
     add_course(drained, &ids, slices, &mut profile);
     profile
@@ -138,11 +162,14 @@ fn add_course(
 pub(super) const BLOCKS: u64 = 3;
 
 /// The stacks that get memory for blocks of contexts.
-fn of_blocks(drained: &Drained) -> HashSet<u32> {
-    let is_maker = |address: AbsAddr| {
-        drained.block_makers.iter().any(|(start, end)| *start <= address && address < *end)
+fn of_blocks(drained: &Drained, frame: &dyn Fn(u32, AbsAddr, bool) -> RawFrame) -> HashSet<u32> {
+    let is_maker = |stack: &RawStack, address: AbsAddr| {
+        let RawFrame { space, address, .. } = frame(stack.mapset, address, false);
+        space == 0 && drained.block_makers.iter().any(|(start, end)| *start <= address && address < *end)
     };
-    let of = |stack: &&RawStack| stack.frames.iter().any(|frame| is_maker(*frame));
+    let of = |stack: &&RawStack| {
+        !drained.block_makers.is_empty() && stack.frames.iter().any(|frame| is_maker(stack, *frame))
+    };
     drained.stacks.iter().filter(of).map(|stack| stack.id).collect()
 }
 
@@ -155,14 +182,23 @@ struct Groups<'a> {
     of_blocks: HashSet<u32>,
     places: HashMap<ContextPlace, ContextId>,
     /// With the contexts of each.
-    groups: HashMap<(StackId, ContextId, What), Making>,
+    groups: HashMap<GroupKey, Making>,
 }
+
+/// Stack, place, kind and process of a group.
+type GroupKey = (StackId, ContextId, What, u32);
 
 /// A group, its contexts, and how much of it each statement allocated.
 struct Making {
     group: Group,
     contexts: HashSet<u64>,
     queries: HashMap<u32, u64>,
+}
+
+/// The process that something is of.
+struct By<'a> {
+    number: u32,
+    watched: &'a Watched,
 }
 
 /// The most statements of a group.
@@ -179,7 +215,9 @@ impl Making {
 }
 
 impl Groups<'_> {
-    fn add(&mut self, snapshot: &RawSnapshot, is_last: bool, pinned: &HashMap<u64, u64>) {
+    fn add(&mut self, number: u32, watched: &Watched, snapshot: &ProcessSnapshot, is_last: bool) {
+        let pinned = if is_last { pinned(&watched.looks, snapshot) } else { HashMap::new() };
+        let by = By { number, watched };
         let mut places: HashMap<u64, ContextId> = HashMap::new();
         let mut traced: HashMap<u64, u64> = HashMap::new();
         // Parts of one chunk pin its block once.
@@ -187,24 +225,24 @@ impl Groups<'_> {
         for chunk in snapshot.chunks.iter().filter(|chunk| chunk.requested != 0 || chunk.held != 0) {
             let is_block = is_pool(chunk.context) && self.of_blocks.contains(&chunk.stack);
             let context = if is_block { BLOCKS } else { chunk.context };
-            let place = *places.entry(context).or_insert_with(|| self.place(context, snapshot));
+            let place = *places.entry(context).or_insert_with(|| self.place(&by, context, snapshot));
             *traced.entry(chunk.context).or_default() += chunk.held;
             let tally = Tally { count: 1, requested: chunk.requested, held: chunk.held };
-            let key = (self.stack(chunk.stack), place, What::Chunks);
-            let group = self.count(key, chunk.context, tally, chunk.born_ns, is_last);
+            let key = (self.stack(chunk.stack), place, What::Chunks, watched.index);
+            let group = self.count(key, &by, chunk.context, tally, chunk.born_ns, is_last);
             if is_last && has_pinned.insert(chunk.chunk) {
                 group.pinned += pinned.get(&chunk.chunk).copied().unwrap_or(0);
             }
         }
-        let looks = &self.drained.looks;
+        let looks = &watched.looks;
         let look = if is_last { looks.survived.as_ref() } else { looks.recorded.as_ref() };
         for (address, context) in &snapshot.contexts {
             let Some(stack) = context.made_by else { continue };
-            let place = *places.entry(*address).or_insert_with(|| self.place(*address, snapshot));
+            let place = *places.entry(*address).or_insert_with(|| self.place(&by, *address, snapshot));
             let held = own_bytes(look, *address, traced.get(address).copied().unwrap_or(0));
             let tally = Tally { count: 1, requested: 0, held };
-            let key = (self.stack(stack), place, What::Contexts);
-            self.count(key, *address, tally, context.born_ns, is_last);
+            let key = (self.stack(stack), place, What::Contexts, watched.index);
+            self.count(key, &by, *address, tally, context.born_ns, is_last);
         }
     }
 
@@ -212,23 +250,25 @@ impl Groups<'_> {
         self.ids.get(&raw).copied().unwrap_or(StackId(0))
     }
 
-    fn place(&mut self, address: u64, snapshot: &RawSnapshot) -> ContextId {
-        let last = &self.drained.survived;
+    fn place(&mut self, by: &By<'_>, address: u64, snapshot: &ProcessSnapshot) -> ContextId {
+        let last = self.drained.survived.processes.get(&by.number);
         // The later snapshot has every name that the earlier one has.
-        let place = self.drained.looks.place(address, snapshot, last, &last.names);
+        let names = &self.drained.survived.names;
+        let place = by.watched.looks.place(address, snapshot, last, names);
         let next = ContextId(self.places.len() as u32);
         *self.places.entry(place).or_insert(next)
     }
 
     fn count(
         &mut self,
-        key: (StackId, ContextId, What),
+        key: GroupKey,
+        by: &By<'_>,
         context: u64,
         tally: Tally,
         born_ns: u64,
         is_last: bool,
     ) -> &mut Group {
-        let (stack, place, what) = key;
+        let (stack, place, what, process) = key;
         let slices = self.slices;
         let making = self.groups.entry(key).or_insert_with(|| {
             let none = Tally::default();
@@ -236,6 +276,7 @@ impl Groups<'_> {
                 stack,
                 context: place,
                 what,
+                process,
                 contexts: 0,
                 recorded: none,
                 survived: none,
@@ -249,7 +290,7 @@ impl Groups<'_> {
         if is_last {
             group.survived += tally;
             making.contexts.insert(context);
-            if let Some(query) = self.drained.history.at(born_ns) {
+            if let Some(query) = by.watched.history.at(born_ns) {
                 *making.queries.entry(query).or_default() += 1;
             }
             if let Some(slice) = slice_of(born_ns, self.drained.record_start_ns, slices) {
@@ -263,7 +304,11 @@ impl Groups<'_> {
 }
 
 /// Interns frames and stacks; the stack with id 0 is the unknown one.
-fn intern_stacks(drained: &Drained, profile: &mut Profile<RawFrame>) -> HashMap<u32, StackId> {
+fn intern_stacks(
+    drained: &Drained,
+    profile: &mut Profile<RawFrame>,
+    frame: &dyn Fn(u32, AbsAddr, bool) -> RawFrame,
+) -> HashMap<u32, StackId> {
     let mut frame_ids: HashMap<RawFrame, FrameId> = HashMap::new();
     let mut stack_ids: HashMap<(Vec<FrameId>, StackEnd), StackId> = HashMap::new();
     let mut ids = HashMap::from([(NO_STACK, StackId(0))]);
@@ -279,14 +324,15 @@ fn intern_stacks(drained: &Drained, profile: &mut Profile<RawFrame>) -> HashMap<
             .iter()
             .enumerate()
             .map(|(depth, address)| {
-                let frame = RawFrame { address: *address, is_return: depth > 0 };
+                let frame = frame(raw.mapset, *address, depth > 0);
                 *frame_ids.entry(frame).or_insert_with(|| {
                     profile.frames.push(frame);
                     FrameId(profile.frames.len() as u32 - 1)
                 })
             })
             .collect();
-        let end = stack_end(raw, &drained.run_time_code);
+        let last = raw.frames.last().map(|last| frame(raw.mapset, *last, false));
+        let end = stack_end(raw, last.is_some_and(|last| drained.run_time_code.contains(&(last.space, last.address))));
         let id = *stack_ids.entry((frames, end)).or_insert_with_key(|(frames, end)| {
             profile.stacks.push(Stack {
                 frames: frames.clone(),
@@ -341,14 +387,10 @@ pub(super) fn slice_of(born_ns: u64, start_ns: u64, slices: &[Slice]) -> Option<
     Some(index.min(slices.len() - 1))
 }
 
-fn stack_end(raw: &RawStack, run_time_code: &HashSet<AbsAddr>) -> StackEnd {
+fn stack_end(raw: &RawStack, is_run_time_code: bool) -> StackEnd {
     match raw.end {
         Some(WalkEnd::Bottom) => StackEnd::Bottom,
-        Some(WalkEnd::UnknownMapping)
-            if raw.frames.last().is_some_and(|last| run_time_code.contains(last)) =>
-        {
-            StackEnd::Jit
-        }
+        Some(WalkEnd::UnknownMapping) if is_run_time_code => StackEnd::Jit,
         Some(WalkEnd::UnknownMapping) => StackEnd::UnknownMapping,
         Some(WalkEnd::NoRow) => StackEnd::NoRow,
         Some(WalkEnd::Unsupported) => StackEnd::Unsupported,
@@ -378,8 +420,22 @@ mod tests {
         LiveChunk { stack, chunk: born_ns, context: 0xc0, requested: held - 8, held, born_ns }
     }
 
-    fn contexts() -> HashMap<u64, RawContext> {
-        HashMap::from([(0xc0, RawContext { epoch: 1, name: 0xa0, made_by: None, born_ns: 0 })])
+    /// What a process holds in its one context.
+    fn holding(chunks: Vec<LiveChunk>) -> ProcessSnapshot {
+        let context = RawContext { epoch: 1, name: 0xa0, made_by: None, born_ns: 0 };
+        ProcessSnapshot { chunks, contexts: HashMap::from([(0xc0, context)]) }
+    }
+
+    fn watched(processes: &[u32]) -> BTreeMap<u32, Watched> {
+        let of = |(index, number): (usize, &u32)| {
+            (*number, Watched { index: index as u32, ..Watched::default() })
+        };
+        processes.iter().enumerate().map(of).collect()
+    }
+
+    /// Every address in one space.
+    fn frame(_mapset: u32, address: AbsAddr, is_return: bool) -> RawFrame {
+        RawFrame { space: 0, address, is_return }
     }
 
     #[test]
@@ -397,22 +453,21 @@ mod tests {
             // Ids 1 and 2 are the same stack, seen before and after the mappings changed.
             stacks: vec![stack(1, &[0x10, 0x20]), stack(2, &[0x10, 0x20]), stack(3, &[0x10, 0x30])],
             recorded: RawSnapshot {
-                chunks: vec![chunk(1, 32, 100), chunk(3, 64, 150)],
-                contexts: contexts(),
+                processes: BTreeMap::from([(0, holding(vec![chunk(1, 32, 100), chunk(3, 64, 150)]))]),
                 names: names.clone(),
                 ..Default::default()
             },
             survived: RawSnapshot {
-                chunks: vec![chunk(1, 32, 100), chunk(2, 32, 399)],
-                contexts: contexts(),
+                processes: BTreeMap::from([(0, holding(vec![chunk(1, 32, 100), chunk(2, 32, 399)]))]),
                 names,
                 totals: HashMap::from([(1, totals(4, 128)), (2, totals(2, 64))]),
                 records: 2,
             },
             record_start_ns: 100,
+            processes: watched(&[0]),
             ..Drained::default()
         };
-        let profile = assemble(&drained, &slices(300, 3));
+        let profile = assemble(&drained, &slices(300, 3), &frame);
         assert_eq!(profile.stacks.len(), 3);
         let group = &profile.groups[0];
         assert_eq!((group.survived.count, group.survived.held, group.contexts), (2, 64, 1));
@@ -425,12 +480,47 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_without_a_stack_is_kept_as_unknown() {
-        let drained = Drained {
-            survived: RawSnapshot { chunks: vec![chunk(77, 32, 0)], ..Default::default() },
+    fn processes_are_apart_and_one_instruction_is_one_frame() {
+        let survived = RawSnapshot {
+            // The same address in two processes; the third was not asked for.
+            processes: BTreeMap::from([
+                (5, holding(vec![chunk(1, 32, 100)])),
+                (7, holding(vec![chunk(2, 64, 100)])),
+                (9, holding(vec![chunk(2, 128, 100)])),
+            ]),
             ..Default::default()
         };
-        let profile = assemble(&drained, &slices(10, 1));
+        let drained = Drained {
+            // One has the program mapped 0x1000 further up.
+            stacks: vec![
+                RawStack { mapset: 1, ..stack(1, &[0x10, 0x20]) },
+                RawStack { mapset: 2, ..stack(2, &[0x1010, 0x1020]) },
+            ],
+            survived,
+            processes: watched(&[5, 7]),
+            ..Drained::default()
+        };
+        let frame = |mapset: u32, address: AbsAddr, is_return| RawFrame {
+            space: 0,
+            address: AbsAddr(address.0 - 0x1000 * u64::from(mapset - 1)),
+            is_return,
+        };
+        let profile = assemble(&drained, &slices(300, 3), &frame);
+        assert_eq!(profile.stacks.len(), 2, "the unknown one and that of both");
+        let held: Vec<_> = profile.groups.iter().map(|group| (group.process, group.survived.held)).collect();
+        assert_eq!(held, [(1, 64), (0, 32)]);
+    }
+
+    #[test]
+    fn a_chunk_without_a_stack_is_kept_as_unknown() {
+        let chunks = vec![chunk(77, 32, 0)];
+        let processes = BTreeMap::from([(0, ProcessSnapshot { chunks, ..Default::default() })]);
+        let drained = Drained {
+            survived: RawSnapshot { processes, ..Default::default() },
+            processes: watched(&[0]),
+            ..Default::default()
+        };
+        let profile = assemble(&drained, &slices(10, 1), &frame);
         assert_eq!(profile.groups[0].stack, StackId(0));
         assert_eq!(profile.stacks[0].end, StackEnd::Unknown);
         assert_eq!(profile.place(&profile.groups[0]).name, "[unreadable name]");
@@ -441,10 +531,10 @@ mod tests {
         let cut = |id, frames: &[u64]| RawStack { end: Some(WalkEnd::UnknownMapping), ..stack(id, frames) };
         let drained = Drained {
             stacks: vec![cut(1, &[0x10, 0x99]), cut(2, &[0x10, 0x98]), stack(3, &[0x10, 0x99])],
-            run_time_code: HashSet::from([AbsAddr(0x99)]),
+            run_time_code: HashSet::from([(0, AbsAddr(0x99))]),
             ..Drained::default()
         };
-        let profile = assemble(&drained, &slices(300, 3));
+        let profile = assemble(&drained, &slices(300, 3), &frame);
         let ends: Vec<StackEnd> = profile.stacks.iter().map(|stack| stack.end).collect();
         assert_eq!(ends, [StackEnd::Unknown, StackEnd::Jit, StackEnd::UnknownMapping, StackEnd::Bottom]);
     }

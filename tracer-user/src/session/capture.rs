@@ -1,7 +1,7 @@
 //! A capture from options to a finished [`Capture`].
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{
         Arc,
@@ -15,7 +15,7 @@ use tracing::debug;
 
 use super::{
     Allocators, CaptureError, Detaching, Interrupts, Prepared, Progress, RecordOptions, Recorder, Recording,
-    assemble, memory_growth, prepare, record::SLICES, slices,
+    Chosen, Scope, assemble, memory_growth, prepare, record::SLICES, slices, sum_of_growths,
 };
 use crate::{
     addr::AbsAddr,
@@ -24,21 +24,21 @@ use crate::{
         CaptureLock, check_memory, go_first_when_memory_is_short, measure_probe_costs, prove_return_probes,
     },
     probe::{CostClass, ProbeSite, static_functions},
-    profile::{Capture, CounterValue, SCHEMA, SiteReport, Target, Tool, Window},
+    profile::{Capture, CounterValue, SCHEMA, SEVERAL, SiteReport, Target, Tool, Window},
     symbolize::{DebugFiles, Debuginfod, OsRelease, Symbolizer, run_time_frame},
-    target::{cgroup_memory, mem_available_bytes},
+    target::{Memory, cgroup_memory, mem_available_bytes},
     unwind::cache::TableCache,
 };
 
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub struct CaptureOptions {
-    /// The process.
-    pub pid: u32,
+    /// Which processes.
+    pub scope: Scope,
     /// How to record it.
     pub record: RecordOptions,
-    /// Kernel memory for the maps.
-    pub map_memory: u64,
+    /// Kernel memory for the maps, if that is not left to pgleak.
+    pub map_memory: Option<u64>,
     /// What is traced.
     pub allocators: Allocators,
     /// Record only what is allocated in contexts of this name.
@@ -56,17 +56,22 @@ pub struct Naming {
     pub hurry: Arc<AtomicBool>,
 }
 
-/// A process that was looked at and that nobody else may capture now.
+/// Kernel memory for the maps of a capture of one process, and of several.
+const MAP_MEMORY: [u64; 2] = [64 << 20, 256 << 20];
+
+/// Processes that were looked at and that nobody else may capture now.
 #[derive(Debug)]
 pub struct Ready {
     prepared: Prepared,
-    _lock: CaptureLock,
+    /// Unless it is one process.
+    chosen: Option<Chosen>,
+    _locks: Vec<CaptureLock>,
 }
 
-/// Looks at the process and takes its lock.
+/// Looks at the processes and takes their locks.
 ///
 /// # Errors
-/// If it cannot be captured.
+/// If they cannot be captured.
 pub fn ready(options: &CaptureOptions) -> Result<Ready, CaptureError> {
     // Without one, a capture begins some hundredths of a second later.
     let opened = options.table_cache.then(TableCache::of_user).transpose();
@@ -74,9 +79,24 @@ pub fn ready(options: &CaptureOptions) -> Result<Ready, CaptureError> {
         debug!("{error}");
         None
     });
-    let mut prepared = prepare(options.pid, cache)?;
+    let chosen = match options.scope.only_one() {
+        Some(_) => None,
+        None => Some(options.scope.choose()?),
+    };
+    // New processes are as their postmaster.
+    let first = match &chosen {
+        Some(chosen) => chosen.postmasters.first().or(chosen.pids.first()).copied(),
+        None => options.scope.only_one(),
+    };
+    let mut prepared = prepare(first.ok_or(CaptureError::Nobody)?, cache)?;
     prepared.choose(options.allocators)?;
-    Ok(Ready { prepared, _lock: CaptureLock::take(options.pid)? })
+    let pids = match &chosen {
+        // A second capture of a server waits for the first, whatever it asks for.
+        Some(chosen) => chosen.postmasters.iter().chain(&chosen.pids).copied().collect::<BTreeSet<u32>>(),
+        None => BTreeSet::from([prepared.process.pid]),
+    };
+    let locks = pids.into_iter().map(CaptureLock::take).collect::<Result<_, _>>()?;
+    Ok(Ready { prepared, chosen, _locks: locks })
 }
 
 /// Captures the process. Its probes are on their way out when this returns; they are gone when
@@ -91,11 +111,13 @@ pub async fn capture(
     interrupts: &mut Interrupts,
     progress: &Progress,
 ) -> Result<(Capture, Detaching), CaptureError> {
-    let pid = options.pid;
-    let Ready { mut prepared, _lock } = ready;
-    say_what_it_is(&prepared, progress);
+    let Ready { mut prepared, chosen, _locks } = ready;
+    match &chosen {
+        None => say_what_it_is(&prepared, progress),
+        Some(chosen) => say_what_they_are(&prepared, chosen, progress),
+    }
 
-    let limits = limits(options, &prepared)?;
+    let limits = limits(options, &prepared, chosen.as_ref())?;
     progress.say(&format!(
         "kernel maps: {} MiB, {} live chunks, {} unwind rows; pgleak itself: up to {} MiB",
         limits.bytes().div_ceil(1 << 20),
@@ -112,10 +134,11 @@ pub async fn capture(
     }
     let costs = measure_probe_costs(&mut tracer)?;
     if prepared.is_filtered() {
-        prove_return_probes(&mut tracer, pid)?;
+        prove_return_probes(&mut tracer, prepared.process.pid)?;
     }
     let record = options.record;
-    let recorder = Recorder::attach(&mut prepared, tracer, costs, interrupts, progress, record)?;
+    let asked = chosen.as_ref().map(|chosen| (chosen, options.scope.filter.clone()));
+    let recorder = Recorder::attach(&mut prepared, tracer, asked, costs, interrupts, progress, record)?;
     let recording = recorder.run().await?;
 
     progress.say("naming the stacks");
@@ -138,7 +161,9 @@ fn finish(
 ) -> Capture {
     let pid = prepared.process.pid;
     let slices = slices(recording.recorded_for.as_nanos() as u64, SLICES);
-    let profile = assemble(&recording.drained, &slices);
+    let mappings = &prepared.mappings;
+    let frame = |mapset, address, is_return| mappings.frame(mapset, address, is_return);
+    let profile = assemble(&recording.drained, &slices, &frame);
     let known: BTreeMap<AbsAddr, String> = prepared
         .plan
         .sites
@@ -153,13 +178,13 @@ fn finish(
         .collect();
     let debug_roots = vec![PathBuf::from(format!("/proc/{pid}/root")), PathBuf::from("/")];
     let files = DebugFiles::below(debug_roots).with_debuginfod(debuginfod);
-    let mut symbolizer = Symbolizer::new(prepared.mappings.modules(), known, files);
+    let mut symbolizer = Symbolizer::new(mappings.all_modules(), known, files);
     let run_time_code = &recording.drained.run_time_code;
     let profile = profile.map_frames(|frame| {
-        if run_time_code.contains(&frame.address) {
+        if run_time_code.contains(&(frame.space, frame.address)) {
             run_time_frame(frame.address)
         } else {
-            symbolizer.frame(frame.address, frame.is_return)
+            symbolizer.frame(frame.space, frame.address, frame.is_return)
         }
     });
 
@@ -180,20 +205,44 @@ fn finish(
             .iter()
             .map(|(kind, why)| format!("nothing in {kind} contexts was traced: {why}")),
     );
-    notes.extend(prepared.mappings.notes());
+    notes.extend(mappings.notes());
+    if let Some(others) = recording.foreign.filter(|others| *others > 0) {
+        notes.push(format!(
+            "{others} other processes of the same program hit the probes and were passed over: each hit cost them a trap"
+        ));
+    }
     notes.extend(symbolizer.notes().iter().map(ToString::to_string));
     notes.extend(symbolizer.advice(&OsRelease::of_process(pid)));
     let modules = symbolizer.modules();
-    let rss = |memory: Option<crate::target::Memory>| memory.map(|memory| memory.rss_anon);
+    let drained = &recording.drained;
+    // Sums; of several processes, of those that were there.
+    let sum = |moment: usize, of: fn(&Memory) -> u64| {
+        let known = recording.memory.iter().filter_map(|memory| memory[moment].as_ref().map(of));
+        known.fold(None, |sum, bytes| Some(sum.unwrap_or(0) + bytes))
+    };
+    let growths = drained.processes.iter().filter_map(|(number, watched)| {
+        let memory = recording.memory.get(watched.index as usize)?;
+        let anon = [0, 1].map(|moment| memory[moment].map(|memory: Memory| memory.rss_anon));
+        // A process that was born meanwhile had nothing.
+        let is_born = recording.described.processes.get(watched.index as usize)?.born_ns.is_some();
+        let anon = if is_born { [Some(0), anon[1]] } else { anon };
+        memory_growth(&watched.looks, drained.recorded.processes.get(number)?, anon)
+    });
+    let are_several = recording.foreign.is_some();
+    let title = &prepared.title;
+    let (kind, title_text) = match are_several {
+        true => (SEVERAL.to_owned(), format!("{} and others", prepared.title_text)),
+        false => (title.kind.clone(), prepared.title_text.clone()),
+    };
     Capture {
         schema: SCHEMA,
         tool: Tool { name: "pgleak".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
         target: Target {
             pid,
-            kind: prepared.title.kind.clone(),
-            database: prepared.title.database.clone(),
-            user: prepared.title.user.clone(),
-            title: prepared.title_text.clone(),
+            kind,
+            database: title.database.clone().filter(|_| !are_several),
+            user: title.user.clone().filter(|_| !are_several),
+            title: title_text,
             server: prepared.plan.version.full.clone(),
             product: prepared.plan.version.product.to_string(),
             major: prepared.plan.version.major,
@@ -201,10 +250,12 @@ fn finish(
             build_id: prepared.image.build_id().cloned(),
             host: read_line("/proc/sys/kernel/hostname"),
             kernel: read_line("/proc/sys/kernel/osrelease"),
-            rss_anon_start: rss(recording.memory_start),
-            rss_anon_end: rss(recording.memory_end),
-            rss_shmem_end: recording.memory_end.map(|memory| memory.rss_shmem),
+            rss_anon_start: sum(0, |memory| memory.rss_anon),
+            rss_anon_end: sum(2, |memory| memory.rss_anon),
+            rss_shmem_end: sum(2, |memory| memory.rss_shmem),
         },
+        processes: if are_several { recording.described.processes.clone() } else { Vec::new() },
+        ended: recording.described.ended.clone(),
         window: Window {
             started: recording.started.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             record_ns: nanos(recording.recorded_for),
@@ -219,12 +270,8 @@ fn finish(
         sites: sites(prepared, recording),
         modules,
         profile,
-        queries: recording.drained.history.queries.clone(),
-        memory: memory_growth(
-            &recording.drained.looks,
-            &recording.drained.recorded,
-            [rss(recording.memory_start), rss(recording.memory_recorded)],
-        ),
+        queries: drained.queries.clone(),
+        memory: sum_of_growths(growths),
         counters: counters(recording),
         notes,
     }
@@ -245,12 +292,39 @@ fn say_what_it_is(prepared: &Prepared, progress: &Progress) {
     ));
 }
 
+fn say_what_they_are(prepared: &Prepared, chosen: &Chosen, progress: &Progress) {
+    let mut text = format!(
+        "{} processes of {}; their probes are at every process of this program, where each hit of one that is not \
+         asked for costs a trap",
+        chosen.pids.len(),
+        prepared.plan.version
+    );
+    if let [postmaster, ..] = chosen.postmasters[..] {
+        text += &format!("; new processes of postmaster {postmaster}");
+        text += if chosen.postmasters.len() > 1 { " and others" } else { "" };
+        text += " are followed from their birth";
+    }
+    progress.say(&text);
+}
+
 /// Sizes the maps and checks that there is room for them.
-fn limits(options: &CaptureOptions, prepared: &Prepared) -> Result<Limits, CaptureError> {
+fn limits(
+    options: &CaptureOptions,
+    prepared: &Prepared,
+    chosen: Option<&Chosen>,
+) -> Result<Limits, CaptureError> {
     let (rows, pages) = prepared.mappings.table_sizes();
-    let limits = Limits::within(options.map_memory, rows, pages).ok_or_else(|| CaptureError::MapMemory {
-        given_mib: options.map_memory >> 20,
-        least_mib: Limits::least_bytes(rows, pages).div_ceil(1 << 20),
+    let given = options.map_memory.unwrap_or(MAP_MEMORY[usize::from(chosen.is_some())]);
+    let (limits, least) = match chosen {
+        None => (Limits::within(given, rows, pages), Limits::least_bytes(rows, pages)),
+        Some(Chosen { pids, .. }) => (
+            Limits::within_for_several(given, rows, pages, pids.len()),
+            Limits::least_bytes_for_several(rows, pages, pids.len()),
+        ),
+    };
+    let limits = limits.ok_or(CaptureError::MapMemory {
+        given_mib: given >> 20,
+        least_mib: least.div_ceil(1 << 20),
     })?;
     // Kernel maps are charged to the cgroup of the process that makes them: pgleak's own.
     let cgroup = cgroup_memory(std::process::id()).ok().flatten();

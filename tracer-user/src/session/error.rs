@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf};
 
+use super::ScopeError;
 use crate::{
     bpf::{AttachError, LoadError, MapError},
     elf::ElfError,
@@ -64,6 +65,15 @@ pub enum CaptureError {
     /// The mappings cannot be described to the kernel.
     #[error(transparent)]
     MapSet(#[from] MapSetError),
+    /// The processes that are asked for are not there, or cannot be traced together.
+    #[error(transparent)]
+    Scope(#[from] ScopeError),
+    /// No process is named.
+    #[error("say which process: --pid PID, or --postmaster PID or --data-dir DIR for a whole server; `pgleak list` shows them")]
+    Nobody,
+    /// More different sets of mappings than there are slots.
+    #[error("more than 256 processes have mapped different libraries; capture fewer of them")]
+    TooManySpaces,
     /// The budget is too small.
     #[error(
         "--map-memory {given_mib} MiB is too little for the unwind tables of this process; give at least {least_mib}M"
@@ -146,7 +156,9 @@ impl CaptureError {
                 | ProcessError::Thread { .. }
                 | ProcessError::KernelThread { .. },
             )
-            | Self::MapMemory { .. } => true,
+            | Self::MapMemory { .. }
+            | Self::Scope(_)
+            | Self::Nobody => true,
             Self::Probe { source, .. } => matches!(source, ProbeError::Catalog(_)),
             _ => false,
         }

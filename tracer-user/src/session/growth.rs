@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::Looks;
 use crate::{
-    bpf::{LiveChunk, RawSnapshot},
+    bpf::{LiveChunk, ProcessSnapshot},
     census::{Kind, MemoryContext, Usage, UsedChunk},
     profile::{ContextGrowth, MemoryGrowth},
 };
@@ -14,7 +14,7 @@ const NOTABLE: u64 = 1 << 10;
 
 /// What all contexts have gained while recording; `None` unless they were read before and after it.
 /// What was allocated while settling is no part of it, since it was not recorded.
-pub fn memory_growth(looks: &Looks, recorded: &RawSnapshot, anon: [Option<u64>; 2]) -> Option<MemoryGrowth> {
+pub fn memory_growth(looks: &Looks, recorded: &ProcessSnapshot, anon: [Option<u64>; 2]) -> Option<MemoryGrowth> {
     let (before, after) = (looks.before.as_ref()?, looks.recorded.as_ref()?);
     let mut traced: HashMap<u64, HashMap<u64, [u64; 2]>> = HashMap::new();
     // What was allocated during the first look is taken to be in it, but for contexts that it has not seen.
@@ -60,10 +60,7 @@ pub fn memory_growth(looks: &Looks, recorded: &RawSnapshot, anon: [Option<u64>; 
     let mut by_label: Vec<ContextGrowth> =
         by_label.into_iter().map(|(label, growth)| ContextGrowth { label, ..growth }).collect();
     by_label.retain(|growth| growth.before.abs_diff(growth.after) >= NOTABLE || growth.traced >= NOTABLE);
-    by_label.sort_by(|a, b| {
-        let gained = |growth: &ContextGrowth| growth.after as i64 - growth.before as i64;
-        gained(b).cmp(&gained(a)).then_with(|| a.label.cmp(&b.label))
-    });
+    sort_by_gain(&mut by_label);
     let troubles = [before, after].map(|look| look.census.troubles.to_string());
     Some(MemoryGrowth {
         rss_anon_before: anon[0],
@@ -73,6 +70,48 @@ pub fn memory_growth(looks: &Looks, recorded: &RawSnapshot, anon: [Option<u64>; 
         by_label,
         troubles: troubles.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; "),
     })
+}
+
+/// What several processes have gained.
+pub fn sum_of_growths(growths: impl IntoIterator<Item = MemoryGrowth>) -> Option<MemoryGrowth> {
+    let add = |sum: Option<u64>, more: Option<u64>| Some(sum.unwrap_or(0) + more?);
+    let mut growths = growths.into_iter();
+    let mut sum = growths.next()?;
+    let mut by_label: BTreeMap<String, ContextGrowth> =
+        sum.by_label.drain(..).map(|growth| (growth.label.clone(), growth)).collect();
+    for growth in growths {
+        sum.rss_anon_before = add(sum.rss_anon_before, growth.rss_anon_before).or(sum.rss_anon_before);
+        sum.rss_anon_after = add(sum.rss_anon_after, growth.rss_anon_after).or(sum.rss_anon_after);
+        sum.contexts_before += growth.contexts_before;
+        sum.contexts_after += growth.contexts_after;
+        if sum.troubles.is_empty() {
+            sum.troubles = growth.troubles;
+        }
+        for more in growth.by_label {
+            let Some(of_label) = by_label.get_mut(&more.label) else {
+                by_label.insert(more.label.clone(), more);
+                continue;
+            };
+            of_label.contexts_before += more.contexts_before;
+            of_label.contexts_after += more.contexts_after;
+            of_label.before += more.before;
+            of_label.after += more.after;
+            of_label.requested += more.requested;
+            of_label.traced += more.traced;
+            of_label.overhead += more.overhead;
+            of_label.untraced = of_label.untraced.zip(more.untraced).map(|(one, other)| one + other);
+        }
+    }
+    sum.by_label = by_label.into_values().collect();
+    sort_by_gain(&mut sum.by_label);
+    Some(sum)
+}
+
+fn sort_by_gain(by_label: &mut [ContextGrowth]) {
+    by_label.sort_by(|a, b| {
+        let gained = |growth: &ContextGrowth| growth.after as i64 - growth.before as i64;
+        gained(b).cmp(&gained(a)).then_with(|| a.label.cmp(&b.label))
+    });
 }
 
 /// Bytes that are in no used chunk.

@@ -8,7 +8,7 @@ use tracing::debug;
 use super::assemble::BLOCKS;
 use crate::{
     addr::AbsAddr,
-    bpf::{LiveChunk, RawContext, RawSnapshot},
+    bpf::{LiveChunk, ProcessSnapshot, RawContext},
     census::{BLOCK_HEADER_BYTES, Block, Census, Limits, MemoryContext, Observed, UsedChunk, used_chunks},
     profile::{BLOCKS_OF_CONTEXTS, ContextPlace, OUTSIDE},
 };
@@ -33,6 +33,11 @@ pub struct Look {
 }
 
 impl Look {
+    /// A process that was not there yet at that moment (`CLOCK_MONOTONIC`).
+    pub fn of_nothing(taken_ns: u64) -> Self {
+        Self { taken_ns, ..Self::default() }
+    }
+
     /// Looks now; `None` if the process cannot be read, as one that has ended.
     pub fn take(observed: Option<&Observed>, now_ns: u64) -> Option<Self> {
         let census = observed?.census(Limits::default());
@@ -48,7 +53,7 @@ impl Look {
     }
 
     /// Walks the chunks of every context that has changed since `before`, or that has recorded chunks.
-    pub fn walk_chunks(&mut self, observed: &Observed, before: Option<&Self>, snapshot: &RawSnapshot) {
+    pub fn walk_chunks(&mut self, observed: &Observed, before: Option<&Self>, snapshot: &ProcessSnapshot) {
         let with_chunks: HashSet<u64> = snapshot.chunks.iter().map(|chunk| chunk.context).collect();
         let mut room = MOST_WALKED;
         for context in &self.census.contexts {
@@ -100,8 +105,8 @@ impl Looks {
     pub fn place(
         &self,
         address: u64,
-        snapshot: &RawSnapshot,
-        last: &RawSnapshot,
+        snapshot: &ProcessSnapshot,
+        last: Option<&ProcessSnapshot>,
         names: &HashMap<u64, String>,
     ) -> ContextPlace {
         if let Some(name) = outside_of_contexts(address) {
@@ -110,7 +115,8 @@ impl Looks {
         let raw = snapshot.contexts.get(&address);
         let name = raw.and_then(|raw| names.get(&raw.name)).map_or("[unreadable name]", String::as_str);
         let is_there = |raw: &&RawContext| {
-            last.contexts.get(&address).is_some_and(|now| now.born_ns == raw.born_ns && now.name == raw.name)
+            let now = last.and_then(|last| last.contexts.get(&address));
+            now.is_some_and(|now| now.born_ns == raw.born_ns && now.name == raw.name)
         };
         let in_look = |look: &Option<Look>, raw: &RawContext| {
             let look = look.as_ref()?;
@@ -151,7 +157,7 @@ fn not_counted(block: &Block) -> u64 {
 /// Bytes that each surviving chunk keeps from all others, by its address: its part of the header and
 /// of the free chunks of a block that was made since the first look. Contexts that were made while
 /// recording are left out: all of theirs is [`own_bytes`].
-pub(super) fn pinned(looks: &Looks, survived: &RawSnapshot) -> HashMap<u64, u64> {
+pub(super) fn pinned(looks: &Looks, survived: &ProcessSnapshot) -> HashMap<u64, u64> {
     let (Some(before), Some(after)) = (&looks.before, &looks.survived) else { return HashMap::new() };
     let of = |look: &Look| -> HashSet<AbsAddr> {
         let usages = look.census.contexts.iter().filter_map(|context| context.usage.as_ref());

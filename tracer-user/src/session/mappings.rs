@@ -1,17 +1,25 @@
-//! The process's mappings with their unwind tables, and the kernel's copy of both.
+//! The mappings of the processes with their unwind tables, and the kernel's copy of both.
+//!
+//! Processes that a server forks have the same objects at the same addresses, until one loads a library. So
+//! there are a few different *spaces*, each described to the kernel by a set of mappings; every object has
+//! one table, wherever it is mapped.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use object::{Object as _, ObjectSymbol as _};
-use tracer_ebpf::{abi::MapSet, unwind::Row};
+use tracer_ebpf::{
+    abi::{MAPSET_SLOTS, MapSet},
+    unwind::Row,
+};
 
-use super::CaptureError;
+use super::{CaptureError, RawFrame};
 use crate::{
-    addr::{AbsAddr, FileOffset, VirtAddr},
+    addr::{AbsAddr, Bias, FileOffset, VirtAddr},
     bpf::{MapError, Tracer},
     elf::Image,
     target::{LoadedModules, MappingPath, ProcessError},
@@ -22,15 +30,32 @@ use crate::{
 /// at run time never gets a mapping with a table.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
+/// The number that the one process of a capture has.
+pub(super) const ONLY_PROCESS: u32 = 0;
+
+/// An object, by the address of what is known of its file, which lives as long as [`Mappings`].
+type ObjectKey = usize;
+
+/// What one or more processes have mapped.
+#[derive(Debug)]
+struct Space {
+    modules: LoadedModules,
+    /// What the kernel has of it, and its number there; 0 for nothing yet.
+    set: Option<Box<MapSet>>,
+    number: u32,
+}
+
 /// Objects, their unwind tables, and what the kernel has of them.
 #[derive(Debug)]
 pub struct Mappings {
-    modules: LoadedModules,
+    /// The first is that of the process that was looked at first.
+    spaces: Vec<Space>,
+    /// The space that each number of a set of mappings was given to.
+    numbers: HashMap<u32, usize>,
+    last_number: u32,
     atlas: Atlas,
-    placements: HashMap<usize, Option<Placement>>,
+    placements: HashMap<ObjectKey, Option<Placement>>,
     notes: Vec<String>,
-    /// Number of the set of mappings that the kernel uses.
-    mapset: u32,
     uploaded: (usize, usize),
     looked_at: Option<Instant>,
     cache: Option<TableCache>,
@@ -43,22 +68,29 @@ impl Mappings {
     /// If the program itself has no table. An object without one is a note.
     pub fn new(modules: LoadedModules, cache: Option<TableCache>) -> Result<Self, CaptureError> {
         let mut mappings = Self {
-            modules,
+            spaces: Vec::new(),
+            numbers: HashMap::new(),
+            last_number: 0,
             atlas: Atlas::new(),
             placements: HashMap::new(),
             notes: Vec::new(),
-            mapset: 0,
             uploaded: (0, 0),
             looked_at: None,
             cache,
         };
-        mappings.build_tables()?;
+        mappings.build_tables(&modules)?;
+        mappings.spaces.push(Space { modules, set: None, number: 0 });
         Ok(mappings)
     }
 
-    /// The objects.
+    /// The objects of the process that was looked at first.
     pub fn modules(&self) -> &LoadedModules {
-        &self.modules
+        &self.spaces[0].modules
+    }
+
+    /// The objects of every space.
+    pub fn all_modules(&self) -> Vec<&LoadedModules> {
+        self.spaces.iter().map(|space| &space.modules).collect()
     }
 
     /// How many rows and index entries there are.
@@ -67,18 +99,29 @@ impl Mappings {
     }
 
     /// What is missing, in sentences.
-    pub fn notes(&self) -> impl Iterator<Item = String> {
-        self.notes.iter().cloned().chain(self.modules.notes().iter().map(ToString::to_string))
+    pub fn notes(&self) -> Vec<String> {
+        let of_modules = self.spaces.iter().flat_map(|space| space.modules.notes());
+        let mut seen = HashSet::new();
+        let mut notes: Vec<String> =
+            self.notes.iter().cloned().chain(of_modules.map(ToString::to_string)).collect();
+        notes.retain(|note| seen.insert(note.clone()));
+        notes
     }
 
-    fn build_tables(&mut self) -> Result<(), CaptureError> {
-        let modules = self.modules.modules().iter().enumerate();
-        let new: Vec<_> = modules.filter(|(index, _)| !self.placements.contains_key(index)).collect();
-        let images: Vec<&Image> = new.iter().map(|(_, module)| &*module.image).collect();
+    fn build_tables(&mut self, modules: &LoadedModules) -> Result<(), CaptureError> {
+        let mut seen = HashSet::new();
+        let new = modules.modules().iter().filter(|module| {
+            let key = object_key(&module.image);
+            !self.placements.contains_key(&key) && seen.insert(key)
+        });
+        let new: Vec<_> = new.collect();
+        let images: Vec<&Image> = new.iter().map(|module| &*module.image).collect();
         let began = Instant::now();
         let tables = build_tables(&images, self.cache.as_ref());
-        tracing::debug!(objects = images.len(), took = ?began.elapsed(), "unwind tables");
-        for ((index, module), table) in new.into_iter().zip(tables) {
+        if !images.is_empty() {
+            tracing::debug!(objects = images.len(), took = ?began.elapsed(), "unwind tables");
+        }
+        for (module, table) in new.into_iter().zip(tables) {
             let placement = match table {
                 Ok(Some(table)) => Some(self.atlas.add(&table)?),
                 Ok(None) if module.is_main => {
@@ -94,19 +137,17 @@ impl Mappings {
                     None
                 }
             };
-            self.placements.insert(index, placement);
+            self.placements.insert(object_key(&module.image), placement);
         }
         Ok(())
     }
 
-    fn mapset(&self) -> Result<Box<MapSet>, MapSetError> {
-        let objects: Vec<MappedObject> = self
-            .modules
+    fn mapset(&self, modules: &LoadedModules) -> Result<Box<MapSet>, MapSetError> {
+        let objects: Vec<MappedObject> = modules
             .modules()
             .iter()
-            .enumerate()
-            .flat_map(|(index, module)| {
-                let placement = self.placements.get(&index).copied().flatten();
+            .flat_map(|module| {
+                let placement = self.placements.get(&object_key(&module.image)).copied().flatten();
                 let bias = module.bias;
                 module.ranges.iter().map(move |(start, end)| MappedObject {
                     start: *start,
@@ -119,32 +160,115 @@ impl Mappings {
         build_mapset(&objects)
     }
 
-    /// Gives the kernel what it does not have yet and makes it current.
-    ///
-    /// # Errors
-    /// If the kernel refuses or the mappings cannot be described.
-    pub fn upload(&mut self, tracer: &Tracer) -> Result<(), CaptureError> {
+    fn put_tables(&mut self, tracer: &Tracer) -> Result<(), CaptureError> {
         let rows: &[Row] = self.atlas.rows();
         let pages = self.atlas.pages();
         let (row, page) = self.uploaded;
         tracer.put_tables(row as u32, &rows[row..], page as u32, &pages[page..])?;
         self.uploaded = (rows.len(), pages.len());
-        let mapset = self.mapset()?;
-        self.mapset += 1;
-        tracer.use_mapset(self.mapset, &mapset)?;
-        let maps = self.modules.maps();
-        if let Some(area) = maps.mappings.iter().find(|mapping| matches!(mapping.path, MappingPath::Uprobes))
-        {
-            tracer.control().set_trampoline(area.start.0, area.end.0);
+        Ok(())
+    }
+
+    /// Gives the kernel what it does not have yet of the one process that is traced.
+    ///
+    /// # Errors
+    /// If the kernel refuses or the mappings cannot be described.
+    pub fn upload(&mut self, tracer: &Tracer) -> Result<(), CaptureError> {
+        self.put_tables(tracer)?;
+        let set = self.mapset(&self.spaces[0].modules)?;
+        if !self.spaces[0].set.as_ref().is_some_and(|known| known.ranges == set.ranges) {
+            let number = self.last_number + 1;
+            tracer.put_mapset(number, &set)?;
+            tracer.processes().use_mapset(ONLY_PROCESS, number);
+            self.last_number = number;
+            self.numbers.insert(number, 0);
+            (self.spaces[0].set, self.spaces[0].number) = (Some(set), number);
+        }
+        if let Some((start, end)) = trampoline(&self.spaces[0].modules) {
+            tracer.processes().set_trampoline(ONLY_PROCESS, start, end);
         }
         Ok(())
+    }
+
+    /// Reads the mappings of one of several processes, and gives the kernel what it does not have yet. Gives
+    /// the number of their set; those in `in_use` must stay what they are.
+    ///
+    /// # Errors
+    /// If the process is gone, the kernel refuses, or the mappings cannot be described.
+    pub fn set_of(
+        &mut self,
+        tracer: &Tracer,
+        pid: u32,
+        in_use: &HashSet<u32>,
+    ) -> Result<u32, CaptureError> {
+        let modules = LoadedModules::read_sharing(pid, self.modules().images())?;
+        self.build_tables(&modules)?;
+        self.put_tables(tracer)?;
+        let set = self.mapset(&modules)?;
+        let is_same = |space: &Space| space.set.as_ref().is_some_and(|known| known.ranges == set.ranges);
+        if let Some(space) = self.spaces.iter_mut().find(|space| space.number != 0 && is_same(space)) {
+            // With what it has mapped beside objects.
+            space.modules = modules;
+            return Ok(space.number);
+        }
+        let slots: HashSet<u32> = in_use.iter().map(|number| number % MAPSET_SLOTS).collect();
+        let number = (self.last_number + 1..)
+            .take(MAPSET_SLOTS as usize)
+            .find(|number| !slots.contains(&(number % MAPSET_SLOTS)))
+            .ok_or(CaptureError::TooManySpaces)?;
+        tracer.put_mapset(number, &set)?;
+        self.last_number = number;
+        // Whoever had the slot has ended; its stacks are still to be named.
+        for space in &mut self.spaces {
+            if space.number % MAPSET_SLOTS == number % MAPSET_SLOTS {
+                space.number = 0;
+            }
+        }
+        // The first is described to the kernel when a process is first found to be like it.
+        let index = match &self.spaces[0] {
+            first if first.set.is_none() => 0,
+            _ => self.spaces.len(),
+        };
+        let space = Space { modules, set: Some(set), number };
+        if index == 0 { self.spaces[0] = space } else { self.spaces.push(space) }
+        self.numbers.insert(number, index);
+        Ok(number)
+    }
+
+    /// Where a walk that used the set of mappings with that number has been: the frame as it is in the first
+    /// space that has the object, so that one instruction is one frame.
+    pub fn frame(&self, mapset: u32, address: AbsAddr, is_return: bool) -> RawFrame {
+        let space = self.space(mapset);
+        let modules = &self.spaces[space].modules;
+        let inside = AbsAddr(address.0.wrapping_sub(u64::from(is_return)));
+        let Some(module) = modules.at(inside).filter(|_| space != 0) else {
+            return RawFrame { space, address, is_return };
+        };
+        let at_home = self.spaces.iter().enumerate().find_map(|(home, space)| {
+            let mut modules = space.modules.modules().iter();
+            let same = modules.find(|other| Arc::ptr_eq(&other.image, &module.image))?;
+            Some((home, same.bias))
+        });
+        let (home, bias) = at_home.unwrap_or((space, module.bias));
+        RawFrame { space: home, address: address.in_object(module.bias).in_process(bias), is_return }
+    }
+
+    /// How far the program is from its own addresses in processes with a set of mappings.
+    pub fn main_bias(&self, mapset: u32) -> Bias {
+        let main = self.spaces[self.space(mapset)].modules.main().or_else(|| self.modules().main());
+        main.map_or(Bias(0), |main| main.bias)
+    }
+
+    /// The space of a set of mappings.
+    pub fn space(&self, mapset: u32) -> usize {
+        self.numbers.get(&mapset).copied().unwrap_or(0)
     }
 
     /// Where the dynamic loader calls what is there for debuggers: a link to its file as it is
     /// mapped, and the offset in it. `None` for a program without one, or without its symbol.
     pub fn loader_probe(&self, pid: u32) -> Option<(PathBuf, FileOffset)> {
         const HOOK: &str = "_dl_debug_state";
-        self.modules.modules().iter().find_map(|module| {
+        self.modules().modules().iter().find_map(|module| {
             let elf = module.image.elf().ok()?;
             let hook =
                 elf.dynamic_symbols().find(|symbol| symbol.is_definition() && symbol.name() == Ok(HOOK))?;
@@ -166,18 +290,16 @@ impl Mappings {
     /// wrong is a note and not the end of the capture: stacks are cut there, which is counted.
     /// Returns whether it looked, which it does not all the time.
     pub fn look_again(&mut self, tracer: &Tracer) -> bool {
-        if self.looked_at.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
+        if !self.is_due() {
             return false;
         }
-        self.looked_at = Some(Instant::now());
-        let result = match self.modules.refresh() {
-            // Its end is noticed elsewhere.
-            Err(ProcessError::NoSuchProcess { .. } | ProcessError::Ended { .. }) => return false,
-            Err(error) => Err(CaptureError::from(error)),
-            Ok(_) => self.build_tables().and_then(|()| self.upload(tracer)),
-        };
+        let result = self.refresh().and_then(|()| self.upload(tracer));
         let note = match result {
             Ok(()) => return true,
+            // Its end is noticed elsewhere.
+            Err(CaptureError::Process(ProcessError::NoSuchProcess { .. } | ProcessError::Ended { .. })) => {
+                return false;
+            }
             Err(CaptureError::Map(MapError { map: "ROWS" | "PAGES", .. })) => {
                 // What did not fit now will not fit later.
                 self.uploaded = self.table_sizes();
@@ -185,25 +307,58 @@ impl Mappings {
             }
             Err(error) => format!("stacks may end at libraries that were loaded while recording: {error}"),
         };
-        if !self.notes.contains(&note) {
-            self.notes.push(note);
-        }
+        self.note(note);
         true
     }
 
-    /// Whether code that lies in no object was made at run time, by the mappings as last read.
-    pub fn is_run_time_code(&self, address: AbsAddr) -> bool {
-        let maps = self.modules.maps();
-        match maps.at(address) {
-            Some(mapping) => mapping.executable && mapping.path.is_written_by_process(),
-            // Code for one query is gone when the query ends, and then only who compiles has any.
-            None => self.modules.at(address).is_none() && self.has_compiler(),
+    /// Whether it is time for another look; then the next one is due later.
+    pub fn is_due(&mut self) -> bool {
+        let is_due = self.looked_at.is_none_or(|at| at.elapsed() >= LOOK_AGAIN);
+        if is_due {
+            self.looked_at = Some(Instant::now());
+        }
+        is_due
+    }
+
+    /// Something that a reader has to know, once.
+    pub fn note(&mut self, note: String) {
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
         }
     }
 
-    /// Whether LLVM is loaded, by which PostgreSQL compiles expressions.
-    fn has_compiler(&self) -> bool {
-        let mut names = self.modules.modules().iter().filter_map(|module| module.path.file_name()?.to_str());
-        names.any(|name| name.starts_with("llvmjit") || name.starts_with("libLLVM"))
+    fn refresh(&mut self) -> Result<(), CaptureError> {
+        let mut space = self.spaces.remove(0);
+        let refreshed = space.modules.refresh().map_err(CaptureError::from);
+        let built = refreshed.and_then(|_| self.build_tables(&space.modules));
+        self.spaces.insert(0, space);
+        built
     }
+
+    /// Whether code that lies in no object was made at run time, by the mappings as last read.
+    pub fn is_run_time_code(&self, space: usize, address: AbsAddr) -> bool {
+        let modules = &self.spaces[space].modules;
+        match modules.maps().at(address) {
+            Some(mapping) => mapping.executable && mapping.path.is_written_by_process(),
+            // Code for one query is gone when the query ends, and then only who compiles has any.
+            None => modules.at(address).is_none() && has_compiler(modules),
+        }
+    }
+}
+
+fn object_key(image: &Arc<Image>) -> ObjectKey {
+    Arc::as_ptr(image) as usize
+}
+
+/// Where the kernel has its return probes return to, if the process has had one.
+fn trampoline(modules: &LoadedModules) -> Option<(u64, u64)> {
+    let mut mappings = modules.maps().mappings.iter();
+    let area = mappings.find(|mapping| matches!(mapping.path, MappingPath::Uprobes))?;
+    Some((area.start.0, area.end.0))
+}
+
+/// Whether LLVM is loaded, by which PostgreSQL compiles expressions.
+fn has_compiler(modules: &LoadedModules) -> bool {
+    let mut names = modules.modules().iter().filter_map(|module| module.path.file_name()?.to_str());
+    names.any(|name| name.starts_with("llvmjit") || name.starts_with("libLLVM"))
 }

@@ -122,8 +122,13 @@ impl Prepared {
 
     /// Its memory contexts, if it says where they are.
     pub fn observed(&self) -> Option<Observed> {
-        let variable = top_context_variable(&self.image).ok()?.in_process(self.bias);
-        Some(Observed::new(self.process, self.plan.version.clone(), Arc::clone(&self.plan.layout), variable))
+        self.observed_in(self.process, self.bias)
+    }
+
+    /// Those of another process of the same program, which has it mapped with that bias.
+    pub fn observed_in(&self, process: ProcessId, bias: Bias) -> Option<Observed> {
+        let variable = top_context_variable(&self.image).ok()?.in_process(bias);
+        Some(Observed::new(process, self.plan.version.clone(), Arc::clone(&self.plan.layout), variable))
     }
 
     /// Whether return probes have to be tried out on a child first.

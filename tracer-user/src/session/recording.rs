@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracer_ebpf::abi::SiteHits;
 
-use super::{Detaching, Drained};
+use super::{Described, Detaching, Drained};
 use crate::{bpf::Counters, profile::EndReason, target::Memory};
 
 /// What is asked for.
@@ -39,12 +39,13 @@ pub struct Recording {
     pub end: EndReason,
     /// CPU time of the process while recording.
     pub cpu_ns: u64,
-    /// Its memory when recording began.
-    pub memory_start: Option<Memory>,
-    /// Its memory when recording ended.
-    pub memory_recorded: Option<Memory>,
-    /// Its memory when settling ended.
-    pub memory_end: Option<Memory>,
+    /// Memory of each process when recording began, when it ended and at the end, in the order of
+    /// `described`.
+    pub memory: Vec<[Option<Memory>; 3]>,
+    /// The processes.
+    pub described: Described,
+    /// How many others hit the probes; `None` in a capture of one process.
+    pub foreign: Option<usize>,
     /// What was expected of it.
     pub expected_slowdown: Option<f64>,
     /// What was counted.

@@ -1,4 +1,4 @@
-//! The addresses of one process to frames with names. It never fails: what is broken is a note,
+//! The addresses of processes to frames with names. It never fails: what is broken is a note,
 //! and what has no name shows where it is.
 
 use std::{
@@ -19,48 +19,52 @@ use crate::{
     target::{LoadedModule, LoadedModules, MappingPath, VDSO},
 };
 
-/// Names the addresses of one process.
+/// Names the addresses of processes, of which those that have the same mapped are one *space*.
 #[derive(Debug)]
 pub struct Symbolizer<'a> {
-    modules: &'a LoadedModules,
+    spaces: Vec<&'a LoadedModules>,
+    /// Addresses in the first space.
     known: BTreeMap<AbsAddr, String>,
     files: DebugFiles,
     /// The objects that frames lie in, in the order of [`ModuleId`].
-    used: Vec<UsedModule>,
-    /// By the index in `modules`.
-    ids: HashMap<usize, ModuleId>,
-    frames: HashMap<AbsAddr, Frame>,
+    used: Vec<UsedModule<'a>>,
+    frames: HashMap<(usize, AbsAddr), Frame>,
     notes: Vec<SymbolNote>,
 }
 
 /// An object that frames lie in.
 #[derive(Debug)]
-struct UsedModule {
-    /// Its index in the loaded modules.
-    index: usize,
+struct UsedModule<'a> {
+    /// As it is in the space that has it first.
+    module: &'a LoadedModule,
     names: ObjectNames,
 }
 
 impl<'a> Symbolizer<'a> {
-    /// Names by the symbols of `modules` and their debug files. `known` are functions that pgleak
-    /// found out itself, by the address of their first instruction in the process.
-    pub fn new(modules: &'a LoadedModules, known: BTreeMap<AbsAddr, String>, files: DebugFiles) -> Self {
-        let (used, ids, frames, notes) = (Vec::new(), HashMap::new(), HashMap::new(), Vec::new());
-        Self { modules, known, files, used, ids, frames, notes }
+    /// Names by the symbols of the objects in `spaces` and their debug files. `known` are functions that
+    /// pgleak found out itself, by the address of their first instruction in the first space.
+    pub fn new(
+        spaces: Vec<&'a LoadedModules>,
+        known: BTreeMap<AbsAddr, String>,
+        files: DebugFiles,
+    ) -> Self {
+        let (used, frames, notes) = (Vec::new(), HashMap::new(), Vec::new());
+        Self { spaces, known, files, used, frames, notes }
     }
 
-    /// Names one address. A return address is looked up at the byte before it, which belongs to
+    /// Names one address of a space. A return address is looked up at the byte before it, which belongs to
     /// the call: behind a call that never returns begins another function, or another line.
-    pub fn frame(&mut self, address: AbsAddr, is_return_address: bool) -> Frame {
+    pub fn frame(&mut self, space: usize, address: AbsAddr, is_return_address: bool) -> Frame {
         let address = AbsAddr(address.0.wrapping_sub(u64::from(is_return_address)));
-        if let Some(frame) = self.frames.get(&address) {
+        if let Some(frame) = self.frames.get(&(space, address)) {
             return frame.clone();
         }
-        let frame = match self.modules.index_at(address) {
-            Some(index) => self.frame_in(index, address),
-            None => frame_outside(self.modules.maps().at(address).map(|mapping| &mapping.path), address),
+        let modules: &'a LoadedModules = self.spaces[space];
+        let frame = match modules.at(address) {
+            Some(module) => self.frame_in(module, address),
+            None => frame_outside(modules.maps().at(address).map(|mapping| &mapping.path), address),
         };
-        self.frames.insert(address, frame.clone());
+        self.frames.insert((space, address), frame.clone());
         frame
     }
 
@@ -69,7 +73,7 @@ impl<'a> Symbolizer<'a> {
         self.used
             .iter()
             .map(|used| {
-                let module = &self.modules.modules()[used.index];
+                let module = used.module;
                 Module {
                     path: module.path.display().to_string(),
                     build_id: module.image.build_id().cloned(),
@@ -87,7 +91,7 @@ impl<'a> Symbolizer<'a> {
         let nameless = self.used.iter().filter(|used| used.names.nameless > 0 && !used.names.is_complete());
         nameless
             .map(|used| {
-                let module = &self.modules.modules()[used.index];
+                let module = used.module;
                 symbol_advice(os, &module.path, module.image.build_id())
             })
             .collect()
@@ -98,9 +102,8 @@ impl<'a> Symbolizer<'a> {
         &self.notes
     }
 
-    fn frame_in(&mut self, index: usize, address: AbsAddr) -> Frame {
-        let module = &self.modules.modules()[index];
-        let id = self.id_of(index, module);
+    fn frame_in(&mut self, module: &'a LoadedModule, address: AbsAddr) -> Frame {
+        let id = self.id_of(module);
         let used = &mut self.used[id.0 as usize];
         let address = address.in_object(module.bias);
         let function = range_at(module.functions(), address);
@@ -112,9 +115,10 @@ impl<'a> Symbolizer<'a> {
     }
 
     /// The id of an object; its symbols are read when its first frame is.
-    fn id_of(&mut self, index: usize, module: &LoadedModule) -> ModuleId {
-        if let Some(id) = self.ids.get(&index) {
-            return *id;
+    fn id_of(&mut self, module: &'a LoadedModule) -> ModuleId {
+        let same = |used: &UsedModule<'_>| Arc::ptr_eq(&used.module.image, &module.image);
+        if let Some(index) = self.used.iter().position(same) {
+            return ModuleId(index as u32);
         }
         let mut file_notes = Vec::new();
         let mut images = vec![Arc::clone(&module.image)];
@@ -130,8 +134,7 @@ impl<'a> Symbolizer<'a> {
             &mut self.notes,
         );
         let id = ModuleId(u32::try_from(self.used.len()).expect("a process maps fewer than 2^32 objects"));
-        self.used.push(UsedModule { index, names });
-        self.ids.insert(index, id);
+        self.used.push(UsedModule { module, names });
         id
     }
 
@@ -195,19 +198,19 @@ mod tests {
     fn a_return_address_belongs_to_the_call_before_it() -> Result<(), Box<dyn std::error::Error>> {
         assert_eq!(a_function_of_this_test(1), 2);
         let modules = LoadedModules::read(std::process::id())?;
-        let mut symbolizer = Symbolizer::new(&modules, BTreeMap::new(), DebugFiles::default());
+        let mut symbolizer = Symbolizer::new(vec![&modules], BTreeMap::new(), DebugFiles::default());
         let start = AbsAddr(a_function_of_this_test as fn(u32) -> u32 as usize as u64);
-        let frame = symbolizer.frame(start, false);
+        let frame = symbolizer.frame(0, start, false);
         assert!(frame.label().ends_with("a_function_of_this_test"), "{frame:?}");
         let name = frame.names.last().ok_or("a name")?;
         assert!(name.file.as_deref().is_some_and(|file| file.ends_with("symbolize/symbolizer.rs")));
         let bias = modules.at(start).ok_or("mapped")?.bias;
         assert_eq!(frame.function_start.map(|at| at.in_process(bias)), Some(start));
 
-        let before = symbolizer.frame(start, true);
+        let before = symbolizer.frame(0, start, true);
         assert_eq!(before.address.0, frame.address.0 - 1);
         assert_ne!(before.function_start, frame.function_start);
-        assert_eq!(symbolizer.frame(start, false), frame);
+        assert_eq!(symbolizer.frame(0, start, false), frame);
         let module = &symbolizer.modules()[0];
         assert_eq!(module.named + module.nameless, 2, "the second look-up is not counted again");
         assert!(module.symbols.contains(&"DWARF".to_owned()));
@@ -226,16 +229,16 @@ mod tests {
         let nameless = nameless.ok_or("a static function")?.start;
         let address = nameless.in_process(libc.bias);
 
-        let mut symbolizer = Symbolizer::new(&modules, BTreeMap::new(), DebugFiles::default());
-        let frame = symbolizer.frame(address.offset(1), false);
+        let mut symbolizer = Symbolizer::new(vec![&modules], BTreeMap::new(), DebugFiles::default());
+        let frame = symbolizer.frame(0, address.offset(1), false);
         assert!(frame.is_nameless());
         assert_eq!(frame.label(), format!("{}+{:#x}", base_name(&libc.path), nameless.0));
         let advice = symbolizer.advice(&OsRelease::default());
         assert!(advice.len() == 1 && advice[0].contains("debuginfod-find"), "{advice:?}");
 
         let known = BTreeMap::from([(address, "AllocSetAlloc".to_owned())]);
-        let mut symbolizer = Symbolizer::new(&modules, known, DebugFiles::default());
-        assert_eq!(symbolizer.frame(address.offset(1), false).label(), "AllocSetAlloc");
+        let mut symbolizer = Symbolizer::new(vec![&modules], known, DebugFiles::default());
+        assert_eq!(symbolizer.frame(0, address.offset(1), false).label(), "AllocSetAlloc");
         assert_eq!(symbolizer.modules()[0].symbols, ["found by pgleak"]);
         assert!(symbolizer.advice(&OsRelease::default()).is_empty());
         Ok(())

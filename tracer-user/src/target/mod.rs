@@ -14,10 +14,10 @@ pub use cgroup::{CgroupMemory, cgroup_memory, mem_available_bytes};
 pub use list::{Growth, ServerProcess, find_servers, measure_growth, server_process, sort_by_growth};
 pub use maps::{DeviceInode, Mapping, MappingPath, Maps, parse_maps, read_maps};
 pub use memory::{ProcessMemory, ReadMemory};
-pub use modules::{LoadedModule, LoadedModules, ModuleNote, VDSO};
+pub use modules::{Images, LoadedModule, LoadedModules, ModuleNote, VDSO};
 pub use process::{
     Binary, CpuTime, Memory, ProcessError, ProcessId, command_line, cpu_time, exe_link, stat, status,
 };
 pub use procfs::{Seccomp, Stat, Status};
 pub use table::{human_bytes, human_rate, render_table};
-pub use title::{CLIENT_BACKEND, POSTMASTER, Title, parse_title};
+pub use title::{CLIENT_BACKEND, KINDS, POSTMASTER, Title, parse_title};

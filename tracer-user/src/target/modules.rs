@@ -1,11 +1,11 @@
 //! The ELF objects that a process has code of, opened as that process sees them.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use super::{
@@ -79,7 +79,7 @@ pub struct LoadedModule {
     pub bias: Bias,
     /// Its executable mappings.
     pub ranges: Vec<(AbsAddr, AbsAddr)>,
-    functions: OnceLock<Vec<FunctionRange>>,
+    functions: Arc<OnceLock<Vec<FunctionRange>>>,
     source: Source,
 }
 
@@ -102,10 +102,33 @@ enum Source {
     Vdso,
 }
 
+/// Files that were opened already, shared by the processes of a capture.
+#[derive(Clone, Debug, Default)]
+pub struct Images(Arc<Mutex<HashMap<Source, Opened>>>);
+
+/// A file, and what is computed of it once.
+type Opened = (Arc<Image>, Arc<OnceLock<Vec<FunctionRange>>>);
+
+impl Images {
+    fn get(&self, source: Source) -> Option<Opened> {
+        // A panic elsewhere leaves a map that is whole.
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&source).map(|(image, functions)| (Arc::clone(image), Arc::clone(functions)))
+    }
+
+    fn add(&self, source: Source, image: Image) -> Opened {
+        let (image, functions) = (Arc::new(image), Arc::new(OnceLock::new()));
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(source, (Arc::clone(&image), Arc::clone(&functions)));
+        (image, functions)
+    }
+}
+
 /// All objects that a process has mapped code of.
 #[derive(Debug)]
 pub struct LoadedModules {
     pid: u32,
+    images: Images,
     maps: Maps,
     modules: Vec<LoadedModule>,
     notes: Vec<ModuleNote>,
@@ -120,8 +143,17 @@ impl LoadedModules {
     /// # Errors
     /// If there is no such process or the privilege is missing.
     pub fn read(pid: u32) -> Result<Self, ProcessError> {
+        Self::read_sharing(pid, Images::default())
+    }
+
+    /// The same; what is in `images` is not opened again.
+    ///
+    /// # Errors
+    /// If there is no such process or the privilege is missing.
+    pub fn read_sharing(pid: u32, images: Images) -> Result<Self, ProcessError> {
         let mut modules = Self {
             pid,
+            images,
             maps: Maps::default(),
             modules: Vec::new(),
             notes: Vec::new(),
@@ -189,6 +221,11 @@ impl LoadedModules {
         self.index_at(address).map(|index| &self.modules[index])
     }
 
+    /// What was opened, to be shared.
+    pub fn images(&self) -> Images {
+        self.images.clone()
+    }
+
     /// The mappings, as last read.
     pub fn maps(&self) -> &Maps {
         &self.maps
@@ -209,13 +246,12 @@ impl LoadedModules {
         if self.failed.contains(&source) {
             return None;
         }
-        let known = self.modules.iter().find(|module| module.source == source);
-        let (image, is_main) = match known {
-            Some(module) => (Arc::clone(&module.image), module.is_main),
+        let is_main = source != Source::Vdso && exe == Some(&link_text(mapping, &path));
+        let (image, functions) = match self.images.get(source) {
+            Some(opened) => opened,
             None => {
-                let is_main = source != Source::Vdso && exe == Some(&link_text(mapping, &path));
                 match self.open(mapping, &path, is_main) {
-                    Ok(image) => (Arc::new(image), is_main),
+                    Ok(image) => self.images.add(source, image),
                     Err(note) => {
                         self.notes.push(note);
                         self.failed.insert(source);
@@ -230,7 +266,7 @@ impl LoadedModules {
         };
         let same = |module: &LoadedModule| module.source == source && module.bias == bias;
         Some(self.modules.iter().position(same).unwrap_or_else(|| {
-            let (functions, ranges) = (OnceLock::new(), Vec::new());
+            let ranges = Vec::new();
             self.modules.push(LoadedModule { image, path, is_main, bias, ranges, functions, source });
             self.modules.len() - 1
         }))

@@ -183,6 +183,13 @@ pub struct CpuTime {
     pub user_ns: u64,
 }
 
+impl std::ops::AddAssign for CpuTime {
+    fn add_assign(&mut self, other: Self) {
+        self.total_ns += other.total_ns;
+        self.user_ns += other.user_ns;
+    }
+}
+
 impl CpuTime {
     /// What was used since `before`.
     pub fn since(self, before: Self) -> Self {

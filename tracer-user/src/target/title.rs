@@ -35,7 +35,7 @@ pub const CLIENT_BACKEND: &str = "client backend";
 
 /// Kinds that a title may begin with: `GetBackendTypeDesc` in src/backend/utils/init/miscinit.c
 /// and the names that background workers of the server register, 9.4 (Greenplum 6) to 18.
-const KINDS: &[&str] = &[
+pub const KINDS: &[&str] = &[
     "archiver",
     "autovacuum launcher",
     "autovacuum worker",

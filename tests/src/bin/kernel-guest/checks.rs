@@ -1,5 +1,7 @@
 //! The checks: every program loads, every stack is exact, every call is counted.
 
+use std::collections::HashSet;
+
 use anyhow::{Context, Result, bail, ensure};
 use pgleak::{
     addr::AbsAddr,
@@ -61,7 +63,7 @@ pub(crate) fn run(say: &mut impl FnMut(&str, Result<String>)) -> Result<()> {
     let attached = attach(&mut tracer, &fixture, mappings.modules())?;
     record(&tracer, &mut fixture)?;
     let stacks = tracer.new_stacks();
-    let snapshot = take_snapshot(&tracer)?;
+    let snapshot = take_snapshot(&tracer, &HashSet::new())?;
     for chain in &fixture.chains {
         say(&format!("chain {}", chain.name), exact(chain, fixture.alloc, &stacks, &snapshot));
     }
@@ -92,7 +94,7 @@ fn attach(tracer: &mut Tracer, fixture: &Fixture, modules: &LoadedModules) -> Re
             main.image.file_offset(at.in_object(main.bias)).context("the function is in the file")?;
         let site = Site { role, context_arg, pointer_arg, size_arg, index, ..Site::PLAIN };
         let probe = Probe { function, role, is_outside: false, offset, cookie: site.pack() };
-        attached.add(tracer, fixture.pid(), &exe_link(fixture.pid()), probe)?;
+        attached.add(tracer, Some(fixture.pid()), &exe_link(fixture.pid()), probe)?;
     }
     Ok(attached)
 }

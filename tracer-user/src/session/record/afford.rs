@@ -14,7 +14,6 @@ use crate::{
         CaptureError,
         cost::{CostWatch, Sample},
     },
-    target::{CpuTime, cpu_time},
 };
 
 /// How long hits are counted before recording.
@@ -24,15 +23,15 @@ impl Recorder<'_> {
     /// Counts hits for a moment and decides whether recording is affordable.
     pub(super) async fn count(&mut self) -> Result<Option<f64>, CaptureError> {
         let pid = self.prepared.process.pid;
-        let before = self.cpu()?;
+        let before = self.processes.cpu();
         self.tracer.control().advance(Phase::Off, Phase::Count);
         match self.phase("counting", COUNT_FOR, false).await? {
             Stop::TimeOver | Stop::TooSlow | Stop::MapFull => {}
             Stop::Interrupted => return Err(CaptureError::InterruptedTooEarly),
             Stop::Exited | Stop::Replaced => return Err(CaptureError::GoneTooEarly { pid }),
         }
-        let cpu = self.cpu()?.since(before);
-        if !self.prepared.is_there() {
+        let cpu = self.processes.cpu().since(before);
+        if self.processes.are_one() && !self.prepared.is_there() {
             return Err(CaptureError::GoneTooEarly { pid });
         }
         let rates = self.prepared.rates(&self.tracer.site_hits()?, cpu);
@@ -80,20 +79,14 @@ impl Recorder<'_> {
         Ok(true)
     }
 
-    pub(super) fn sample(&self) -> Result<Sample, CaptureError> {
+    pub(super) fn sample(&mut self) -> Result<Sample, CaptureError> {
         let counters = self.tracer.counters()?;
         Ok(Sample::new(
-            cpu_time(self.prepared.process.pid).unwrap_or_default(),
+            self.processes.cpu(),
             self.tracer.site_hits()?,
             counters.get(Counter::RecordTimed),
             counters.get(Counter::RecordNs),
         ))
-    }
-
-    /// CPU time of a process that has to be there still.
-    pub(super) fn cpu(&self) -> Result<CpuTime, CaptureError> {
-        let pid = self.prepared.process.pid;
-        cpu_time(pid).map_err(|_| CaptureError::GoneTooEarly { pid })
     }
 }
 

@@ -16,8 +16,11 @@ const NEGLIGIBLE: f64 = 0.02;
 pub(super) fn is_clear(snapshot: &RawSnapshot, start_ns: u64, elapsed_ns: u64) -> bool {
     let slices = slices(elapsed_ns, SLICES);
     let mut held: HashMap<u64, Vec<Tally>> = HashMap::new();
-    for chunk in &snapshot.chunks {
-        let name = snapshot.contexts.get(&chunk.context).map_or(0, |context| context.name);
+    let all = snapshot.processes.values().flat_map(|process| {
+        process.chunks.iter().map(|chunk| (chunk, process.contexts.get(&chunk.context)))
+    });
+    for (chunk, context) in all {
+        let name = context.map_or(0, |context| context.name);
         let of_name = held.entry(name).or_insert_with(|| vec![Tally::default(); slices.len()]);
         if let Some(slice) = slice_of(chunk.born_ns, start_ns, &slices) {
             of_name[slice] += Tally { count: 1, requested: chunk.requested, held: chunk.held };

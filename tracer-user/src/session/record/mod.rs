@@ -19,15 +19,14 @@ use tracer_ebpf::{
 
 use self::{afford::check_hits, clear::is_clear};
 use super::{
-    Activity, CaptureError, Detaching, Drained, Figures, Interrupts, Look, Looks, Prepared, Progress,
-    RecordOptions, Recording, cost::CostWatch, detach::hand_over, recording::Stop,
+    CaptureError, Chosen, Detaching, Drained, Figures, Filter, Interrupts, Look, Looks, Prepared, Processes,
+    Progress, RecordOptions, Recording, cost::CostWatch, detach::hand_over, recording::Stop,
 };
 use crate::{
     addr::AbsAddr,
     bpf::{Attached, Counters, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
-    census::Observed,
     guard::{Manner, ProbeCosts, Watchdog, Yardstick},
-    target::{cpu_time, exe_link, status},
+    target::exe_link,
 };
 
 /// Equal parts of the record window: enough to tell a steady leak from a cache that fills, few
@@ -49,19 +48,17 @@ pub struct Recorder<'a> {
     watchdog: Arc<Watchdog>,
     interrupts: &'a mut Interrupts,
     progress: &'a Progress,
-    pidfd: OwnedFd,
+    /// Of the one process of a capture of one.
+    pidfd: Option<OwnedFd>,
     yardstick: Yardstick,
     options: RecordOptions,
-    observed: Option<Observed>,
-    activity: Activity,
+    processes: Processes,
     stacks: Vec<RawStack>,
     /// Bytes allocated and not freed, by stack, at moments while recording.
     held: Vec<(u64, HashMap<u32, u64>)>,
     /// Code outside of every known object that was not looked at yet.
-    unknown_code: Vec<AbsAddr>,
-    run_time_code: HashSet<AbsAddr>,
-    /// What the dynamic loader has loaded up to here is known.
-    loads: u32,
+    unknown_code: Vec<(u32, AbsAddr)>,
+    run_time_code: HashSet<(usize, AbsAddr)>,
     notes: Vec<String>,
 }
 
@@ -73,17 +70,32 @@ impl<'a> Recorder<'a> {
     pub fn attach(
         prepared: &'a mut Prepared,
         mut tracer: Tracer,
+        chosen: Option<(&Chosen, Filter)>,
         costs: ProbeCosts,
         interrupts: &'a mut Interrupts,
         progress: &'a Progress,
         options: RecordOptions,
     ) -> Result<Self, CaptureError> {
         let pid = prepared.process.pid;
-        let pidfd = prepared.process.open_pidfd()?;
+        let pidfd = match chosen {
+            Some(_) => None,
+            None => Some(prepared.process.open_pidfd()?),
+        };
         let watchdog = Arc::new(Watchdog::start().map_err(CaptureError::Watchdog)?);
-        prepared.mappings.upload(&tracer)?;
+        let mut processes = match chosen {
+            None => {
+                prepared.mappings.upload(&tracer)?;
+                Processes::one(prepared, options.show_queries)
+            }
+            Some((chosen, filter)) => {
+                Processes::several(prepared, &mut tracer, chosen, filter, options.show_queries)?
+            }
+        };
         tracer.watch_process()?;
-        let untouched = cpu_time(pid).map(|now| now.since(prepared.cpu)).unwrap_or_default();
+        let before = processes.first_cpu();
+        let untouched = processes.cpu().since(before);
+        // Others of the same program hit the probes of several processes, and are passed over.
+        let probed = chosen_pid(pid, processes.are_one());
         let mut attached = Attached::default();
         let binary = exe_link(pid);
         for site in &prepared.plan.sites {
@@ -91,7 +103,7 @@ impl<'a> Recorder<'a> {
             // The kernel's word for a process that ended meanwhile is ENOENT, of all things.
             let before = attached.len();
             let object = site.library.as_ref().map_or(&*binary, |library| &*library.link);
-            attached.add(&mut tracer, pid, object, Probe::of(site)).map_err(|error| {
+            attached.add(&mut tracer, probed, object, Probe::of(site)).map_err(|error| {
                 if prepared.is_there() { error.into() } else { CaptureError::GoneTooEarly { pid } }
             })?;
             hand_over(&attached, before, &watchdog).map_err(CaptureError::Watchdog)?;
@@ -100,7 +112,7 @@ impl<'a> Recorder<'a> {
         match prepared.mappings.loader_probe(pid) {
             Some((loader, offset)) => {
                 let before = attached.len();
-                if let Err(error) = attached.add_loader(&mut tracer, pid, &loader, offset) {
+                if let Err(error) = attached.add_loader(&mut tracer, probed, &loader, offset) {
                     notes.push(format!("libraries that are loaded while recording are noticed late: {error}"));
                 }
                 hand_over(&attached, before, &watchdog).map_err(CaptureError::Watchdog)?;
@@ -111,14 +123,16 @@ impl<'a> Recorder<'a> {
             ),
         }
         // What was loaded before the loader had its probe.
-        prepared.mappings.look_now(&tracer);
+        if processes.are_one() {
+            prepared.mappings.look_now(&tracer);
+        } else {
+            processes.map_all_again(prepared, &tracer);
+        }
         // Between the look at the process and the probes, the pid may have become another's.
         if !prepared.is_there() {
             return Err(CaptureError::GoneTooEarly { pid });
         }
-        let observed = prepared.observed();
-        let activity = Activity::of(prepared, options.show_queries);
-        if observed.is_none() {
+        if prepared.observed().is_none() {
             notes.push(
                 "the memory contexts of the process cannot be read: their paths and sizes are missing"
                     .to_owned(),
@@ -134,13 +148,11 @@ impl<'a> Recorder<'a> {
             pidfd,
             yardstick: Yardstick::new(costs, untouched),
             options,
-            observed,
-            activity,
+            processes,
             stacks: Vec::new(),
             held: Vec::new(),
             unknown_code: Vec::new(),
             run_time_code: HashSet::new(),
-            loads: 0,
             notes,
         })
     }
@@ -153,30 +165,29 @@ impl<'a> Recorder<'a> {
         let pid = self.prepared.process.pid;
         let expected_slowdown = self.count().await?;
 
-        let memory_of = || status(pid).ok().and_then(|status| status.memory);
-        let memory_start = memory_of();
+        self.processes.look_at_memory(0);
         let started = jiff::Timestamp::now();
-        let cpu_before = cpu_time(pid).unwrap_or_default();
+        let cpu_before = self.processes.cpu();
+        self.processes.recording_begins();
         let record_start = Instant::now();
         let record_start_ns = monotonic_ns();
         self.tracer.control().advance(Phase::Count, Phase::Record);
         // While everything is recorded, so that what is allocated meanwhile is known.
-        let mut looks = Looks { before: self.look(), ..Looks::default() };
-        self.watchdog.beat();
+        self.look(|looks| &mut looks.before);
         let stop = self.record(record_start, record_start_ns).await?;
         let recorded_for = record_start.elapsed();
-        let cpu_ns = cpu_time(pid).unwrap_or_default().since(cpu_before).total_ns;
+        let cpu_ns = self.processes.cpu().since(cpu_before).total_ns;
         if stop == Stop::MapFull {
             self.say_that_it_was_full(recorded_for);
         }
 
         // Likewise.
-        looks.recorded = self.look();
-        let memory_recorded = memory_of();
+        self.look(|looks| &mut looks.recorded);
+        self.processes.look_at_memory(1);
         self.tracer.control().advance(Phase::Record, Phase::Settle);
         self.watchdog.beat();
         let recorded = self.snapshot()?;
-        self.walk_chunks(looks.recorded.as_mut(), looks.before.as_ref(), &recorded);
+        self.walk_chunks(|looks| &mut looks.recorded, &recorded);
         let mut end = stop;
         let settle_start = Instant::now();
         let ended = matches!(stop, Stop::Exited | Stop::Replaced | Stop::Interrupted);
@@ -191,21 +202,22 @@ impl<'a> Recorder<'a> {
             }
             drop(removal);
         }
-        let memory_end = memory_of();
+        self.processes.look_at_memory(2);
         let settled_for = if ended { Duration::ZERO } else { settle_start.elapsed() };
         if stop == Stop::Interrupted && !self.options.settle.is_zero() {
             self.notes
                 .push("interrupted before settling: what was in flight is among the survivors".to_owned());
         }
         self.progress.end();
-        looks.survived = self.look();
-        self.watchdog.beat();
+        self.look(|looks| &mut looks.survived);
+        self.processes.look_a_last_time(&self.tracer);
         // Programs off, then read: the maps stand still, and the process has not to wait for us
         // to be rid of its probes.
         self.tracer.control().advance(Phase::Settle, Phase::Off);
         self.watchdog.beat();
         let survived = self.snapshot()?;
-        self.walk_chunks(looks.survived.as_mut(), looks.before.as_ref(), &survived);
+        self.walk_chunks(|looks| &mut looks.survived, &survived);
+        let foreign = if self.processes.are_one() { None } else { Some(self.tracer.foreign_processes()?) };
         let counters = self.tracer.counters()?;
         let hits = self.tracer.site_hits()?;
         self.sort_unknown_code();
@@ -215,6 +227,10 @@ impl<'a> Recorder<'a> {
         if !self.run_time_code.is_empty() {
             self.notes.push(JIT_ADVICE.to_owned());
         }
+        let described = self.processes.described(record_start_ns, [&recorded, &survived]);
+        let memory = described.numbers.iter().filter_map(|number| self.processes.traced.get(number));
+        let memory = memory.map(|traced| traced.memory).collect();
+        let (processes, queries) = self.processes.watched(&described.numbers);
         let drained = Drained {
             stacks: self.stacks,
             recorded,
@@ -223,8 +239,8 @@ impl<'a> Recorder<'a> {
             exited,
             run_time_code: self.run_time_code,
             block_makers: self.prepared.block_makers(),
-            looks,
-            history: self.activity.end(),
+            processes,
+            queries,
             held: self.held,
         };
         Ok(Recording {
@@ -234,9 +250,9 @@ impl<'a> Recorder<'a> {
             settled_for,
             end: end.reason(),
             cpu_ns,
-            memory_start,
-            memory_recorded,
-            memory_end,
+            memory,
+            described,
+            foreign,
             expected_slowdown,
             counters,
             hits,
@@ -305,7 +321,8 @@ impl<'a> Recorder<'a> {
             match self.tracer.control().phase() {
                 Some(Phase::Exited) => return Ok(Stop::Exited),
                 Some(Phase::Replaced) => return Ok(Stop::Replaced),
-                _ if has_ended(&self.pidfd) => return Ok(Stop::Exited),
+                _ if self.pidfd.as_ref().is_some_and(has_ended) => return Ok(Stop::Exited),
+                _ if !self.processes.are_one() && !self.processes.are_there() => return Ok(Stop::Exited),
                 _ => {}
             }
             if guarded && self.is_too_slow(&mut cost)? {
@@ -328,11 +345,13 @@ impl<'a> Recorder<'a> {
         self.watchdog.beat();
         self.tracer.control().allow_until(monotonic_ns() + DEADLINE.as_nanos() as u64);
         self.drain();
+        self.processes.follow_births_and_ends(self.prepared, &self.tracer)?;
         let counters = self.tracer.counters()?;
-        let live = counters.get(Counter::LiveInserted).saturating_sub(counters.get(Counter::LiveRemoved));
+        let removed = counters.get(Counter::LiveRemoved) + self.processes.purged;
+        let live = counters.get(Counter::LiveInserted).saturating_sub(removed);
         if self.tracer.control().phase() == Some(Phase::Record) {
             let now = monotonic_ns();
-            self.activity.look(now);
+            self.processes.look_at_statements(now);
             // Twice in each slice.
             let due = self.options.duration.as_nanos() as u64 / (2 * SLICES);
             if self.held.last().is_none_or(|(last, _)| now - last >= due) {
@@ -351,42 +370,48 @@ impl<'a> Recorder<'a> {
     }
 
     fn drain(&mut self) {
-        let loads = self.tracer.control().loads();
-        if loads != self.loads {
-            self.loads = loads;
-            self.prepared.mappings.look_now(&self.tracer);
-            self.tracer.control().loads_are_known(loads);
-        }
+        self.processes.follow_loads(self.prepared, &self.tracer);
         let new = self.tracer.new_stacks();
         let cut = new.iter().filter(|stack| stack.end == Some(WalkEnd::UnknownMapping));
-        self.unknown_code.extend(cut.filter_map(|stack| stack.frames.last()));
+        self.unknown_code.extend(cut.filter_map(|stack| Some((stack.mapset, *stack.frames.last()?))));
         self.stacks.extend(new);
-        if !self.unknown_code.is_empty() && self.prepared.mappings.look_again(&self.tracer) {
+        if let Some((mapset, _)) = self.unknown_code.last().copied() && self.look_again(mapset) {
             self.sort_unknown_code();
         }
     }
 
+    /// Reads mappings again because a stack led to unknown code, which it does not all the time.
+    fn look_again(&mut self, mapset: u32) -> bool {
+        if self.processes.are_one() {
+            return self.prepared.mappings.look_again(&self.tracer);
+        }
+        if !self.prepared.mappings.is_due() {
+            return false;
+        }
+        self.processes.map_one_of(self.prepared, &self.tracer, mapset);
+        true
+    }
+
     /// Tells code that was made at run time from libraries that were loaded meanwhile.
     fn sort_unknown_code(&mut self) {
-        let made = |address: &AbsAddr| self.prepared.mappings.is_run_time_code(*address);
-        self.run_time_code.extend(self.unknown_code.drain(..).filter(made));
+        let mappings = &self.prepared.mappings;
+        let of_space = self.unknown_code.drain(..).map(|(mapset, address)| (mappings.space(mapset), address));
+        self.run_time_code.extend(of_space.filter(|(space, address)| mappings.is_run_time_code(*space, *address)));
     }
 
-    /// The contexts as they are now, if the process can be read.
-    fn look(&self) -> Option<Look> {
-        Look::take(self.observed.as_ref(), monotonic_ns())
+    /// Reads the contexts of those processes that can be read.
+    fn look(&mut self, moment: impl Fn(&mut Looks) -> &mut Option<Look>) {
+        self.processes.look_at_contexts(moment, monotonic_ns, || self.watchdog.beat());
+        self.watchdog.beat();
     }
 
-    fn walk_chunks(&self, look: Option<&mut Look>, before: Option<&Look>, snapshot: &RawSnapshot) {
-        if let (Some(look), Some(observed)) = (look, &self.observed) {
-            self.watchdog.beat();
-            look.walk_chunks(observed, before, snapshot);
-            self.watchdog.beat();
-        }
+    fn walk_chunks(&mut self, moment: impl Fn(&mut Looks) -> &mut Option<Look>, snapshot: &RawSnapshot) {
+        self.watchdog.beat();
+        self.processes.walk_chunks(moment, snapshot, || self.watchdog.beat());
     }
 
     fn snapshot(&mut self) -> Result<RawSnapshot, CaptureError> {
-        let snapshot = take_snapshot(&self.tracer)?;
+        let snapshot = take_snapshot(&self.tracer, &self.processes.gone())?;
         // After the maps, so that no chunk in them has a stack that is not here.
         self.drain();
         Ok(snapshot)
@@ -406,6 +431,11 @@ fn monotonic_ns() -> u64 {
     // SAFETY: a valid buffer; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+}
+
+/// Whose calls probes are for: of one process, or of all that run its program.
+fn chosen_pid(pid: u32, is_one: bool) -> Option<u32> {
+    is_one.then_some(pid)
 }
 
 /// Whether the process behind a pidfd has ended.

@@ -1,0 +1,618 @@
+//! The processes of a capture, from the first look at them to their end.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use tracer_ebpf::abi::ProcessState;
+
+use super::{
+    Activity, CaptureError, History, Look, Looks, Prepared, Watched,
+    mappings::ONLY_PROCESS,
+    scope::{Chosen, Filter, ScopeError, application_name, is_settled, leader_pid},
+};
+use crate::{
+    bpf::{ProcessTable, RawSnapshot, SeenProcess, Tracer},
+    census::Observed,
+    probe::exported_variable,
+    profile::{EndedProcesses, Query, TracedProcess},
+    target::{
+        Binary, CpuTime, Memory, ProcessId, ProcessMemory, ReadMemory as _, Title, command_line, cpu_time,
+        parse_title, status,
+    },
+};
+
+/// What every child of a postmaster has inherited from it: when it was started, in microseconds.
+const START_TIME: &str = "PgStartTime";
+/// A new process whose title does not say for so long what it is, is judged by what it says.
+const UNSETTLED: Duration = Duration::from_secs(2);
+/// What has ended is swept out this often.
+const PURGE_EVERY: Duration = Duration::from_millis(500);
+/// Statements of so many processes are looked at twenty times a second; of more, each less often.
+const ACTIVITIES_A_TICK: usize = 64;
+
+/// A process that is traced.
+#[derive(Debug)]
+pub struct Traced {
+    /// Which.
+    pub process: ProcessId,
+    /// Its title, and the same in parts.
+    pub title_text: String,
+    title: Title,
+    application: Option<String>,
+    /// Its contexts before, between and after.
+    pub looks: Looks,
+    /// Its memory when recording began, when it ended, and at the end.
+    pub memory: [Option<Memory>; 3],
+    /// When it was born (`CLOCK_MONOTONIC`), if the capture was there before it.
+    pub born_ns: Option<u64>,
+    observed: Option<Observed>,
+    activity: Activity,
+    /// The set of mappings that it was given last.
+    mapset: u32,
+    cpu: CpuTime,
+    recorded: (u64, u64),
+    has_ended: bool,
+}
+
+/// A process that was born while the capture ran, and has not said yet what it is.
+#[derive(Debug)]
+struct Undecided {
+    since: Instant,
+    process: ProcessId,
+}
+
+/// All of them, by their number.
+#[derive(Debug)]
+pub struct Processes {
+    /// Those that are recorded, or were.
+    pub traced: BTreeMap<u32, Traced>,
+    filter: Filter,
+    /// Postmasters whose new children are asked for.
+    families: Vec<ProcessId>,
+    undecided: BTreeMap<u32, Undecided>,
+    /// Numbers of processes that are not wanted, and are there.
+    left_out: HashSet<u32>,
+    /// Numbers whose records are still to be swept out.
+    to_purge: HashSet<u32>,
+    purged_at: Instant,
+    /// Live chunks that were swept out.
+    pub purged: u64,
+    /// Numbers below this one were seen.
+    next: u32,
+    ended: BTreeMap<String, EndedProcesses>,
+    show_queries: bool,
+    is_one: bool,
+    looked_until: u32,
+    /// When recording began, in ticks since the host did.
+    recording_since: Option<u64>,
+}
+
+impl Processes {
+    /// The one process of a capture of one.
+    pub fn one(prepared: &Prepared, show_queries: bool) -> Self {
+        let mut processes = Self::none(Filter::default(), show_queries, true);
+        let traced = Traced {
+            process: prepared.process,
+            title_text: prepared.title_text.clone(),
+            title: prepared.title.clone(),
+            application: None,
+            looks: Looks::default(),
+            memory: [None; 3],
+            born_ns: None,
+            observed: prepared.observed(),
+            activity: Activity::of(prepared, prepared.process.pid, prepared.bias, show_queries),
+            mapset: 0,
+            cpu: prepared.cpu,
+            recorded: (0, 0),
+            has_ended: false,
+        };
+        processes.traced.insert(ONLY_PROCESS, traced);
+        processes
+    }
+
+    fn none(filter: Filter, show_queries: bool, is_one: bool) -> Self {
+        Self {
+            traced: BTreeMap::new(),
+            filter,
+            families: Vec::new(),
+            undecided: BTreeMap::new(),
+            left_out: HashSet::new(),
+            to_purge: HashSet::new(),
+            purged_at: Instant::now(),
+            purged: 0,
+            next: 1,
+            ended: BTreeMap::new(),
+            show_queries,
+            is_one,
+            looked_until: 0,
+            recording_since: None,
+        }
+    }
+
+    /// Tells the programs which processes are meant, those that are there and those to come.
+    ///
+    /// # Errors
+    /// If they do not run one program, or the kernel refuses.
+    pub fn several(
+        prepared: &mut Prepared,
+        tracer: &mut Tracer,
+        chosen: &Chosen,
+        filter: Filter,
+        show_queries: bool,
+    ) -> Result<Self, CaptureError> {
+        let mut processes = Self::none(filter, show_queries, false);
+        // The first space is that of the process that was looked at.
+        let first = prepared.mappings.set_of(tracer, prepared.process.pid, &HashSet::new())?;
+        for pid in &chosen.postmasters {
+            let family = ProcessId::of(*pid)?;
+            same_program(prepared, *pid)?;
+            let in_use = processes.in_use(first);
+            let mapset = prepared.mappings.set_of(tracer, *pid, &in_use)?;
+            let bias = prepared.mappings.main_bias(mapset);
+            let no_family = |why: &str| ScopeError::NoFamily { pid: *pid, why: why.to_owned() };
+            let variable = exported_variable(&prepared.image, START_TIME)
+                .ok_or_else(|| no_family("its program exports no PgStartTime"))?
+                .in_process(bias);
+            let value = ProcessMemory::new(*pid).word(variable).map_err(|error| no_family(&error.to_string()))?;
+            if value == 0 {
+                return Err(no_family("it is just starting").into());
+            }
+            if !tracer.follow_children(variable, value, mapset) {
+                return Err(ScopeError::TooManyServers.into());
+            }
+            processes.families.push(family);
+        }
+        for pid in &chosen.pids {
+            same_program(prepared, *pid)?;
+            match processes.add(prepared, tracer, *pid, first) {
+                Ok(()) => {}
+                // One of many may end meanwhile.
+                Err(CaptureError::Process(error)) if chosen.pids.len() > 1 || !processes.families.is_empty() => {
+                    tracing::debug!("process {pid} is left out: {error}");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        for pid in &chosen.left_out {
+            if let Some(number) = tracer.follow(*pid, first)? {
+                tracer.processes().advance(number, ProcessState::Followed, ProcessState::LeftOut);
+                processes.left_out.insert(number);
+                processes.next = number + 1;
+            }
+        }
+        Ok(processes)
+    }
+
+    fn add(
+        &mut self,
+        prepared: &mut Prepared,
+        tracer: &Tracer,
+        pid: u32,
+        first: u32,
+    ) -> Result<(), CaptureError> {
+        let process = ProcessId::of(pid)?;
+        let cpu = cpu_time(pid)?;
+        let mapset = prepared.mappings.set_of(tracer, pid, &self.in_use(first))?;
+        let Some(number) = tracer.follow(pid, mapset)? else {
+            return Err(ScopeError::TooMany { count: self.traced.len() }.into());
+        };
+        let traced = self.traced(prepared, process, mapset, cpu, None);
+        self.traced.insert(number, traced);
+        self.next = number + 1;
+        Ok(())
+    }
+
+    fn traced(
+        &self,
+        prepared: &Prepared,
+        process: ProcessId,
+        mapset: u32,
+        cpu: CpuTime,
+        born_ns: Option<u64>,
+    ) -> Traced {
+        let pid = process.pid;
+        let bias = prepared.mappings.main_bias(mapset);
+        let title_text = command_line(pid).unwrap_or_default();
+        Traced {
+            process,
+            title: parse_title(&title_text),
+            title_text,
+            application: application_name(pid, &prepared.image, bias),
+            looks: Looks { before: born_ns.map(Look::of_nothing), ..Looks::default() },
+            memory: [None; 3],
+            born_ns,
+            observed: prepared.observed_in(process, bias),
+            activity: Activity::of(prepared, pid, bias, self.show_queries),
+            mapset,
+            cpu,
+            recorded: (0, 0),
+            has_ended: false,
+        }
+    }
+
+    /// Whether there is one process only, by its pid.
+    pub fn are_one(&self) -> bool {
+        self.is_one
+    }
+
+    /// Those that are there.
+    fn alive(&mut self) -> impl Iterator<Item = (&u32, &mut Traced)> {
+        self.traced.iter_mut().filter(|(_, traced)| !traced.has_ended)
+    }
+
+    /// Sets of mappings that must stay what they are.
+    fn in_use(&self, first: u32) -> HashSet<u32> {
+        let alive = self.traced.values().filter(|traced| !traced.has_ended);
+        alive.map(|traced| traced.mapset).chain([first]).collect()
+    }
+
+    /// Whether something is still there, or may still come.
+    pub fn are_there(&self) -> bool {
+        self.traced.values().any(|traced| !traced.has_ended)
+            || !self.undecided.is_empty()
+            || self.families.iter().any(|family| family.is_same())
+    }
+
+    /// Numbers whose records count no more.
+    pub fn gone(&self) -> HashSet<u32> {
+        let ended = self.traced.iter().filter(|(_, traced)| traced.has_ended && !self.is_one);
+        ended.map(|(number, _)| *number).chain(self.left_out.iter().copied()).chain(self.undecided.keys().copied()).collect()
+    }
+
+    /// CPU time of all of them, of those that have ended as it was last seen.
+    pub fn cpu(&mut self) -> CpuTime {
+        let mut sum = CpuTime::default();
+        for traced in self.traced.values_mut() {
+            if !traced.has_ended {
+                traced.cpu = cpu_time(traced.process.pid).unwrap_or(traced.cpu);
+            }
+            sum += traced.cpu;
+        }
+        sum
+    }
+
+    /// CPU time of all of them when they were first looked at.
+    pub fn first_cpu(&self) -> CpuTime {
+        let mut sum = CpuTime::default();
+        self.traced.values().for_each(|traced| sum += traced.cpu);
+        sum
+    }
+
+    /// Reads the mappings again of those that have loaded something, and says so to those that wait for it.
+    pub fn follow_loads(&mut self, prepared: &mut Prepared, tracer: &Tracer) {
+        let numbers: Vec<u32> = (self.traced.iter())
+            .filter(|(_, traced)| !traced.has_ended)
+            .map(|(number, _)| *number)
+            .chain(self.undecided.keys().copied())
+            .chain(self.next..tracer.next_process())
+            .collect();
+        for number in numbers {
+            let Some(seen) = tracer.processes().seen(number) else { continue };
+            if seen.loads != seen.loads_known && seen.state != ProcessState::LeftOut {
+                self.map_again(prepared, tracer, &seen);
+                tracer.processes().loads_are_known(number, seen.loads);
+            }
+        }
+    }
+
+    /// Reads the mappings of a process again.
+    fn map_again(&mut self, prepared: &mut Prepared, tracer: &Tracer, seen: &SeenProcess) {
+        if self.is_one {
+            prepared.mappings.look_now(tracer);
+            return;
+        }
+        let mut in_use = self.in_use(seen.mapset);
+        in_use.extend(self.undecided.keys().filter_map(|number| Some(tracer.processes().seen(*number)?.mapset)));
+        match prepared.mappings.set_of(tracer, seen.pid, &in_use) {
+            Ok(mapset) => {
+                tracer.processes().use_mapset(seen.number, mapset);
+                if let Some(traced) = self.traced.get_mut(&seen.number) {
+                    traced.mapset = mapset;
+                }
+            }
+            // Its end is noticed elsewhere.
+            Err(CaptureError::Process(_)) => {}
+            Err(error) => prepared.mappings.note(format!(
+                "stacks may end at libraries that were loaded while recording: {error}"
+            )),
+        }
+    }
+
+    /// The same for all that are there: what was loaded before the loader had its probe.
+    pub fn map_all_again(&mut self, prepared: &mut Prepared, tracer: &Tracer) {
+        let numbers: Vec<u32> = self.alive().map(|(number, _)| *number).collect();
+        for seen in numbers.into_iter().filter_map(|number| tracer.processes().seen(number)) {
+            self.map_again(prepared, tracer, &seen);
+        }
+    }
+
+    /// Reads the mappings of one process again that uses a set of mappings.
+    pub fn map_one_of(&mut self, prepared: &mut Prepared, tracer: &Tracer, mapset: u32) {
+        let of_set = self.alive().find(|(_, traced)| traced.mapset == mapset).map(|(number, _)| *number);
+        if let Some(seen) = of_set.and_then(|number| tracer.processes().seen(number)) {
+            self.map_again(prepared, tracer, &seen);
+        }
+    }
+
+    /// Notes who was born and who has ended, and sweeps out what they leave.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn follow_births_and_ends(
+        &mut self,
+        prepared: &Prepared,
+        tracer: &Tracer,
+    ) -> Result<(), CaptureError> {
+        if self.is_one {
+            return Ok(());
+        }
+        let table = tracer.processes();
+        let until = tracer.next_process();
+        for number in self.next..until {
+            let Some(seen) = table.seen(number).filter(|seen| seen.number == number) else { continue };
+            match ProcessId::of(seen.pid) {
+                Ok(process) => {
+                    self.undecided.insert(number, Undecided { since: Instant::now(), process });
+                }
+                // It was there for less than a look.
+                Err(_) => self.end(number, &seen, None),
+            }
+        }
+        self.next = until;
+        self.decide(prepared, table);
+        let ended: Vec<(u32, SeenProcess)> = (self.traced.iter())
+            .filter(|(_, traced)| !traced.has_ended)
+            .map(|(number, _)| *number)
+            .chain(self.left_out.iter().copied())
+            .filter_map(|number| Some((number, table.seen(number)?)))
+            .filter(|(_, seen)| has_ended(seen.state))
+            .collect();
+        for (number, seen) in ended {
+            if self.left_out.remove(&number) {
+                self.to_purge.insert(number);
+            } else {
+                let kind = self.traced.get(&number).map(|traced| traced.title.kind.clone());
+                self.end(number, &seen, kind);
+            }
+        }
+        if !self.to_purge.is_empty() && self.purged_at.elapsed() >= PURGE_EVERY {
+            self.purged_at = Instant::now();
+            self.purged += tracer.purge(&self.to_purge)?;
+            self.to_purge.clear();
+        }
+        Ok(())
+    }
+
+    /// Follows new processes for good, or not.
+    fn decide(&mut self, prepared: &Prepared, table: &ProcessTable) {
+        let mut undecided = std::mem::take(&mut self.undecided);
+        undecided.retain(|number, new| {
+            let Some(seen) = table.seen(*number) else { return false };
+            let pid = new.process.pid;
+            let title_text = command_line(pid).unwrap_or_default();
+            let title = parse_title(&title_text);
+            let settled = is_settled(&title) || new.since.elapsed() > UNSETTLED;
+            if has_ended(seen.state) || !new.process.is_same() {
+                // What it was asked for by its kind, and never said so, is nobody's.
+                let wanted = is_settled(&title) || self.filter.is_empty();
+                self.end(*number, &seen, wanted.then_some(title.kind));
+                return false;
+            }
+            if !settled && !self.filter.is_empty() {
+                return true;
+            }
+            if self.allows(prepared, &title, pid, seen.mapset) {
+                if table.advance(*number, ProcessState::New, ProcessState::Followed) {
+                    // One may be there for long before its first hit.
+                    let is_born = self.recording_since.is_some_and(|since| new.process.start_ticks >= since);
+                    let born_ns = is_born.then_some(seen.born_ns);
+                    let traced =
+                        self.traced(prepared, new.process, seen.mapset, CpuTime::default(), born_ns);
+                    self.traced.insert(*number, traced);
+                }
+            } else if table.advance(*number, ProcessState::New, ProcessState::LeftOut) {
+                self.left_out.insert(*number);
+                self.to_purge.insert(*number);
+            }
+            // One that has ended just now is told by the next look.
+            !self.traced.contains_key(number) && !self.left_out.contains(number)
+        });
+        undecided.append(&mut self.undecided);
+        self.undecided = undecided;
+    }
+
+    fn allows(&self, prepared: &Prepared, title: &Title, pid: u32, mapset: u32) -> bool {
+        let leader = leader_pid(title).and_then(|pid| command_line(pid).ok()).map(|text| parse_title(&text));
+        let application = || application_name(pid, &prepared.image, prepared.mappings.main_bias(mapset));
+        self.filter.allows(title, leader.as_ref().unwrap_or(title), application)
+    }
+
+    fn end(&mut self, number: u32, seen: &SeenProcess, kind: Option<String>) {
+        self.to_purge.insert(number);
+        if let Some(traced) = self.traced.get_mut(&number) {
+            traced.has_ended = true;
+            traced.recorded = (seen.recorded, seen.recorded_bytes);
+        }
+        let Some(kind) = kind.or_else(|| self.filter.is_empty().then(|| "starting".to_owned())) else { return };
+        let sums = self.ended.entry(kind.clone()).or_insert_with(|| EndedProcesses { kind, ..EndedProcesses::default() });
+        sums.count += 1;
+        sums.recorded += seen.recorded;
+        sums.recorded_bytes += seen.recorded_bytes;
+    }
+
+    /// Recording begins: what is born from now on had nothing before.
+    pub fn recording_begins(&mut self) {
+        self.recording_since = Some(ticks_since_boot());
+    }
+
+    /// Looks at the statements that run.
+    pub fn look_at_statements(&mut self, now_ns: u64) {
+        let from = self.looked_until;
+        let alive: Vec<u32> = self.alive().map(|(number, _)| *number).collect();
+        let start = alive.partition_point(|number| *number < from);
+        let turn = alive[start..].iter().chain(&alive[..start]).take(ACTIVITIES_A_TICK);
+        for number in turn {
+            if let Some(traced) = self.traced.get_mut(number) {
+                traced.activity.look(now_ns);
+                self.looked_until = number + 1;
+            }
+        }
+    }
+
+    /// Takes a look at the contexts of each, for one of the moments that count; `beat` between two of them.
+    pub fn look_at_contexts(
+        &mut self,
+        moment: impl Fn(&mut Looks) -> &mut Option<Look>,
+        now_ns: impl Fn() -> u64,
+        beat: impl Fn(),
+    ) {
+        for (_, traced) in self.alive() {
+            let look = Look::take(traced.observed.as_ref(), now_ns());
+            *moment(&mut traced.looks) = look;
+            beat();
+        }
+    }
+
+    /// Walks the chunks of what was looked at.
+    pub fn walk_chunks(
+        &mut self,
+        moment: impl Fn(&mut Looks) -> &mut Option<Look>,
+        snapshot: &RawSnapshot,
+        beat: impl Fn(),
+    ) {
+        for (number, traced) in &mut self.traced {
+            let Some(of_process) = snapshot.processes.get(number) else { continue };
+            let mut look = moment(&mut traced.looks).take();
+            if let (Some(look), Some(observed)) = (&mut look, &traced.observed) {
+                look.walk_chunks(observed, traced.looks.before.as_ref(), of_process);
+            }
+            *moment(&mut traced.looks) = look;
+            beat();
+        }
+    }
+
+    /// Notes how much memory each takes, for the moment with that index.
+    pub fn look_at_memory(&mut self, moment: usize) {
+        for (_, traced) in self.alive() {
+            traced.memory[moment] = status(traced.process.pid).ok().and_then(|status| status.memory);
+        }
+    }
+
+    /// Their titles as they are at the end, and what was recorded of each.
+    pub fn look_a_last_time(&mut self, tracer: &Tracer) {
+        if self.is_one {
+            return;
+        }
+        for (number, traced) in self.alive() {
+            if let Some(seen) = tracer.processes().seen(*number).filter(|seen| seen.number == *number) {
+                traced.recorded = (seen.recorded, seen.recorded_bytes);
+            }
+            let title = command_line(traced.process.pid).unwrap_or_default();
+            if !title.is_empty() && traced.process.is_same() {
+                traced.title = parse_title(&title);
+                traced.title_text = title;
+            }
+        }
+    }
+
+    /// What the reader of a capture has to know of each that is in a snapshot or still there, and of those
+    /// that have ended.
+    pub fn described(&self, record_start_ns: u64, snapshots: [&RawSnapshot; 2]) -> Described {
+        let mut described = Described { ended: self.ended.values().cloned().collect(), ..Described::default() };
+        let is_in = |number: &u32| snapshots.iter().any(|snapshot| snapshot.processes.contains_key(number));
+        for (number, traced) in &self.traced {
+            if traced.has_ended && !is_in(number) {
+                continue;
+            }
+            described.numbers.push(*number);
+            let Title { kind, database, user, .. } = traced.title.clone();
+            let (recorded, recorded_bytes) = traced.recorded;
+            described.processes.push(TracedProcess {
+                pid: traced.process.pid,
+                kind,
+                database,
+                user,
+                application: traced.application.clone(),
+                title: traced.title_text.clone(),
+                born_ns: traced.born_ns.map(|born_ns| born_ns.saturating_sub(record_start_ns)),
+                rss_anon_start: traced.memory[0].map(|memory| memory.rss_anon),
+                rss_anon_end: traced.memory[2].map(|memory| memory.rss_anon),
+                recorded,
+                recorded_bytes,
+            });
+        }
+        described
+    }
+
+    /// What was seen of each from outside, in the order of `numbers`, and the statements of all.
+    pub fn watched(self, numbers: &[u32]) -> (BTreeMap<u32, Watched>, Vec<Query>) {
+        let (mut watched, mut queries) = (BTreeMap::new(), Vec::new());
+        let mut known: HashMap<(Option<i64>, String), u32> = HashMap::new();
+        for (number, traced) in self.traced {
+            let Some(index) = numbers.iter().position(|known| *known == number) else { continue };
+            let mut history = traced.activity.end();
+            let numbers: Vec<u32> = (history.queries.drain(..))
+                .map(|query| {
+                    let next = queries.len() as u32;
+                    let key = (query.id, query.statement.clone());
+                    let number = *known.entry(key).or_insert(next);
+                    if number == next {
+                        queries.push(Query { samples: 0, ..query.clone() });
+                    }
+                    queries[number as usize].samples += query.samples;
+                    number
+                })
+                .collect();
+            for look in &mut history.looks {
+                look.query = look.query.and_then(|query| numbers.get(query as usize).copied());
+            }
+            let history = History { queries: Vec::new(), looks: history.looks };
+            watched.insert(number, Watched { index: index as u32, looks: traced.looks, history });
+        }
+        (watched, queries)
+    }
+}
+
+/// Processes as a capture describes them.
+#[derive(Debug, Default)]
+pub struct Described {
+    /// Their numbers.
+    pub numbers: Vec<u32>,
+    /// What they are, in the same order.
+    pub processes: Vec<TracedProcess>,
+    /// Those that have ended.
+    pub ended: Vec<EndedProcesses>,
+}
+
+/// The clock that `/proc/PID/stat` has starts of processes by.
+fn ticks_since_boot() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid buffer; this clock always exists. A call without pointers.
+    let a_second = unsafe {
+        libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time);
+        libc::sysconf(libc::_SC_CLK_TCK).unsigned_abs()
+    };
+    time.tv_sec.unsigned_abs() * a_second + time.tv_nsec.unsigned_abs() * a_second / 1_000_000_000
+}
+
+fn has_ended(state: ProcessState) -> bool {
+    matches!(state, ProcessState::Ended | ProcessState::Replaced)
+}
+
+/// Probes are at places of one file.
+fn same_program(prepared: &Prepared, pid: u32) -> Result<(), CaptureError> {
+    let binary = Binary::of(pid)?;
+    if binary.identity == prepared.binary.identity {
+        return Ok(());
+    }
+    Err(ScopeError::DifferentPrograms {
+        first: prepared.process.pid,
+        first_program: prepared.binary.path.clone(),
+        other: pid,
+        other_program: binary.path,
+    }
+    .into())
+}
+
