@@ -189,9 +189,15 @@ pub struct RenderArgs {
     /// Only memory contexts of this name.
     #[arg(long)]
     pub context: Option<String>,
+    /// Of a capture of several processes, only what this one holds.
+    #[arg(long, value_name = "PID")]
+    pub pid: Option<u32>,
     /// Put the path of the memory contexts below the stacks.
     #[arg(long)]
     pub by_context: bool,
+    /// Put the kind of the process below the stacks.
+    #[arg(long)]
+    pub by_kind: bool,
     /// Title of the flame graphs.
     #[arg(long)]
     pub title: Option<String>,

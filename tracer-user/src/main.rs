@@ -356,10 +356,18 @@ fn run_render(args: &RenderArgs) -> Result<(), Failure> {
         reverse: args.reverse,
         min_bytes: args.min_bytes,
         context: args.context.clone(),
+        pid: args.pid,
         by_context: args.by_context,
+        by_kind: args.by_kind,
         title: args.title.clone(),
         colours: colours.unwrap_or_default(),
     };
+    if let Some(pid) = args.pid
+        && capture.target.pid != pid
+        && !capture.processes.iter().any(|process| process.pid == pid)
+    {
+        return Err(Failure::misuse(format!("process {pid} is not in this capture; its report names those that are")));
+    }
     if let Some(printed) = printed {
         return print_format(printed, &capture, &options);
     }

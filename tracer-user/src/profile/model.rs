@@ -478,6 +478,20 @@ pub const OUTSIDE: [&str; 2] = ["malloc", "mmap"];
 pub const BLOCKS_OF_CONTEXTS: &str = "blocks of memory contexts";
 
 impl Capture {
+    /// Whether it is of several processes.
+    pub fn is_of_several(&self) -> bool {
+        self.target.kind == SEVERAL
+    }
+
+    /// The same with what one of several processes holds. What became of the chunks of a stack stays that
+    /// of all of them.
+    pub fn of_process(&self, index: u32) -> Self {
+        let mut capture = self.clone();
+        capture.profile.groups.retain(|group| group.process == index);
+        capture.memory = None;
+        capture
+    }
+
     /// Whether what is allocated outside of contexts was traced.
     pub fn traces_malloc(&self) -> bool {
         self.sites.iter().any(|site| site.function == OUTSIDE[0])

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::RenderOptions;
-use crate::profile::{Capture, ContextPlace, Frame, Stack, StackEnd};
+use crate::profile::{Capture, ContextPlace, Frame, Group, Stack, StackEnd};
 
 /// Writes Brendan Gregg's format.
 ///
@@ -32,7 +32,7 @@ pub(super) fn lines(capture: &Capture, options: &RenderOptions) -> Vec<String> {
 pub(super) fn stacks(capture: &Capture, options: &RenderOptions) -> BTreeMap<Vec<String>, u64> {
     let mut held: BTreeMap<Vec<String>, u64> = BTreeMap::new();
     for group in &capture.profile.groups {
-        if !options.shows(capture.profile.place(group)) || group.weight() == 0 {
+        if !options.shows(capture, group) || group.weight() == 0 {
             continue;
         }
         let Some(stack) = capture.profile.stacks.get(group.stack.0 as usize) else { continue };
@@ -40,10 +40,19 @@ pub(super) fn stacks(capture: &Capture, options: &RenderOptions) -> BTreeMap<Vec
         if options.by_context {
             names.splice(0..0, contexts(capture.profile.place(group)));
         }
+        if options.by_kind {
+            names.insert(0, format!("[{}]", clean(kind(capture, group))));
+        }
         *held.entry(names).or_default() += group.weight();
     }
     held.retain(|_, bytes| *bytes >= options.min_bytes);
     held
+}
+
+/// The kind of the process of a group.
+fn kind<'a>(capture: &'a Capture, group: &Group) -> &'a str {
+    let process = capture.processes.get(group.process as usize);
+    process.map_or(&capture.target.kind, |process| &process.kind)
 }
 
 /// Names of contexts as the root frames of a stack.

@@ -5,6 +5,7 @@ mod formats;
 mod options;
 mod output;
 mod page;
+mod processes;
 mod read;
 mod report;
 mod stap;

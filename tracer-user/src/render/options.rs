@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use inferno::flamegraph::{Palette, color::BasicPalette};
 
-use crate::profile::ContextPlace;
+use crate::profile::{Capture, Group};
 
 /// Colours of the flame graphs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +48,12 @@ pub struct RenderOptions {
     pub min_bytes: u64,
     /// Only contexts of this name.
     pub context: Option<String>,
+    /// Only what this one of several processes holds.
+    pub pid: Option<u32>,
     /// Put the path of the contexts below the stacks.
     pub by_context: bool,
+    /// Put the kind of the process below the stacks: `client backend`.
+    pub by_kind: bool,
     /// Title of the pictures.
     pub title: Option<String>,
     /// Colours of the pictures.
@@ -57,9 +61,14 @@ pub struct RenderOptions {
 }
 
 impl RenderOptions {
-    /// Whether what is in such contexts is shown.
-    pub(super) fn shows(&self, place: &ContextPlace) -> bool {
+    /// Whether a group is shown.
+    pub(super) fn shows(&self, capture: &Capture, group: &Group) -> bool {
+        let place = capture.profile.place(group);
+        let is_of = |pid: u32| {
+            capture.processes.get(group.process as usize).map_or(capture.target.pid, |process| process.pid) == pid
+        };
         self.context.as_ref().is_none_or(|wanted| *wanted == place.name || *wanted == place.label())
+            && self.pid.is_none_or(is_of)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{
     page::Page,
+    processes::{self, labelled},
     suspect::{one_line, suspect},
     units::{bytes, count, counted, exact_bytes, rate, seconds},
 };
@@ -40,14 +41,14 @@ fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
     match &verdict.suspects[..] {
         [] if verdict.totals.recorded.count == 0 => page.hang(
             "No leak seen: ",
-            &format!("the process allocated nothing in the {recorded_for} of recording."),
+            &format!("{} allocated nothing in the {recorded_for} of recording.", subject(capture)),
         ),
         [] => {
             let mut text = format!(
                 "of {} allocated in {recorded_for}, {} {}, and nothing of it grew steadily.",
                 bytes(verdict.totals.recorded.held),
                 bytes(survived.held),
-                if verdict.process_ended { "were held when the process ended" } else { "are left" },
+                if verdict.process_ended { "were held at the end" } else { "are left" },
             );
             // What matters, not every odd chunk.
             let unclear = verdict.unclear.first().filter(|place| {
@@ -113,8 +114,9 @@ fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
             _ => "ended",
         };
         let text = format!(
-            "The process {ended} after {recorded_for}, which took everything with it: what it held until \
-             then is no leak by itself."
+            "{} {ended} after {recorded_for}, which took everything with it: what was held until \
+             then is no leak by itself.",
+            if capture.is_of_several() { "The processes" } else { "The process" }
         );
         page.hang("", &text);
     } else if !verdict.settled_at_all {
@@ -133,7 +135,8 @@ fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
         page.hang(
             "",
             &format!(
-                "The process grew by {} more than {than}: by malloc of libraries or JIT, or {because}.{who}",
+                "{} grew by {} more than {than}: by malloc of libraries or JIT, or {because}.{who}",
+                if capture.is_of_several() { "The processes" } else { "The process" },
                 bytes(more)
             ),
         );
@@ -257,16 +260,26 @@ fn totals(page: &mut Page, capture: &Capture, verdict: &Verdict) {
     page.hang("  ", "Held counts what chunks take in their context, headers and rounding included.");
 }
 
+/// Who allocates.
+fn subject(capture: &Capture) -> &'static str {
+    if capture.is_of_several() { "the processes" } else { "the process" }
+}
+
 fn process(page: &mut Page, capture: &Capture) {
     let target = &capture.target;
-    page.heading("PROCESS");
-    let mut who = format!("{} {}", target.kind, target.pid);
-    for (what, value) in [("database", &target.database), ("user", &target.user)] {
-        if let Some(value) = value {
-            who += &format!(", {what} {value}");
-        }
+    if capture.is_of_several() {
+        page.heading("PROCESSES, by what is left of their allocations");
+        processes::list(page, capture);
+        page.blank();
+        page.hang("  ", &format!("{}, on {}", counted(capture.processes.len() as u64, "process"), target.host));
+    } else {
+        page.heading("PROCESS");
+        let who = labelled(&format!("{} {}", target.kind, target.pid), [
+            ("database", &target.database),
+            ("user", &target.user),
+        ]);
+        page.hang("  ", &format!("{who}, on {}", target.host));
     }
-    page.hang("  ", &format!("{who}, on {}", target.host));
     let build = target.build_id.as_ref().map_or(String::new(), |id| format!(", build ID {id}"));
     page.hang("  ", &format!("{}, {}{build}", target.server, target.binary));
     if let (Some(start), Some(end)) = (target.rss_anon_start, target.rss_anon_end) {
@@ -388,6 +401,7 @@ fn window(page: &mut Page, capture: &Capture) {
     let end = match window.end {
         EndReason::Completed => "the time was over",
         EndReason::Interrupted => "it was interrupted",
+        EndReason::TargetExited if capture.is_of_several() => "all processes had ended",
         EndReason::TargetExited => "the process ended",
         EndReason::TargetExec => "the process became another program",
         EndReason::TooSlow => "it slowed the process down more than allowed",
@@ -399,7 +413,11 @@ fn window(page: &mut Page, capture: &Capture) {
     });
     page.hang(
         "  ",
-        &format!("the process used {} of CPU while recording{slowdown}", seconds(window.target_cpu_ns)),
+        &format!(
+            "{} used {} of CPU while recording{slowdown}",
+            subject(capture),
+            seconds(window.target_cpu_ns)
+        ),
     );
     page.hang(
         "  ",

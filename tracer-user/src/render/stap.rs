@@ -13,7 +13,7 @@ pub(super) fn write(capture: &Capture, options: &RenderOptions, out: &mut dyn Wr
     let profile = &capture.profile;
     let mut held = vec![Tally::default(); profile.stacks.len()];
     for group in &profile.groups {
-        if options.shows(profile.place(group))
+        if options.shows(capture, group)
             && let Some(tally) = held.get_mut(group.stack.0 as usize)
         {
             *tally += group.survived;

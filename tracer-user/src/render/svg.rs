@@ -92,8 +92,26 @@ fn draw(
 fn title(capture: &Capture, options: &RenderOptions) -> String {
     let target = &capture.target;
     let by_context = if options.by_context { ", by memory context" } else { "" };
+    let by_kind = if options.by_kind { ", by kind of process" } else { "" };
     let (kind, pid, host) = (&target.kind, target.pid, &target.host);
-    format!("pgleak: memory allocated and not released by {kind} {pid} on {host}{by_context}")
+    let who = match options.pid {
+        Some(pid) => format!("process {pid}"),
+        None if capture.is_of_several() => {
+            format!("{} processes of one server", capture.processes.len())
+        }
+        None => format!("{kind} {pid}"),
+    };
+    format!("pgleak: memory allocated and not released by {who} on {host}{by_kind}{by_context}")
+}
+
+/// How many processes of which kinds.
+fn several(capture: &Capture) -> String {
+    let mut kinds: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
+    for process in &capture.processes {
+        *kinds.entry(&process.kind).or_default() += 1;
+    }
+    let kinds: Vec<String> = kinds.into_iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    format!("{} processes ({})", capture.processes.len(), kinds.join(", "))
 }
 
 /// What the picture shows, in lines.
@@ -115,9 +133,12 @@ fn header(capture: &Capture, options: &RenderOptions, drawn: u64) -> Vec<String>
         .collect();
     let mut lines = vec![
         format!(
-            "pid {}, {}{}{}, host {}",
-            target.pid,
-            target.kind,
+            "{}{}{}, host {}",
+            if capture.is_of_several() {
+                several(capture)
+            } else {
+                format!("pid {}, {}", target.pid, target.kind)
+            },
             of("database", &target.database),
             of("user", &target.user),
             target.host

@@ -30,7 +30,12 @@ pub fn count(value: u64) -> String {
 
 /// A number of things: `1 chunk`, `2,000 chunks`.
 pub fn counted(value: u64, singular: &str) -> String {
-    format!("{} {singular}{}", count(value), if value == 1 { "" } else { "s" })
+    let ending = match value {
+        1 => "",
+        _ if singular.ends_with('s') => "es",
+        _ => "s",
+    };
+    format!("{} {singular}{ending}", count(value))
 }
 
 /// Nanoseconds as seconds: `13.0 s`.

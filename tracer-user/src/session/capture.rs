@@ -25,6 +25,7 @@ use crate::{
     },
     probe::{CostClass, ProbeSite, static_functions},
     profile::{Capture, CounterValue, SCHEMA, SEVERAL, SiteReport, Target, Tool, Window},
+    render::units::counted,
     symbolize::{DebugFiles, Debuginfod, OsRelease, Symbolizer, run_time_frame},
     target::{Memory, cgroup_memory, mem_available_bytes},
     unwind::cache::TableCache,
@@ -208,7 +209,8 @@ fn finish(
     notes.extend(mappings.notes());
     if let Some(others) = recording.foreign.filter(|others| *others > 0) {
         notes.push(format!(
-            "{others} other processes of the same program hit the probes and were passed over: each hit cost them a trap"
+            "{} of the same program hit the probes without being asked for: each hit cost a trap",
+            counted(others as u64, "other process")
         ));
     }
     notes.extend(symbolizer.notes().iter().map(ToString::to_string));
