@@ -19,7 +19,7 @@ pub fn stacks(pid: u32, length: Duration) -> Result<Measured> {
     let limits = Limits::within(64 << 20, rows, pages).context("64 MiB are enough for any server")?;
     let mut tracer = Tracer::load(limits, ContextNames::of(&prepared.plan.layout))?;
     tracer.load_measure()?;
-    prepared.mappings.upload(&tracer)?;
+    prepared.mappings.upload(tracer.walks())?;
     let probe = Probe::of(alloc_site(&prepared.plan)?);
     let mut attached = Attached::default();
     attached.add_measure(&mut tracer, Some(pid), &exe_link(pid), probe)?;

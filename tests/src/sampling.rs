@@ -44,7 +44,7 @@ impl Sampling {
             ContextNames { offset: 0, are_copies: 0 },
         )?;
         let sampler = tracer.load_sampler()?;
-        mappings.upload(&tracer)?;
+        mappings.upload(tracer.walks())?;
         Ok(Self { tracer, sampler, mappings, pid })
     }
 

@@ -185,7 +185,7 @@ impl Shapes {
 
     /// Looks at the mappings again, as a capture does when a stack was cut.
     pub fn look_again(&mut self) -> Result<()> {
-        self.sampling.mappings.look_again(&self.sampling.tracer);
+        self.sampling.mappings.look_again(self.sampling.tracer.walks());
         self.tables = Tables::of(self.sampling.mappings.modules())?;
         Ok(())
     }

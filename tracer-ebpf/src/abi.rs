@@ -417,7 +417,7 @@ pub struct Walk {
 }
 
 /// Header of a record in the `NEW_STACKS` ring; `count` frames of 8 bytes follow, innermost
-/// first. One with the id [`NO_STACK`] and no frames says that the dynamic loader was at work.
+/// first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct StackHeader {

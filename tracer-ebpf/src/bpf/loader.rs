@@ -12,12 +12,12 @@ use aya_ebpf::{
     programs::ProbeContext,
 };
 use tracer_ebpf::{
-    abi::{NO_STACK, Process, StackHeader},
+    abi::Process,
     counters::Counter,
 };
 
 use crate::bpf::{
-    maps::{NEW_STACKS, count, phase},
+    maps::{LOADS, count, phase},
     process,
 };
 
@@ -41,16 +41,16 @@ pub(crate) fn enter(ctx: &ProbeContext) {
         return;
     }
     let Some(process) = process::current::<true>() else { return };
-    let event = StackHeader { id: NO_STACK, count: 0, end: 0, mapset: 0 };
+    let event = process::number(process);
     // SAFETY: a map value; aligned words, this one written by the only task that loads. The
     // registers are the program's own context.
     unsafe {
         let load = core::ptr::read_volatile(&raw const (*process).loads).wrapping_add(1);
         core::ptr::write_volatile(&raw mut (*process).loads, load);
         let sent = generated::bpf_ringbuf_output(
-            (&raw const NEW_STACKS).cast_mut().cast(),
+            (&raw const LOADS).cast_mut().cast(),
             (&raw const event).cast_mut().cast(),
-            size_of::<StackHeader>() as u64,
+            size_of::<u32>() as u64,
             0,
         );
         if sent != 0 {

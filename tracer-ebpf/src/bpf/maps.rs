@@ -83,6 +83,10 @@ pub(crate) static STACK_TOTALS: Array<StackTotals> = Array::with_max_entries(1 <
 /// Stacks on their way to user space.
 #[map]
 pub(crate) static NEW_STACKS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+/// Numbers of processes that have loaded something: a ring of its own, so that who knows what to do about it
+/// is woken by nothing else.
+#[map]
+pub(crate) static LOADS: RingBuf = RingBuf::with_byte_size(4096, 0);
 /// Unwind rows of all objects ([`tracer_ebpf::unwind::Row`]).
 #[map]
 pub(crate) static ROWS: Array<u64> = Array::with_max_entries(1, 0);

@@ -3,26 +3,25 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    sync::Arc,
 };
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
-    maps::{Map, MapError as AyaMapError, RingBuf},
+    maps::{Map, MapData, MapError as AyaMapError, RingBuf},
     programs::{ProgramError, ProgramType, RawTracePoint, UProbe},
     sys::is_helper_supported,
 };
 use tracer_ebpf::{
     abi::{
-        Context, DOOMED_SLOTS, Family, Live, MAPSET_SLOTS, MAX_FAMILIES, MapSet, Measured, Name, PROCESS_SLOTS,
-        Parts, ProcessState, SiteHits, StackTotals, key_process,
+        Context, DOOMED_SLOTS, Family, Live, MAX_FAMILIES, Measured, Name, PROCESS_SLOTS, Parts, ProcessState, SiteHits, StackTotals, key_process,
     },
     counters::{COUNTERS, Counter, CounterInfo},
     site::is_pool,
-    unwind::Row,
 };
 
-use super::{Limits, MapError, control::ControlPage, processes::ProcessTable, rawmap::RawMap};
+use super::{Limits, MapError, control::ControlPage, processes::ProcessTable, rawmap::RawMap, walks::Walks};
 use crate::{addr::AbsAddr, catalog::Layout};
 
 /// The compiled eBPF programs, aligned for the ELF parser.
@@ -163,7 +162,8 @@ fn kernel_release() -> String {
 pub struct Tracer {
     pub(super) ebpf: Ebpf,
     pub(super) control: ControlPage,
-    processes: ProcessTable,
+    walks: Arc<Walks>,
+    loads: Option<RingBuf<MapData>>,
     process_ids: RawMap<u32, u32>,
     site_hits: RawMap<u32, SiteHits>,
     counters: RawMap<u32, u64>,
@@ -172,17 +172,30 @@ pub struct Tracer {
     pub(super) contexts: RawMap<u64, Context>,
     pub(super) names: RawMap<u64, Name>,
     pub(super) stack_totals: RawMap<u32, StackTotals>,
-    rows: RawMap<u32, Row>,
-    pages: RawMap<u32, u32>,
-    mapsets: RawMap<u32, MapSet>,
     doomed: RawMap<u32, u64>,
     measured: RawMap<u32, Measured>,
-    pub(super) ring: RingBuf<aya::maps::MapData>,
+    pub(super) ring: RingBuf<MapData>,
     limits: Limits,
     /// Servers whose new processes are followed.
     families: usize,
     /// Entries of the map of live chunks when it was last looked through for dead ones.
     swept_at: u64,
+}
+
+/// Tells when a process has loaded something, and waits for that to be known.
+pub struct Loads(RingBuf<MapData>);
+
+impl Loads {
+    /// Readable when there is something.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring is open for as long as `self` is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+
+    /// Takes all notices; which processes they are of, the table of processes says.
+    pub fn clear(&mut self) {
+        while self.0.next().is_some() {}
+    }
 }
 
 /// Where contexts have their names.
@@ -243,9 +256,17 @@ impl Tracer {
         }
         let ring = ebpf.take_map("NEW_STACKS").ok_or(LoadError::Missing { name: "NEW_STACKS" })?;
         let ring = RingBuf::try_from(ring).map_err(LoadError::Ring)?;
+        let loads = ebpf.take_map("LOADS").ok_or(LoadError::Missing { name: "LOADS" })?;
+        let loads = RingBuf::try_from(loads).map_err(LoadError::Ring)?;
         let tracer = Self {
             control: ControlPage::map(map_fd(&ebpf, "CONTROL")?)?,
-            processes: ProcessTable::map(map_fd(&ebpf, "PROCESSES")?, limits.processes)?,
+            walks: Arc::new(Walks {
+                rows: RawMap::new(map_fd(&ebpf, "ROWS")?, "ROWS")?,
+                pages: RawMap::new(map_fd(&ebpf, "PAGES")?, "PAGES")?,
+                mapsets: RawMap::new(map_fd(&ebpf, "MAPSETS")?, "MAPSETS")?,
+                processes: ProcessTable::map(map_fd(&ebpf, "PROCESSES")?, limits.processes)?,
+            }),
+            loads: Some(loads),
             process_ids: RawMap::new(map_fd(&ebpf, "PROCESS_IDS")?, "PROCESS_IDS")?,
             site_hits: RawMap::new(map_fd(&ebpf, "SITE_HITS")?, "SITE_HITS")?,
             counters: RawMap::new(map_fd(&ebpf, "COUNTERS")?, "COUNTERS")?,
@@ -254,9 +275,6 @@ impl Tracer {
             contexts: RawMap::new(map_fd(&ebpf, "CONTEXTS")?, "CONTEXTS")?,
             names: RawMap::new(map_fd(&ebpf, "NAMES")?, "NAMES")?,
             stack_totals: RawMap::new(map_fd(&ebpf, "STACK_TOTALS")?, "STACK_TOTALS")?,
-            rows: RawMap::new(map_fd(&ebpf, "ROWS")?, "ROWS")?,
-            pages: RawMap::new(map_fd(&ebpf, "PAGES")?, "PAGES")?,
-            mapsets: RawMap::new(map_fd(&ebpf, "MAPSETS")?, "MAPSETS")?,
             measured: RawMap::new(map_fd(&ebpf, "MEASURED")?, "MEASURED")?,
             doomed: RawMap::new(map_fd(&ebpf, "DOOMED")?, "DOOMED")?,
             ring,
@@ -267,7 +285,7 @@ impl Tracer {
         };
         tracer.control.start();
         if !limits.are_several() {
-            tracer.processes.follow(0, 0, 0);
+            tracer.walks.processes.follow(0, 0, 0);
         }
         Ok(tracer)
     }
@@ -322,27 +340,9 @@ impl Tracer {
         Ok(self.measured.all()?.first().map_or_else(Measured::default, |(_, sums)| *sums))
     }
 
-    /// Writes unwind rows and index entries from the given positions on.
-    ///
-    /// # Errors
-    /// If they do not fit or the kernel refuses.
-    pub fn put_tables(
-        &self,
-        first_row: u32,
-        rows: &[Row],
-        first_page: u32,
-        pages: &[u32],
-    ) -> Result<(), MapError> {
-        self.rows.fill(first_row, rows)?;
-        self.pages.fill(first_page, pages)
-    }
-
-    /// Writes a set of mappings. `number` grows with each; a walk uses one for microseconds.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn put_mapset(&self, number: u32, mapset: &MapSet) -> Result<(), MapError> {
-        self.mapsets.set(&(number % MAPSET_SLOTS), mapset)
+    /// What walks need to know, for whoever keeps it current.
+    pub fn walks(&self) -> &Arc<Walks> {
+        &self.walks
     }
 
     /// Follows a process, as one of several, with a set of mappings. Gives its number; `None` if there is
@@ -351,14 +351,14 @@ impl Tracer {
     /// # Errors
     /// What the kernel says.
     pub fn follow(&self, pid: u32, mapset: u32) -> Result<Option<u32>, MapError> {
-        if self.processes.all().any(|seen| seen.pid == pid) {
+        if self.walks.processes.all().any(|seen| seen.pid == pid) {
             return Ok(None);
         }
         let number = self.control.next_process() as u32;
         if number >= PROCESS_SLOTS {
             return Ok(None);
         }
-        self.processes.follow(number, pid, mapset);
+        self.walks.processes.follow(number, pid, mapset);
         self.process_ids.set(&pid, &number)?;
         Ok(Some(number))
     }
@@ -381,6 +381,11 @@ impl Tracer {
         u32::try_from(self.control.processes()).unwrap_or(u32::MAX)
     }
 
+    /// The ring that tells who has loaded something; once.
+    pub fn take_loads(&mut self) -> Option<Loads> {
+        self.loads.take().map(Loads)
+    }
+
     /// How many processes hit the probes that are none of those that are traced.
     ///
     /// # Errors
@@ -391,7 +396,7 @@ impl Tracer {
 
     /// The processes that the programs have seen.
     pub fn processes(&self) -> &ProcessTable {
-        &self.processes
+        &self.walks.processes
     }
 
     /// Removes whatever is recorded of processes that have ended, or are not wanted, so that their
@@ -410,7 +415,7 @@ impl Tracer {
         self.contexts.remove(&self.contexts.keys()?.into_iter().filter(is_gone).collect::<Vec<_>>())?;
         for number in numbers {
             for state in [ProcessState::Ended, ProcessState::Replaced] {
-                self.processes.advance(*number, state, ProcessState::Free);
+                self.walks.processes.advance(*number, state, ProcessState::Free);
             }
         }
         Ok(live.len() as u64)

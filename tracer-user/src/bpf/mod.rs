@@ -10,13 +10,15 @@ mod sample;
 mod snapshot;
 mod stacks;
 mod uprobe;
+mod walks;
 
 pub use attach::{AttachError, Attached, Probe};
 pub use control::ControlPage;
 pub use limits::Limits;
-pub use load::{ContextNames, Counters, LoadError, Tracer, check_kernel};
+pub use load::{ContextNames, Counters, LoadError, Loads, Tracer, check_kernel};
 pub use processes::{ProcessTable, SeenProcess};
 pub use rawmap::MapError;
 pub use sample::{RawSample, Sampler, StackBytes};
 pub use snapshot::{LiveChunk, RawContext, RawSnapshot, ProcessSnapshot, take as take_snapshot};
 pub use stacks::RawStack;
+pub use walks::Walks;

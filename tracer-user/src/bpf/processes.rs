@@ -43,6 +43,13 @@ pub struct SeenProcess {
     pub recorded_bytes: u64,
 }
 
+impl SeenProcess {
+    /// Whether its allocations are recorded.
+    pub fn is_followed(&self) -> bool {
+        matches!(self.state, ProcessState::New | ProcessState::Followed)
+    }
+}
+
 const STATES: [ProcessState; 6] = [
     ProcessState::Free,
     ProcessState::New,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tracer_ebpf::{
-    abi::{MAX_FRAMES, NO_STACK, StackHeader},
+    abi::{MAX_FRAMES, StackHeader},
     unwind::WalkEnd,
 };
 
@@ -47,8 +47,6 @@ impl Tracer {
         let mut stacks = Vec::new();
         while let Some(record) = self.ring.next() {
             match RawStack::parse(&record) {
-                // The dynamic loader was at work; the control record says so, too.
-                Some(stack) if stack.id == NO_STACK => {}
                 Some(stack) => stacks.push(stack),
                 None => tracing::warn!(bytes = record.len(), "a record in the ring of stacks is no stack"),
             }
@@ -56,7 +54,7 @@ impl Tracer {
         stacks
     }
 
-    /// Readable when stacks have arrived, or the dynamic loader was at work.
+    /// Readable when stacks have arrived.
     ///
     /// # Errors
     /// If the descriptor cannot be duplicated.

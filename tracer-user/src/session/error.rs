@@ -68,6 +68,12 @@ pub enum CaptureError {
     /// The processes that are asked for are not there, or cannot be traced together.
     #[error(transparent)]
     Scope(#[from] ScopeError),
+    /// Recording was begun twice.
+    #[error("this is a fault of pgleak: libraries that are loaded are noticed by somebody else already")]
+    LoadsTaken,
+    /// There can be no thread.
+    #[error("cannot start a thread: {0}; raise the limit of processes (ulimit -u)")]
+    Thread(io::Error),
     /// No process is named.
     #[error("say which process: --pid PID, or --postmaster PID or --data-dir DIR for a whole server; `pgleak list` shows them")]
     Nobody,

@@ -20,7 +20,7 @@ use tracer_ebpf::{
 use super::{CaptureError, RawFrame};
 use crate::{
     addr::{AbsAddr, Bias, FileOffset, VirtAddr},
-    bpf::{MapError, Tracer},
+    bpf::{MapError, Walks},
     elf::Image,
     target::{LoadedModules, MappingPath, ProcessError},
     unwind::{Atlas, MapSetError, MappedObject, Placement, build_mapset, build_tables, cache::TableCache},
@@ -53,6 +53,7 @@ pub struct Mappings {
     /// The space that each number of a set of mappings was given to.
     numbers: HashMap<u32, usize>,
     last_number: u32,
+    kept: HashSet<u32>,
     atlas: Atlas,
     placements: HashMap<ObjectKey, Option<Placement>>,
     notes: Vec<String>,
@@ -67,17 +68,7 @@ impl Mappings {
     /// # Errors
     /// If the program itself has no table. An object without one is a note.
     pub fn new(modules: LoadedModules, cache: Option<TableCache>) -> Result<Self, CaptureError> {
-        let mut mappings = Self {
-            spaces: Vec::new(),
-            numbers: HashMap::new(),
-            last_number: 0,
-            atlas: Atlas::new(),
-            placements: HashMap::new(),
-            notes: Vec::new(),
-            uploaded: (0, 0),
-            looked_at: None,
-            cache,
-        };
+        let mut mappings = Self { cache, ..Self::none() };
         mappings.build_tables(&modules)?;
         mappings.spaces.push(Space { modules, set: None, number: 0 });
         Ok(mappings)
@@ -160,11 +151,11 @@ impl Mappings {
         build_mapset(&objects)
     }
 
-    fn put_tables(&mut self, tracer: &Tracer) -> Result<(), CaptureError> {
+    fn put_tables(&mut self, walks: &Walks) -> Result<(), CaptureError> {
         let rows: &[Row] = self.atlas.rows();
         let pages = self.atlas.pages();
         let (row, page) = self.uploaded;
-        tracer.put_tables(row as u32, &rows[row..], page as u32, &pages[page..])?;
+        walks.put_tables(row as u32, &rows[row..], page as u32, &pages[page..])?;
         self.uploaded = (rows.len(), pages.len());
         Ok(())
     }
@@ -173,37 +164,37 @@ impl Mappings {
     ///
     /// # Errors
     /// If the kernel refuses or the mappings cannot be described.
-    pub fn upload(&mut self, tracer: &Tracer) -> Result<(), CaptureError> {
-        self.put_tables(tracer)?;
+    pub fn upload(&mut self, walks: &Walks) -> Result<(), CaptureError> {
+        self.put_tables(walks)?;
         let set = self.mapset(&self.spaces[0].modules)?;
         if !self.spaces[0].set.as_ref().is_some_and(|known| known.ranges == set.ranges) {
             let number = self.last_number + 1;
-            tracer.put_mapset(number, &set)?;
-            tracer.processes().use_mapset(ONLY_PROCESS, number);
+            walks.put_mapset(number, &set)?;
+            walks.processes().use_mapset(ONLY_PROCESS, number);
             self.last_number = number;
             self.numbers.insert(number, 0);
             (self.spaces[0].set, self.spaces[0].number) = (Some(set), number);
         }
         if let Some((start, end)) = trampoline(&self.spaces[0].modules) {
-            tracer.processes().set_trampoline(ONLY_PROCESS, start, end);
+            walks.processes().set_trampoline(ONLY_PROCESS, start, end);
         }
         Ok(())
     }
 
+    /// Has a set of mappings stay what it is: that which new processes begin with.
+    pub fn keep(&mut self, number: u32) {
+        self.kept.insert(number);
+    }
+
     /// Reads the mappings of one of several processes, and gives the kernel what it does not have yet. Gives
-    /// the number of their set; those in `in_use` must stay what they are.
+    /// the number of their set.
     ///
     /// # Errors
     /// If the process is gone, the kernel refuses, or the mappings cannot be described.
-    pub fn set_of(
-        &mut self,
-        tracer: &Tracer,
-        pid: u32,
-        in_use: &HashSet<u32>,
-    ) -> Result<u32, CaptureError> {
+    pub fn set_of(&mut self, walks: &Walks, pid: u32) -> Result<u32, CaptureError> {
         let modules = LoadedModules::read_sharing(pid, self.modules().images())?;
         self.build_tables(&modules)?;
-        self.put_tables(tracer)?;
+        self.put_tables(walks)?;
         let set = self.mapset(&modules)?;
         let is_same = |space: &Space| space.set.as_ref().is_some_and(|known| known.ranges == set.ranges);
         if let Some(space) = self.spaces.iter_mut().find(|space| space.number != 0 && is_same(space)) {
@@ -211,12 +202,14 @@ impl Mappings {
             space.modules = modules;
             return Ok(space.number);
         }
-        let slots: HashSet<u32> = in_use.iter().map(|number| number % MAPSET_SLOTS).collect();
+        let in_use = walks.processes().all().filter(|seen| seen.is_followed()).map(|seen| seen.mapset);
+        let slots: HashSet<u32> =
+            in_use.chain(self.kept.iter().copied()).map(|number| number % MAPSET_SLOTS).collect();
         let number = (self.last_number + 1..)
             .take(MAPSET_SLOTS as usize)
             .find(|number| !slots.contains(&(number % MAPSET_SLOTS)))
             .ok_or(CaptureError::TooManySpaces)?;
-        tracer.put_mapset(number, &set)?;
+        walks.put_mapset(number, &set)?;
         self.last_number = number;
         // Whoever had the slot has ended; its stacks are still to be named.
         for space in &mut self.spaces {
@@ -280,20 +273,36 @@ impl Mappings {
         })
     }
 
+    /// None, in the place of what is with somebody else.
+    pub(super) fn none() -> Self {
+        Self {
+            spaces: Vec::new(),
+            numbers: HashMap::new(),
+            last_number: 0,
+            kept: HashSet::new(),
+            atlas: Atlas::new(),
+            placements: HashMap::new(),
+            notes: Vec::new(),
+            uploaded: (0, 0),
+            looked_at: None,
+            cache: None,
+        }
+    }
+
     /// Looks for objects that were loaded since, because the dynamic loader said so: at once.
-    pub fn look_now(&mut self, tracer: &Tracer) {
+    pub fn look_now(&mut self, walks: &Walks) {
         self.looked_at = None;
-        self.look_again(tracer);
+        self.look_again(walks);
     }
 
     /// Looks for objects that were loaded since, because a stack led to unknown code. What goes
     /// wrong is a note and not the end of the capture: stacks are cut there, which is counted.
     /// Returns whether it looked, which it does not all the time.
-    pub fn look_again(&mut self, tracer: &Tracer) -> bool {
+    pub fn look_again(&mut self, walks: &Walks) -> bool {
         if !self.is_due() {
             return false;
         }
-        let result = self.refresh().and_then(|()| self.upload(tracer));
+        let result = self.refresh().and_then(|()| self.upload(walks));
         let note = match result {
             Ok(()) => return true,
             // Its end is noticed elsewhere.

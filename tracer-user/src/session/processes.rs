@@ -2,17 +2,19 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use tracer_ebpf::abi::ProcessState;
 
 use super::{
-    Activity, CaptureError, History, Look, Looks, Prepared, Watched,
+    Activity, CaptureError, History, Look, Looks, Mapper, Prepared, Watched,
     mappings::ONLY_PROCESS,
     scope::{Chosen, Filter, ScopeError, application_name, is_settled, leader_pid},
 };
 use crate::{
+    addr::Bias,
     bpf::{ProcessTable, RawSnapshot, SeenProcess, Tracer},
     census::Observed,
     probe::exported_variable,
@@ -49,8 +51,6 @@ pub struct Traced {
     pub born_ns: Option<u64>,
     observed: Option<Observed>,
     activity: Activity,
-    /// The set of mappings that it was given last.
-    mapset: u32,
     cpu: CpuTime,
     recorded: (u64, u64),
     has_ended: bool,
@@ -103,7 +103,6 @@ impl Processes {
             born_ns: None,
             observed: prepared.observed(),
             activity: Activity::of(prepared, prepared.process.pid, prepared.bias, show_queries),
-            mapset: 0,
             cpu: prepared.cpu,
             recorded: (0, 0),
             has_ended: false,
@@ -144,12 +143,14 @@ impl Processes {
     ) -> Result<Self, CaptureError> {
         let mut processes = Self::none(filter, show_queries, false);
         // The first space is that of the process that was looked at.
-        let first = prepared.mappings.set_of(tracer, prepared.process.pid, &HashSet::new())?;
+        let walks = Arc::clone(tracer.walks());
+        let first = prepared.mappings.set_of(&walks, prepared.process.pid)?;
+        prepared.mappings.keep(first);
         for pid in &chosen.postmasters {
             let family = ProcessId::of(*pid)?;
             same_program(prepared, *pid)?;
-            let in_use = processes.in_use(first);
-            let mapset = prepared.mappings.set_of(tracer, *pid, &in_use)?;
+            let mapset = prepared.mappings.set_of(&walks, *pid)?;
+            prepared.mappings.keep(mapset);
             let bias = prepared.mappings.main_bias(mapset);
             let no_family = |why: &str| ScopeError::NoFamily { pid: *pid, why: why.to_owned() };
             let variable = exported_variable(&prepared.image, START_TIME)
@@ -166,7 +167,7 @@ impl Processes {
         }
         for pid in &chosen.pids {
             same_program(prepared, *pid)?;
-            match processes.add(prepared, tracer, *pid, first) {
+            match processes.add(prepared, tracer, *pid) {
                 Ok(()) => {}
                 // One of many may end meanwhile.
                 Err(CaptureError::Process(error)) if chosen.pids.len() > 1 || !processes.families.is_empty() => {
@@ -185,20 +186,14 @@ impl Processes {
         Ok(processes)
     }
 
-    fn add(
-        &mut self,
-        prepared: &mut Prepared,
-        tracer: &Tracer,
-        pid: u32,
-        first: u32,
-    ) -> Result<(), CaptureError> {
+    fn add(&mut self, prepared: &mut Prepared, tracer: &Tracer, pid: u32) -> Result<(), CaptureError> {
         let process = ProcessId::of(pid)?;
         let cpu = cpu_time(pid)?;
-        let mapset = prepared.mappings.set_of(tracer, pid, &self.in_use(first))?;
+        let mapset = prepared.mappings.set_of(tracer.walks(), pid)?;
         let Some(number) = tracer.follow(pid, mapset)? else {
             return Err(ScopeError::TooMany { count: self.traced.len() }.into());
         };
-        let traced = self.traced(prepared, process, mapset, cpu, None);
+        let traced = self.traced(prepared, process, prepared.mappings.main_bias(mapset), cpu, None);
         self.traced.insert(number, traced);
         self.next = number + 1;
         Ok(())
@@ -208,12 +203,11 @@ impl Processes {
         &self,
         prepared: &Prepared,
         process: ProcessId,
-        mapset: u32,
+        bias: Bias,
         cpu: CpuTime,
         born_ns: Option<u64>,
     ) -> Traced {
         let pid = process.pid;
-        let bias = prepared.mappings.main_bias(mapset);
         let title_text = command_line(pid).unwrap_or_default();
         Traced {
             process,
@@ -225,7 +219,6 @@ impl Processes {
             born_ns,
             observed: prepared.observed_in(process, bias),
             activity: Activity::of(prepared, pid, bias, self.show_queries),
-            mapset,
             cpu,
             recorded: (0, 0),
             has_ended: false,
@@ -240,12 +233,6 @@ impl Processes {
     /// Those that are there.
     fn alive(&mut self) -> impl Iterator<Item = (&u32, &mut Traced)> {
         self.traced.iter_mut().filter(|(_, traced)| !traced.has_ended)
-    }
-
-    /// Sets of mappings that must stay what they are.
-    fn in_use(&self, first: u32) -> HashSet<u32> {
-        let alive = self.traced.values().filter(|traced| !traced.has_ended);
-        alive.map(|traced| traced.mapset).chain([first]).collect()
     }
 
     /// Whether something is still there, or may still come.
@@ -280,59 +267,11 @@ impl Processes {
         sum
     }
 
-    /// Reads the mappings again of those that have loaded something, and says so to those that wait for it.
-    pub fn follow_loads(&mut self, prepared: &mut Prepared, tracer: &Tracer) {
-        let numbers: Vec<u32> = (self.traced.iter())
-            .filter(|(_, traced)| !traced.has_ended)
-            .map(|(number, _)| *number)
-            .chain(self.undecided.keys().copied())
-            .chain(self.next..tracer.next_process())
-            .collect();
-        for number in numbers {
-            let Some(seen) = tracer.processes().seen(number) else { continue };
-            if seen.loads != seen.loads_known && seen.state != ProcessState::LeftOut {
-                self.map_again(prepared, tracer, &seen);
-                tracer.processes().loads_are_known(number, seen.loads);
-            }
-        }
-    }
-
-    /// Reads the mappings of a process again.
-    fn map_again(&mut self, prepared: &mut Prepared, tracer: &Tracer, seen: &SeenProcess) {
-        if self.is_one {
-            prepared.mappings.look_now(tracer);
-            return;
-        }
-        let mut in_use = self.in_use(seen.mapset);
-        in_use.extend(self.undecided.keys().filter_map(|number| Some(tracer.processes().seen(*number)?.mapset)));
-        match prepared.mappings.set_of(tracer, seen.pid, &in_use) {
-            Ok(mapset) => {
-                tracer.processes().use_mapset(seen.number, mapset);
-                if let Some(traced) = self.traced.get_mut(&seen.number) {
-                    traced.mapset = mapset;
-                }
-            }
-            // Its end is noticed elsewhere.
-            Err(CaptureError::Process(_)) => {}
-            Err(error) => prepared.mappings.note(format!(
-                "stacks may end at libraries that were loaded while recording: {error}"
-            )),
-        }
-    }
-
-    /// The same for all that are there: what was loaded before the loader had its probe.
-    pub fn map_all_again(&mut self, prepared: &mut Prepared, tracer: &Tracer) {
+    /// Reads the mappings of all that are there: what was loaded before the loader had its probe.
+    pub fn look_at_mappings(&mut self, mapper: &Mapper, tracer: &Tracer) {
         let numbers: Vec<u32> = self.alive().map(|(number, _)| *number).collect();
         for seen in numbers.into_iter().filter_map(|number| tracer.processes().seen(number)) {
-            self.map_again(prepared, tracer, &seen);
-        }
-    }
-
-    /// Reads the mappings of one process again that uses a set of mappings.
-    pub fn map_one_of(&mut self, prepared: &mut Prepared, tracer: &Tracer, mapset: u32) {
-        let of_set = self.alive().find(|(_, traced)| traced.mapset == mapset).map(|(number, _)| *number);
-        if let Some(seen) = of_set.and_then(|number| tracer.processes().seen(number)) {
-            self.map_again(prepared, tracer, &seen);
+            mapper.look_at(&seen);
         }
     }
 
@@ -343,6 +282,7 @@ impl Processes {
     pub fn follow_births_and_ends(
         &mut self,
         prepared: &Prepared,
+        mapper: &Mapper,
         tracer: &Tracer,
     ) -> Result<(), CaptureError> {
         if self.is_one {
@@ -361,7 +301,7 @@ impl Processes {
             }
         }
         self.next = until;
-        self.decide(prepared, table);
+        self.decide(prepared, mapper, table);
         let ended: Vec<(u32, SeenProcess)> = (self.traced.iter())
             .filter(|(_, traced)| !traced.has_ended)
             .map(|(number, _)| *number)
@@ -386,7 +326,7 @@ impl Processes {
     }
 
     /// Follows new processes for good, or not.
-    fn decide(&mut self, prepared: &Prepared, table: &ProcessTable) {
+    fn decide(&mut self, prepared: &Prepared, mapper: &Mapper, table: &ProcessTable) {
         let mut undecided = std::mem::take(&mut self.undecided);
         undecided.retain(|number, new| {
             let Some(seen) = table.seen(*number) else { return false };
@@ -403,13 +343,14 @@ impl Processes {
             if !settled && !self.filter.is_empty() {
                 return true;
             }
-            if self.allows(prepared, &title, pid, seen.mapset) {
+            let bias = mapper.main_bias(seen.mapset);
+            if self.allows(prepared, &title, pid, bias) {
                 if table.advance(*number, ProcessState::New, ProcessState::Followed) {
                     // One may be there for long before its first hit.
                     let is_born = self.recording_since.is_some_and(|since| new.process.start_ticks >= since);
                     let born_ns = is_born.then_some(seen.born_ns);
                     let traced =
-                        self.traced(prepared, new.process, seen.mapset, CpuTime::default(), born_ns);
+                        self.traced(prepared, new.process, bias, CpuTime::default(), born_ns);
                     self.traced.insert(*number, traced);
                 }
             } else if table.advance(*number, ProcessState::New, ProcessState::LeftOut) {
@@ -423,9 +364,9 @@ impl Processes {
         self.undecided = undecided;
     }
 
-    fn allows(&self, prepared: &Prepared, title: &Title, pid: u32, mapset: u32) -> bool {
+    fn allows(&self, prepared: &Prepared, title: &Title, pid: u32, bias: Bias) -> bool {
         let leader = leader_pid(title).and_then(|pid| command_line(pid).ok()).map(|text| parse_title(&text));
-        let application = || application_name(pid, &prepared.image, prepared.mappings.main_bias(mapset));
+        let application = || application_name(pid, &prepared.image, bias);
         self.filter.allows(title, leader.as_ref().unwrap_or(title), application)
     }
 

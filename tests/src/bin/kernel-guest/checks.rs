@@ -58,7 +58,7 @@ pub(crate) fn run(say: &mut impl FnMut(&str, Result<String>)) -> Result<()> {
         say(&format!("program {name}"), verified(count));
     }
 
-    mappings.upload(&tracer)?;
+    mappings.upload(tracer.walks())?;
     tracer.watch_process()?;
     let attached = attach(&mut tracer, &fixture, mappings.modules())?;
     record(&tracer, &mut fixture)?;

@@ -19,7 +19,7 @@ use tracer_ebpf::{
 
 use self::{afford::check_hits, clear::is_clear};
 use super::{
-    CaptureError, Chosen, Detaching, Drained, Figures, Filter, Interrupts, Look, Looks, Prepared, Processes,
+    CaptureError, Chosen, Detaching, Drained, Figures, Filter, Interrupts, Look, Looks, Mapper, Mappings, Prepared, Processes,
     Progress, RecordOptions, Recording, cost::CostWatch, detach::hand_over, recording::Stop,
 };
 use crate::{
@@ -53,6 +53,7 @@ pub struct Recorder<'a> {
     yardstick: Yardstick,
     options: RecordOptions,
     processes: Processes,
+    mapper: Mapper,
     stacks: Vec<RawStack>,
     /// Bytes allocated and not freed, by stack, at moments while recording.
     held: Vec<(u64, HashMap<u32, u64>)>,
@@ -84,7 +85,7 @@ impl<'a> Recorder<'a> {
         let watchdog = Arc::new(Watchdog::start().map_err(CaptureError::Watchdog)?);
         let mut processes = match chosen {
             None => {
-                prepared.mappings.upload(&tracer)?;
+                prepared.mappings.upload(tracer.walks())?;
                 Processes::one(prepared, options.show_queries)
             }
             Some((chosen, filter)) => {
@@ -123,11 +124,11 @@ impl<'a> Recorder<'a> {
             ),
         }
         // What was loaded before the loader had its probe.
-        if processes.are_one() {
-            prepared.mappings.look_now(&tracer);
-        } else {
-            processes.map_all_again(prepared, &tracer);
-        }
+        let loads = tracer.take_loads().ok_or(CaptureError::LoadsTaken)?;
+        let mappings = std::mem::replace(&mut prepared.mappings, Mappings::none());
+        let mapper = Mapper::start(mappings, Arc::clone(tracer.walks()), loads, processes.are_one())
+            .map_err(CaptureError::Thread)?;
+        processes.look_at_mappings(&mapper, &tracer);
         // Between the look at the process and the probes, the pid may have become another's.
         if !prepared.is_there() {
             return Err(CaptureError::GoneTooEarly { pid });
@@ -149,6 +150,7 @@ impl<'a> Recorder<'a> {
             yardstick: Yardstick::new(costs, untouched),
             options,
             processes,
+            mapper,
             stacks: Vec::new(),
             held: Vec::new(),
             unknown_code: Vec::new(),
@@ -221,6 +223,7 @@ impl<'a> Recorder<'a> {
         let counters = self.tracer.counters()?;
         let hits = self.tracer.site_hits()?;
         self.sort_unknown_code();
+        self.prepared.mappings = self.mapper.end();
         let detaching = Detaching::start(self.attached, self.watchdog, Manner::Together);
         check_hits(pid, &hits, cpu_ns, self.prepared.has_contexts(), &mut self.notes)?;
         let exited = matches!(end, Stop::Exited | Stop::Replaced);
@@ -345,7 +348,7 @@ impl<'a> Recorder<'a> {
         self.watchdog.beat();
         self.tracer.control().allow_until(monotonic_ns() + DEADLINE.as_nanos() as u64);
         self.drain();
-        self.processes.follow_births_and_ends(self.prepared, &self.tracer)?;
+        self.processes.follow_births_and_ends(self.prepared, &self.mapper, &self.tracer)?;
         let counters = self.tracer.counters()?;
         let removed = counters.get(Counter::LiveRemoved) + self.processes.purged;
         let live = counters.get(Counter::LiveInserted).saturating_sub(removed);
@@ -370,7 +373,6 @@ impl<'a> Recorder<'a> {
     }
 
     fn drain(&mut self) {
-        self.processes.follow_loads(self.prepared, &self.tracer);
         let new = self.tracer.new_stacks();
         let cut = new.iter().filter(|stack| stack.end == Some(WalkEnd::UnknownMapping));
         self.unknown_code.extend(cut.filter_map(|stack| Some((stack.mapset, *stack.frames.last()?))));
@@ -382,21 +384,21 @@ impl<'a> Recorder<'a> {
 
     /// Reads mappings again because a stack led to unknown code, which it does not all the time.
     fn look_again(&mut self, mapset: u32) -> bool {
-        if self.processes.are_one() {
-            return self.prepared.mappings.look_again(&self.tracer);
-        }
-        if !self.prepared.mappings.is_due() {
+        let mut seen = self.tracer.processes().all().filter(|seen| seen.is_followed());
+        let Some(seen) = seen.find(|seen| seen.mapset == mapset) else { return false };
+        if !self.mapper.lock().is_due() {
             return false;
         }
-        self.processes.map_one_of(self.prepared, &self.tracer, mapset);
+        self.mapper.look_at(&seen);
         true
     }
 
     /// Tells code that was made at run time from libraries that were loaded meanwhile.
     fn sort_unknown_code(&mut self) {
-        let mappings = &self.prepared.mappings;
+        let mappings = self.mapper.lock();
         let of_space = self.unknown_code.drain(..).map(|(mapset, address)| (mappings.space(mapset), address));
-        self.run_time_code.extend(of_space.filter(|(space, address)| mappings.is_run_time_code(*space, *address)));
+        self.run_time_code
+            .extend(of_space.filter(|(space, address)| mappings.is_run_time_code(*space, *address)));
     }
 
     /// Reads the contexts of those processes that can be read.
