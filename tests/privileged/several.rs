@@ -26,8 +26,9 @@ fn recording(scope: &[&str], arguments: &[&str]) -> Running {
 }
 
 fn finished(running: Running) -> (Finished, Capture) {
-    let finished = running.finish().unwrap().success().unwrap();
+    let finished = running.finish().unwrap().success().unwrap(); std::fs::write("/tmp/sev.err", &finished.stderr).unwrap();
     let capture = finished.capture().unwrap();
+    eprintln!("{:?}", capture.counters.iter().filter(|c| c.value > 0).map(|c| (&c.name, c.value)).collect::<Vec<_>>());
     assert_eq!(losses(&capture), [], "nothing may be lost");
     (finished, capture)
 }

@@ -22,7 +22,7 @@ use crate::bpf::{
 };
 
 /// The process waits no longer than this.
-const PATIENCE_NS: u64 = 5_000_000;
+const PATIENCE_NS: u64 = 20_000_000;
 /// Looks of a few hundred nanoseconds each: more than fit into that time.
 const LOOKS: u32 = 1 << 16;
 

@@ -12,7 +12,7 @@ use std::{
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
-use super::{CaptureError, Mappings};
+use super::{CaptureError, Mappings, urgency::hurry};
 use crate::{
     addr::Bias,
     bpf::{Loads, SeenProcess, Walks},
@@ -86,6 +86,7 @@ fn lock(mappings: &Mutex<Mappings>) -> MutexGuard<'_, Mappings> {
 }
 
 fn serve(mappings: &Mutex<Mappings>, walks: &Walks, mut loads: Loads, end: &OwnedFd, is_one: bool) {
+    hurry();
     loop {
         let ready = {
             let fd = loads.fd();

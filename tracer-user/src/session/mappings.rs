@@ -17,7 +17,7 @@ use tracer_ebpf::{
     unwind::Row,
 };
 
-use super::{CaptureError, RawFrame};
+use super::{CaptureError, RawFrame, urgency::unhurried};
 use crate::{
     addr::{AbsAddr, Bias, FileOffset, VirtAddr},
     bpf::{MapError, Walks},
@@ -108,7 +108,10 @@ impl Mappings {
         let new: Vec<_> = new.collect();
         let images: Vec<&Image> = new.iter().map(|module| &*module.image).collect();
         let began = Instant::now();
-        let tables = build_tables(&images, self.cache.as_ref());
+        let tables = match images.is_empty() {
+            true => Vec::new(),
+            false => unhurried(|| build_tables(&images, self.cache.as_ref())),
+        };
         if !images.is_empty() {
             tracing::debug!(objects = images.len(), took = ?began.elapsed(), "unwind tables");
         }

@@ -17,6 +17,7 @@ mod record;
 mod recording;
 mod scope;
 mod signals;
+mod urgency;
 
 pub use activity::{Activity, History};
 pub use assemble::{Drained, RawFrame, Watched, assemble, slices};
