@@ -29,6 +29,8 @@ pub const PROCESS_SLOTS: u32 = 4096;
 pub const MAX_PROCESSES: u64 = 1 << 20;
 /// Servers whose new processes a capture follows.
 pub const MAX_FAMILIES: usize = 16;
+/// Bytes kept of a new process's title.
+pub const TITLE_BYTES: usize = 96;
 /// Bytes kept of a context's name.
 pub const NAME_BYTES: usize = 64;
 /// Slots of the cache from code address to unwind row.
@@ -110,6 +112,10 @@ pub struct Process {
     pub recorded: u64,
     /// Bytes asked for by these.
     pub recorded_bytes: u64,
+    /// Where its title is, 0 if that is not known.
+    pub title_address: u64,
+    /// The title of a new process, which may end before user space has seen it; NUL-padded.
+    pub title: [u8; TITLE_BYTES],
 }
 
 /// How processes that a server forks are known: they inherit what its postmaster has at an address.
@@ -122,6 +128,8 @@ pub struct Family {
     pub value: u64,
     /// The set of mappings that a new process begins with; written by user space.
     pub mapset: u64,
+    /// Where they have their titles.
+    pub title_address: u64,
 }
 
 /// The one element of the `CONTROL` map. Both sides write single words of it; each word has one
@@ -510,8 +518,8 @@ pub struct Name {
 }
 
 const _: () = {
-    assert!(size_of::<Control>() == 8 + 48 + 64 + 24 * MAX_FAMILIES);
-    assert!(size_of::<Process>() == 72);
+    assert!(size_of::<Control>() == 8 + 48 + 64 + 32 * MAX_FAMILIES);
+    assert!(size_of::<Process>() == 80 + TITLE_BYTES);
     assert!(size_of::<Range>() == 32);
     assert!(size_of::<MapSet>() == 8192);
     assert!(size_of::<Live>() == 64);

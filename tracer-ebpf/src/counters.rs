@@ -66,7 +66,7 @@ counters! {
     LoadsAwaited = "loads_awaited", Work, "times that the process waited some milliseconds until a library that it loaded was known";
     ReadFaulted = "read_faulted", Work, "stack reads that had to fault a page in";
 
-    LoadsLate = "loads_late", Normal, "libraries that were not known within 20 ms of their loading: stacks through them may be cut at first";
+    LoadsLate = "loads_late", Normal, "libraries that were not known within 10 ms of their loading: stacks through them may be cut at first";
     FreeUnknown = "free_unknown", Normal, "frees of chunks that are older than the capture or were not recorded";
     FreeDead = "free_dead", Normal, "frees of chunks whose context was reset or deleted before";
     OverwroteDead = "overwrote_dead", Normal, "addresses reused after a reset or delete of their context";

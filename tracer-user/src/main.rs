@@ -20,8 +20,8 @@ use pgleak::{
     profile::Capture,
     render::{Format, OutputDir, ReadError, RenderOptions, WriteError, format, read_capture},
     session::{
-        Allocators, CaptureError, CaptureOptions, Filter, Interrupts, Naming, Progress, RecordOptions, Scope, capture,
-        ready,
+        Allocators, CaptureError, CaptureOptions, Filter, Interrupts, Naming, Progress, RecordOptions, Scope,
+        capture, ready,
     },
     symbolize::{
         DebugFiles, Debuginfod, DebuginfodError, Settings, SymbolIndex, SymbolIndexError, name_again,
@@ -366,7 +366,9 @@ fn run_render(args: &RenderArgs) -> Result<(), Failure> {
         && capture.target.pid != pid
         && !capture.processes.iter().any(|process| process.pid == pid)
     {
-        return Err(Failure::misuse(format!("process {pid} is not in this capture; its report names those that are")));
+        return Err(Failure::misuse(format!(
+            "process {pid} is not in this capture; its report names those that are"
+        )));
     }
     if let Some(printed) = printed {
         return print_format(printed, &capture, &options);

@@ -7,7 +7,10 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use tracer_ebpf::{
-    abi::{ChunkKey, Control, Live, PENDING_INNER, PENDING_NESTED, PENDING_NOT_OWN, Pending, Phase, Process, Task, key},
+    abi::{
+        ChunkKey, Control, Live, PENDING_INNER, PENDING_NESTED, PENDING_NOT_OWN, Pending, Phase, Process,
+        Task, key,
+    },
     counters::Counter,
     site::{
         ArgField, ChunkHeader, ChunkSize, NO_ARG, Pool, Role, Site, chunk_size, header_bytes, rounded,
@@ -17,7 +20,7 @@ use tracer_ebpf::{
 
 use crate::bpf::{
     context,
-    maps::{LIVE, add, are_several, control, count, count_many, hit_entry, hit_return, phase},
+    maps::{LIVE, are_several, control, count, count_many, hit_entry, hit_return, phase},
     process, read,
     record::{add_allocated, add_freed, free_parts, put, remove, sweep},
     stack, task,
@@ -143,11 +146,7 @@ pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
     let live = Live::new(context, (call.size, held), now, stack);
     if put(key(process::number(process), pointer), &live) {
         if are_several() {
-            // SAFETY: a map value.
-            unsafe {
-                add(&raw mut (*process).recorded, 1);
-                add(&raw mut (*process).recorded_bytes, call.size);
-            }
+            process::note_recorded(process, call.size);
         }
         count(Counter::Recorded);
         count_many(Counter::RecordedBytes, call.size);

@@ -8,7 +8,8 @@
 use aya_ebpf::programs::ProbeContext;
 use tracer_ebpf::{
     abi::{
-        ChunkKey, Context, ContextKey, Control, Live, NAME_BYTES, NO_STACK, Name, Phase, Process, key, name_key,
+        ChunkKey, Context, ContextKey, Control, Live, NAME_BYTES, NO_STACK, Name, Phase, Process, key,
+        name_key,
     },
     counters::Counter,
     site::{ArgField, NO_ARG, Site, is_pool},
@@ -118,11 +119,7 @@ fn of(ctx: &ProbeContext) -> Option<ContextKey> {
 /// The key of a context and its epoch; one that was not seen before begins its first. `None` if nothing
 /// is to be recorded in it.
 #[inline(always)]
-pub(crate) fn epoch(
-    control: *mut Control,
-    process: *mut Process,
-    address: u64,
-) -> Option<(ContextKey, u64)> {
+pub(crate) fn epoch(control: *mut Control, process: *mut Process, address: u64) -> Option<(ContextKey, u64)> {
     let key = key(process::number(process), address);
     let (epoch, left_out) = match CONTEXTS.get_ptr(&key) {
         // SAFETY: a map value; aligned words.

@@ -11,10 +11,7 @@ use aya_ebpf::{
     helpers::{bpf_ktime_get_ns, generated},
     programs::ProbeContext,
 };
-use tracer_ebpf::{
-    abi::Process,
-    counters::Counter,
-};
+use tracer_ebpf::{abi::Process, counters::Counter};
 
 use crate::bpf::{
     maps::{LOADS, count, phase},
@@ -22,9 +19,9 @@ use crate::bpf::{
 };
 
 /// The process waits no longer than this.
-const PATIENCE_NS: u64 = 20_000_000;
+const PATIENCE_NS: u64 = 10_000_000;
 /// Looks of a few hundred nanoseconds each: more than fit into that time.
-const LOOKS: u32 = 1 << 16;
+const LOOKS: u32 = 1 << 18;
 
 /// What a look needs.
 struct Wait {

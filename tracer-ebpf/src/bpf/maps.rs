@@ -15,7 +15,8 @@ use aya_ebpf::{
 use tracer_ebpf::{
     abi::{
         ChunkKey, Context, ContextKey, Control, DOOMED_SLOTS, Live, MAPSET_SLOTS, MAX_SITES, MapSet,
-        Measured, Name, PROCESS_SLOTS, Parts, Phase, Process, ROW_CACHE_SLOTS, SiteHits, StackKey, StackTotals, Task,
+        Measured, Name, PROCESS_SLOTS, Parts, Phase, Process, ROW_CACHE_SLOTS, SiteHits, StackKey,
+        StackTotals, Task,
     },
     counters::{COUNT, Counter},
 };

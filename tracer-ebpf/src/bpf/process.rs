@@ -7,16 +7,19 @@
 
 use aya_ebpf::{
     bindings::bpf_pidns_info,
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_get_ns_current_pid_tgid},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_ktime_get_ns,
+        generated::{bpf_get_ns_current_pid_tgid, bpf_probe_read_user_str},
+    },
 };
 use tracer_ebpf::{
-    abi::{MAX_FAMILIES, MAX_PROCESSES, PROCESS_SLOTS, Phase, Process, ProcessState, Task},
+    abi::{MAX_FAMILIES, MAX_PROCESSES, PROCESS_SLOTS, Phase, Process, ProcessState, TITLE_BYTES, Task},
     counters::Counter,
 };
 
 use crate::bpf::{
     maps::{
-        PROCESS_IDS, PROCESSES, TASKS, are_several, control, count, next_process, pid_namespace, phase,
+        PROCESS_IDS, PROCESSES, TASKS, add, are_several, control, count, next_process, phase, pid_namespace,
     },
     read,
 };
@@ -88,7 +91,7 @@ fn tgid() -> Option<u32> {
 #[inline(never)]
 fn adopt(tgid: u32) -> u32 {
     let Some(control) = control() else { return FOREIGN };
-    let mut mapset = 0;
+    let (mut mapset, mut title_address) = (0, 0);
     for at in 0..MAX_FAMILIES {
         // SAFETY: a map value, written before the programs are switched on, but for the set of mappings.
         let family = unsafe { core::ptr::read_volatile(&raw const (*control).families[at]) };
@@ -96,13 +99,13 @@ fn adopt(tgid: u32) -> u32 {
             break;
         }
         if read::word(family.address) == Some(family.value) {
-            mapset = family.mapset as u32;
+            (mapset, title_address) = (family.mapset as u32, family.title_address);
             break;
         }
     }
     let mut index = FOREIGN;
     if mapset != 0 {
-        index = take_slot(tgid, mapset);
+        index = take_slot(tgid, mapset, title_address);
     }
     if PROCESS_IDS.insert(&tgid, &index, 0).is_err() {
         count(Counter::ProcessesFull);
@@ -113,7 +116,7 @@ fn adopt(tgid: u32) -> u32 {
 /// Finds room for a new process. Numbers are never used twice, so two that are looked for at once are at
 /// different slots.
 #[inline(always)]
-fn take_slot(tgid: u32, mapset: u32) -> u32 {
+fn take_slot(tgid: u32, mapset: u32, title_address: u64) -> u32 {
     let Some(control) = control() else { return FOREIGN };
     for _ in 0..ATTEMPTS {
         let number = next_process(control);
@@ -140,6 +143,8 @@ fn take_slot(tgid: u32, mapset: u32) -> u32 {
                 ended_ns: 0,
                 recorded: 0,
                 recorded_bytes: 0,
+                title_address,
+                title: [0; TITLE_BYTES],
             };
             core::ptr::write_volatile(&raw mut (*process).state, ProcessState::New as u32);
         }
@@ -148,6 +153,30 @@ fn take_slot(tgid: u32, mapset: u32) -> u32 {
     }
     count(Counter::ProcessesFull);
     FOREIGN
+}
+
+/// Counts what a process has allocated, and copies the title of a new one now and then.
+#[inline(always)]
+pub(crate) fn note_recorded(process: *mut Process, bytes: u64) {
+    /// Of so many allocations, one. A power of two.
+    const EVERY: u64 = 16;
+    // SAFETY: a map value; aligned words. A title has room for what is written, and user space takes it for
+    // whole only when the process has ended.
+    unsafe {
+        add(&raw mut (*process).recorded, 1);
+        add(&raw mut (*process).recorded_bytes, bytes);
+        let address = (*process).title_address;
+        if core::ptr::read_volatile(&raw const (*process).state) == ProcessState::New as u32
+            && address != 0
+            && (*process).recorded & (EVERY - 1) == 1
+        {
+            bpf_probe_read_user_str(
+                (&raw mut (*process).title).cast(),
+                TITLE_BYTES as u32,
+                address as *const _,
+            );
+        }
+    }
 }
 
 /// A thread ends, and with its leader the process: nothing that it holds now is a leak, and nothing more may

@@ -3,7 +3,8 @@
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use tracer_ebpf::{
     abi::{
-        ChunkKey, Control, Live, NO_STACK, PENDING_INNER, PENDING_OLD_KNOWN, Pending, Phase, Process, Task, key,
+        ChunkKey, Control, Live, NO_STACK, PENDING_INNER, PENDING_OLD_KNOWN, Pending, Phase, Process, Task,
+        key,
     },
     counters::Counter,
     site::{Site, packed_context_at, size_before},
@@ -115,7 +116,8 @@ pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
     let old = (live.full_requested, live.full_held);
     let growth = (call.size.saturating_sub(old.0), held.saturating_sub(old.1));
     let grows = growth.0 | growth.1 != 0;
-    let stack = if grows && recording { stack::id(control, process, task, call.function, regs) } else { NO_STACK };
+    let stack =
+        if grows && recording { stack::id(control, process, task, call.function, regs) } else { NO_STACK };
     live.full_requested = call.size;
     live.full_held = held;
     // SAFETY: as above.

@@ -85,6 +85,8 @@ impl ControlPage {
             let at = |record: *mut Control| (&raw mut (*record).families).cast::<Family>().add(index);
             self.word64(|record| &raw mut (*at(record)).value).store(family.value, Ordering::Relaxed);
             self.word64(|record| &raw mut (*at(record)).mapset).store(family.mapset, Ordering::Relaxed);
+            self.word64(|record| &raw mut (*at(record)).title_address)
+                .store(family.title_address, Ordering::Relaxed);
             self.word64(|record| &raw mut (*at(record)).address).store(family.address, Ordering::Release);
         }
     }

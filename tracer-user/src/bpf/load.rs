@@ -15,14 +15,15 @@ use aya::{
 };
 use tracer_ebpf::{
     abi::{
-        Context, DOOMED_SLOTS, Family, Live, MAX_FAMILIES, Measured, Name, PROCESS_SLOTS, Parts, ProcessState, SiteHits, StackTotals, key_process,
+        Context, DOOMED_SLOTS, Family, Live, MAX_FAMILIES, Measured, Name, PROCESS_SLOTS, Parts,
+        ProcessState, SiteHits, StackTotals, key_process,
     },
     counters::{COUNTERS, Counter, CounterInfo},
     site::is_pool,
 };
 
 use super::{Limits, MapError, control::ControlPage, processes::ProcessTable, rawmap::RawMap, walks::Walks};
-use crate::{addr::AbsAddr, catalog::Layout};
+use crate::catalog::Layout;
 
 /// The compiled eBPF programs, aligned for the ELF parser.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer.o"));
@@ -363,14 +364,12 @@ impl Tracer {
         Ok(Some(number))
     }
 
-    /// Follows new processes of a server: those that have `value` at `address`, which their postmaster had
-    /// when it forked them. They begin with a set of mappings. `false` if there is no room for another
-    /// server.
-    pub fn follow_children(&mut self, address: AbsAddr, value: u64, mapset: u32) -> bool {
+    /// Follows new processes of a server: those that have the same at an address as their postmaster had when it
+    /// forked them. `false` if there is no room for another server.
+    pub fn follow_children(&mut self, family: Family) -> bool {
         if self.families >= MAX_FAMILIES {
             return false;
         }
-        let family = Family { address: address.0, value, mapset: mapset.into() };
         self.control.set_family(self.families, family);
         self.families += 1;
         true

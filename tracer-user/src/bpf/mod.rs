@@ -19,6 +19,6 @@ pub use load::{ContextNames, Counters, LoadError, Loads, Tracer, check_kernel};
 pub use processes::{ProcessTable, SeenProcess};
 pub use rawmap::MapError;
 pub use sample::{RawSample, Sampler, StackBytes};
-pub use snapshot::{LiveChunk, RawContext, RawSnapshot, ProcessSnapshot, take as take_snapshot};
+pub use snapshot::{LiveChunk, ProcessSnapshot, RawContext, RawSnapshot, take as take_snapshot};
 pub use stacks::RawStack;
 pub use walks::Walks;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use memmap2::{MmapOptions, MmapRaw};
-use tracer_ebpf::abi::{Process, ProcessState};
+use tracer_ebpf::abi::{Process, ProcessState, TITLE_BYTES};
 
 use super::MapError;
 
@@ -19,7 +19,7 @@ pub struct ProcessTable {
 }
 
 /// What the programs know of a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SeenProcess {
     /// Its number in this capture.
     pub number: u32,
@@ -41,6 +41,8 @@ pub struct SeenProcess {
     pub recorded: u64,
     /// Bytes asked for by these.
     pub recorded_bytes: u64,
+    /// The title of one that was born meanwhile, cut, as it was when the programs last looked.
+    pub title: String,
 }
 
 impl SeenProcess {
@@ -125,8 +127,7 @@ impl ProcessTable {
     pub fn set_trampoline(&self, number: u32, start: u64, end: u64) {
         // SAFETY: address computations.
         unsafe {
-            self.word64(number, |record| &raw mut (*record).trampoline_start)
-                .store(start, Ordering::Release);
+            self.word64(number, |record| &raw mut (*record).trampoline_start).store(start, Ordering::Release);
             self.word64(number, |record| &raw mut (*record).trampoline_end).store(end, Ordering::Release);
         }
     }
@@ -140,8 +141,10 @@ impl ProcessTable {
         }
         // SAFETY: address computations.
         let seen = unsafe {
-            let word = |field: fn(*mut Process) -> *mut u32| self.word32(number, field).load(Ordering::Acquire);
-            let long = |field: fn(*mut Process) -> *mut u64| self.word64(number, field).load(Ordering::Acquire);
+            let word =
+                |field: fn(*mut Process) -> *mut u32| self.word32(number, field).load(Ordering::Acquire);
+            let long =
+                |field: fn(*mut Process) -> *mut u64| self.word64(number, field).load(Ordering::Acquire);
             SeenProcess {
                 number: word(|record| &raw mut (*record).number),
                 pid: word(|record| &raw mut (*record).tgid),
@@ -153,9 +156,21 @@ impl ProcessTable {
                 ended_ns: long(|record| &raw mut (*record).ended_ns),
                 recorded: long(|record| &raw mut (*record).recorded),
                 recorded_bytes: long(|record| &raw mut (*record).recorded_bytes),
+                title: self.title(number),
             }
         };
         Some(seen)
+    }
+
+    fn title(&self, number: u32) -> String {
+        let mut bytes = [0_u8; TITLE_BYTES];
+        for (index, byte) in bytes.iter_mut().enumerate() {
+            // SAFETY: a byte of the mapped record, which the kernel may be writing; any value is one.
+            *byte =
+                unsafe { (&raw const (*self.record(number)).title).cast::<u8>().add(index).read_volatile() };
+        }
+        let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+        String::from_utf8_lossy(&bytes[..end]).into_owned()
     }
 
     /// Every process whose slot is in use.

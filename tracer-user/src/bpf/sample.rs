@@ -107,16 +107,15 @@ impl Sampler {
             .and_then(|program| program.try_into().ok())
             .ok_or(AttachError::Program(name))?;
         let program = program.fd().map_err(|_| AttachError::Program(name))?.as_fd();
-        let fd =
-            uprobe::attach(program, Place { pid: Some(pid), path, offset, is_return, cookie }).map_err(|source| {
-                AttachError::Attach {
-                    function: name.to_owned(),
-                    whose: format!("process {pid}"),
-                    offset,
-                    path: path.to_owned(),
-                    source,
-                }
-            })?;
+        let fd = uprobe::attach(program, Place { pid: Some(pid), path, offset, is_return, cookie }).map_err(
+            |source| AttachError::Attach {
+                function: name.to_owned(),
+                whose: format!("process {pid}"),
+                offset,
+                path: path.to_owned(),
+                source,
+            },
+        )?;
         self.probes.push(fd);
         Ok(())
     }

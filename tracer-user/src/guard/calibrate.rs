@@ -125,7 +125,12 @@ pub fn measure(tracer: &mut Tracer) -> Result<ProbeCosts, CalibrateError> {
     let mut returns = Attached::default();
     // The same entry program twice and the return program once: what is added is one return and
     // one more program on the same trap, which costs next to nothing.
-    returns.add(tracer, Some(pid), path, Probe { role: Role::Alloc, ..entry("calibrate_emulated", emulated) })?;
+    returns.add(
+        tracer,
+        Some(pid),
+        path,
+        Probe { role: Role::Alloc, ..entry("calibrate_emulated", emulated) },
+    )?;
     let both_ns = time(pgleak_calibrate_emulated);
     std::thread::spawn(move || drop((entries, returns)));
     Ok(ProbeCosts {

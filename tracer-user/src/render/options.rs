@@ -65,7 +65,8 @@ impl RenderOptions {
     pub(super) fn shows(&self, capture: &Capture, group: &Group) -> bool {
         let place = capture.profile.place(group);
         let is_of = |pid: u32| {
-            capture.processes.get(group.process as usize).map_or(capture.target.pid, |process| process.pid) == pid
+            capture.processes.get(group.process as usize).map_or(capture.target.pid, |process| process.pid)
+                == pid
         };
         self.context.as_ref().is_none_or(|wanted| *wanted == place.name || *wanted == place.label())
             && self.pid.is_none_or(is_of)

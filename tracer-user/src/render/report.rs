@@ -271,13 +271,16 @@ fn process(page: &mut Page, capture: &Capture) {
         page.heading("PROCESSES, by what is left of their allocations");
         processes::list(page, capture);
         page.blank();
-        page.hang("  ", &format!("{}, on {}", counted(capture.processes.len() as u64, "process"), target.host));
+        page.hang(
+            "  ",
+            &format!("{}, on {}", counted(capture.processes.len() as u64, "process"), target.host),
+        );
     } else {
         page.heading("PROCESS");
-        let who = labelled(&format!("{} {}", target.kind, target.pid), [
-            ("database", &target.database),
-            ("user", &target.user),
-        ]);
+        let who = labelled(
+            &format!("{} {}", target.kind, target.pid),
+            [("database", &target.database), ("user", &target.user)],
+        );
         page.hang("  ", &format!("{who}, on {}", target.host));
     }
     let build = target.build_id.as_ref().map_or(String::new(), |id| format!(", build ID {id}"));

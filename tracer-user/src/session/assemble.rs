@@ -332,7 +332,10 @@ fn intern_stacks(
             })
             .collect();
         let last = raw.frames.last().map(|last| frame(raw.mapset, *last, false));
-        let end = stack_end(raw, last.is_some_and(|last| drained.run_time_code.contains(&(last.space, last.address))));
+        let end = stack_end(
+            raw,
+            last.is_some_and(|last| drained.run_time_code.contains(&(last.space, last.address))),
+        );
         let id = *stack_ids.entry((frames, end)).or_insert_with_key(|(frames, end)| {
             profile.stacks.push(Stack {
                 frames: frames.clone(),
@@ -427,9 +430,8 @@ mod tests {
     }
 
     fn watched(processes: &[u32]) -> BTreeMap<u32, Watched> {
-        let of = |(index, number): (usize, &u32)| {
-            (*number, Watched { index: index as u32, ..Watched::default() })
-        };
+        let of =
+            |(index, number): (usize, &u32)| (*number, Watched { index: index as u32, ..Watched::default() });
         processes.iter().enumerate().map(of).collect()
     }
 

@@ -14,8 +14,8 @@ use tracer_ebpf::{counters::Class, site::Role};
 use tracing::debug;
 
 use super::{
-    Allocators, CaptureError, Detaching, Interrupts, Prepared, Progress, RecordOptions, Recorder, Recording,
-    Chosen, Scope, assemble, memory_growth, prepare, record::SLICES, slices, sum_of_growths,
+    Allocators, CaptureError, Chosen, Detaching, Interrupts, Prepared, Progress, RecordOptions, Recorder,
+    Recording, Scope, assemble, memory_growth, prepare, record::SLICES, slices, sum_of_growths,
 };
 use crate::{
     addr::AbsAddr,
@@ -324,10 +324,8 @@ fn limits(
             Limits::least_bytes_for_several(rows, pages, pids.len()),
         ),
     };
-    let limits = limits.ok_or(CaptureError::MapMemory {
-        given_mib: given >> 20,
-        least_mib: least.div_ceil(1 << 20),
-    })?;
+    let limits = limits
+        .ok_or(CaptureError::MapMemory { given_mib: given >> 20, least_mib: least.div_ceil(1 << 20) })?;
     // Kernel maps are charged to the cgroup of the process that makes them: pgleak's own.
     let cgroup = cgroup_memory(std::process::id()).ok().flatten();
     check_memory(

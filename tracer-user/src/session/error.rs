@@ -75,7 +75,9 @@ pub enum CaptureError {
     #[error("cannot start a thread: {0}; raise the limit of processes (ulimit -u)")]
     Thread(io::Error),
     /// No process is named.
-    #[error("say which process: --pid PID, or --postmaster PID or --data-dir DIR for a whole server; `pgleak list` shows them")]
+    #[error(
+        "say which process: --pid PID, or --postmaster PID or --data-dir DIR for a whole server; `pgleak list` shows them"
+    )]
     Nobody,
     /// More different sets of mappings than there are slots.
     #[error("more than 256 processes have mapped different libraries; capture fewer of them")]

@@ -14,7 +14,11 @@ const NOTABLE: u64 = 1 << 10;
 
 /// What all contexts have gained while recording; `None` unless they were read before and after it.
 /// What was allocated while settling is no part of it, since it was not recorded.
-pub fn memory_growth(looks: &Looks, recorded: &ProcessSnapshot, anon: [Option<u64>; 2]) -> Option<MemoryGrowth> {
+pub fn memory_growth(
+    looks: &Looks,
+    recorded: &ProcessSnapshot,
+    anon: [Option<u64>; 2],
+) -> Option<MemoryGrowth> {
     let (before, after) = (looks.before.as_ref()?, looks.recorded.as_ref()?);
     let mut traced: HashMap<u64, HashMap<u64, [u64; 2]>> = HashMap::new();
     // What was allocated during the first look is taken to be in it, but for contexts that it has not seen.

@@ -1,7 +1,9 @@
 //! Keeps what walks know of mappings current while recording.
 //!
-//! A process that loads a library waits some milliseconds until that is known, so this is a thread that does
-//! nothing else.
+//! A process that loads a library waits some milliseconds until that is known. It does so in the kernel, and
+//! where the kernel cannot be preempted (`PREEMPT_NONE`, `PREEMPT_VOLUNTARY`), whatever is to run on the same
+//! processor waits, too. So there are threads that do nothing else, each on a processor of its own, one of
+//! which is at hand.
 
 use std::{
     io,
@@ -12,11 +14,17 @@ use std::{
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
-use super::{CaptureError, Mappings, urgency::hurry};
+use super::{
+    CaptureError, Mappings,
+    urgency::{hurry, some_processors},
+};
 use crate::{
     addr::Bias,
     bpf::{Loads, SeenProcess, Walks},
 };
+
+/// So many processors are not all held by processes that wait.
+const THREADS: usize = 4;
 
 /// The mappings of the processes that are traced, kept current until it ends.
 #[derive(Debug)]
@@ -25,7 +33,7 @@ pub struct Mapper {
     walks: Arc<Walks>,
     is_one: bool,
     end: Arc<OwnedFd>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Mapper {
@@ -36,12 +44,18 @@ impl Mapper {
     pub fn start(mappings: Mappings, walks: Arc<Walks>, loads: Loads, is_one: bool) -> io::Result<Self> {
         let mappings = Arc::new(Mutex::new(mappings));
         let end = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        let work = {
-            let (mappings, walks, end) = (Arc::clone(&mappings), Arc::clone(&walks), Arc::clone(&end));
-            move || serve(&mappings, &walks, loads, &end, is_one)
-        };
-        let thread = thread::Builder::new().name("mappings".to_owned()).spawn(work)?;
-        Ok(Self { mappings, walks, is_one, end, thread: Some(thread) })
+        let loads = Arc::new(Mutex::new(loads));
+        let mut threads = Vec::new();
+        for processor in some_processors(THREADS) {
+            let (mappings, walks) = (Arc::clone(&mappings), Arc::clone(&walks));
+            let (loads, end) = (Arc::clone(&loads), Arc::clone(&end));
+            let work = move || {
+                hurry(processor);
+                serve(&mappings, &walks, &loads, &end, is_one);
+            };
+            threads.push(thread::Builder::new().name("mappings".to_owned()).spawn(work)?);
+        }
+        Ok(Self { mappings, walks, is_one, end, threads })
     }
 
     /// The mappings as they are now.
@@ -66,9 +80,9 @@ impl Mapper {
     }
 
     fn stop(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            // Cannot fail: the counter is far from full.
-            let _ = rustix::io::write(&self.end, &1_u64.to_ne_bytes());
+        // Cannot fail: the counter is far from full. Nobody reads it, so that all see it.
+        let _ = rustix::io::write(&self.end, &1_u64.to_ne_bytes());
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
@@ -80,18 +94,17 @@ impl Drop for Mapper {
     }
 }
 
-fn lock(mappings: &Mutex<Mappings>) -> MutexGuard<'_, Mappings> {
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic elsewhere leaves a list that is older than it could be.
-    mappings.lock().unwrap_or_else(PoisonError::into_inner)
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn serve(mappings: &Mutex<Mappings>, walks: &Walks, mut loads: Loads, end: &OwnedFd, is_one: bool) {
-    hurry();
+fn serve(mappings: &Mutex<Mappings>, walks: &Walks, loads: &Mutex<Loads>, end: &OwnedFd, is_one: bool) {
+    let Ok(events) = lock(loads).fd().try_clone_to_owned() else { return };
     loop {
         let ready = {
-            let fd = loads.fd();
-            let mut wanted =
-                [PollFd::from_borrowed_fd(fd, PollFlags::IN), PollFd::from_borrowed_fd(end.as_fd(), PollFlags::IN)];
+            let of = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+            let mut wanted = [of(events.as_fd()), of(end.as_fd())];
             match poll(&mut wanted, None) {
                 Ok(_) => wanted.map(|wanted| !wanted.revents().is_empty()),
                 Err(rustix::io::Errno::INTR) => continue,
@@ -102,10 +115,13 @@ fn serve(mappings: &Mutex<Mappings>, walks: &Walks, mut loads: Loads, end: &Owne
         if ready[1] {
             return;
         }
-        loads.clear();
-        for seen in walks.processes().all() {
-            if seen.loads != seen.loads_known && seen.is_followed() {
-                look_at(&mut lock(mappings), walks, &seen, is_one);
+        lock(loads).clear();
+        let waits = |seen: &SeenProcess| seen.loads != seen.loads_known && seen.is_followed();
+        for seen in walks.processes().all().filter(waits) {
+            let mut mappings = lock(mappings);
+            // Another thread may have been there.
+            if let Some(seen) = walks.processes().seen(seen.number).filter(waits) {
+                look_at(&mut mappings, walks, &seen, is_one);
                 walks.processes().loads_are_known(seen.number, seen.loads);
             }
         }

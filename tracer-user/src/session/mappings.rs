@@ -226,7 +226,11 @@ impl Mappings {
             _ => self.spaces.len(),
         };
         let space = Space { modules, set: Some(set), number };
-        if index == 0 { self.spaces[0] = space } else { self.spaces.push(space) }
+        if index == 0 {
+            self.spaces[0] = space
+        } else {
+            self.spaces.push(space)
+        }
         self.numbers.insert(number, index);
         Ok(number)
     }

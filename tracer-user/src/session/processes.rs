@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracer_ebpf::abi::ProcessState;
+use tracer_ebpf::abi::{Family, ProcessState};
 
 use super::{
     Activity, CaptureError, History, Look, Looks, Mapper, Prepared, Watched,
@@ -20,8 +20,8 @@ use crate::{
     probe::exported_variable,
     profile::{EndedProcesses, Query, TracedProcess},
     target::{
-        Binary, CpuTime, Memory, ProcessId, ProcessMemory, ReadMemory as _, Title, command_line, cpu_time,
-        parse_title, status,
+        Binary, CpuTime, Memory, POSTMASTER, ProcessId, ProcessMemory, ReadMemory as _, Title, command_line,
+        cpu_time, parse_title, stat, status,
     },
 };
 
@@ -31,6 +31,8 @@ const START_TIME: &str = "PgStartTime";
 const UNSETTLED: Duration = Duration::from_secs(2);
 /// What has ended is swept out this often.
 const PURGE_EVERY: Duration = Duration::from_millis(500);
+/// The kind of a process that had its postmaster's title until it ended.
+const STARTING: &str = "starting";
 /// Statements of so many processes are looked at twenty times a second; of more, each less often.
 const ACTIVITIES_A_TICK: usize = 64;
 
@@ -147,7 +149,7 @@ impl Processes {
         let first = prepared.mappings.set_of(&walks, prepared.process.pid)?;
         prepared.mappings.keep(first);
         for pid in &chosen.postmasters {
-            let family = ProcessId::of(*pid)?;
+            let postmaster = ProcessId::of(*pid)?;
             same_program(prepared, *pid)?;
             let mapset = prepared.mappings.set_of(&walks, *pid)?;
             prepared.mappings.keep(mapset);
@@ -156,21 +158,27 @@ impl Processes {
             let variable = exported_variable(&prepared.image, START_TIME)
                 .ok_or_else(|| no_family("its program exports no PgStartTime"))?
                 .in_process(bias);
-            let value = ProcessMemory::new(*pid).word(variable).map_err(|error| no_family(&error.to_string()))?;
+            let value =
+                ProcessMemory::new(*pid).word(variable).map_err(|error| no_family(&error.to_string()))?;
             if value == 0 {
                 return Err(no_family("it is just starting").into());
             }
-            if !tracer.follow_children(variable, value, mapset) {
+            // Where a server writes titles over its arguments (`src/backend/utils/misc/ps_status.c`).
+            let title_address = stat(*pid)?.arguments_at.unwrap_or(0);
+            let family = Family { address: variable.0, value, mapset: mapset.into(), title_address };
+            if !tracer.follow_children(family) {
                 return Err(ScopeError::TooManyServers.into());
             }
-            processes.families.push(family);
+            processes.families.push(postmaster);
         }
         for pid in &chosen.pids {
             same_program(prepared, *pid)?;
             match processes.add(prepared, tracer, *pid) {
                 Ok(()) => {}
                 // One of many may end meanwhile.
-                Err(CaptureError::Process(error)) if chosen.pids.len() > 1 || !processes.families.is_empty() => {
+                Err(CaptureError::Process(error))
+                    if chosen.pids.len() > 1 || !processes.families.is_empty() =>
+                {
                     tracing::debug!("process {pid} is left out: {error}");
                 }
                 Err(error) => return Err(error),
@@ -245,7 +253,11 @@ impl Processes {
     /// Numbers whose records count no more.
     pub fn gone(&self) -> HashSet<u32> {
         let ended = self.traced.iter().filter(|(_, traced)| traced.has_ended && !self.is_one);
-        ended.map(|(number, _)| *number).chain(self.left_out.iter().copied()).chain(self.undecided.keys().copied()).collect()
+        ended
+            .map(|(number, _)| *number)
+            .chain(self.left_out.iter().copied())
+            .chain(self.undecided.keys().copied())
+            .collect()
     }
 
     /// CPU time of all of them, of those that have ended as it was last seen.
@@ -297,7 +309,7 @@ impl Processes {
                     self.undecided.insert(number, Undecided { since: Instant::now(), process });
                 }
                 // It was there for less than a look.
-                Err(_) => self.end(number, &seen, None),
+                Err(_) => self.end_unseen(prepared, mapper, number, &seen),
             }
         }
         self.next = until;
@@ -331,15 +343,12 @@ impl Processes {
         undecided.retain(|number, new| {
             let Some(seen) = table.seen(*number) else { return false };
             let pid = new.process.pid;
-            let title_text = command_line(pid).unwrap_or_default();
-            let title = parse_title(&title_text);
-            let settled = is_settled(&title) || new.since.elapsed() > UNSETTLED;
             if has_ended(seen.state) || !new.process.is_same() {
-                // What it was asked for by its kind, and never said so, is nobody's.
-                let wanted = is_settled(&title) || self.filter.is_empty();
-                self.end(*number, &seen, wanted.then_some(title.kind));
+                self.end_unseen(prepared, mapper, *number, &seen);
                 return false;
             }
+            let title = parse_title(&command_line(pid).unwrap_or_default());
+            let settled = is_settled(&title) || new.since.elapsed() > UNSETTLED;
             if !settled && !self.filter.is_empty() {
                 return true;
             }
@@ -349,8 +358,7 @@ impl Processes {
                     // One may be there for long before its first hit.
                     let is_born = self.recording_since.is_some_and(|since| new.process.start_ticks >= since);
                     let born_ns = is_born.then_some(seen.born_ns);
-                    let traced =
-                        self.traced(prepared, new.process, bias, CpuTime::default(), born_ns);
+                    let traced = self.traced(prepared, new.process, bias, CpuTime::default(), born_ns);
                     self.traced.insert(*number, traced);
                 }
             } else if table.advance(*number, ProcessState::New, ProcessState::LeftOut) {
@@ -370,14 +378,28 @@ impl Processes {
         self.filter.allows(title, leader.as_ref().unwrap_or(title), application)
     }
 
+    /// A process has ended before it was looked at: it was what the programs have copied of its title.
+    fn end_unseen(&mut self, prepared: &Prepared, mapper: &Mapper, number: u32, seen: &SeenProcess) {
+        let title = match parse_title(&seen.title) {
+            title if title.kind == POSTMASTER => Title { kind: STARTING.to_owned(), ..title },
+            title => title,
+        };
+        let wanted = self.allows(prepared, &title, seen.pid, mapper.main_bias(seen.mapset));
+        self.end(number, seen, wanted.then_some(title.kind));
+    }
+
+    /// `kind`: unless it was not asked for.
     fn end(&mut self, number: u32, seen: &SeenProcess, kind: Option<String>) {
         self.to_purge.insert(number);
         if let Some(traced) = self.traced.get_mut(&number) {
             traced.has_ended = true;
             traced.recorded = (seen.recorded, seen.recorded_bytes);
         }
-        let Some(kind) = kind.or_else(|| self.filter.is_empty().then(|| "starting".to_owned())) else { return };
-        let sums = self.ended.entry(kind.clone()).or_insert_with(|| EndedProcesses { kind, ..EndedProcesses::default() });
+        let Some(kind) = kind else { return };
+        let sums = self
+            .ended
+            .entry(kind.clone())
+            .or_insert_with(|| EndedProcesses { kind, ..EndedProcesses::default() });
         sums.count += 1;
         sums.recorded += seen.recorded;
         sums.recorded_bytes += seen.recorded_bytes;
@@ -461,7 +483,8 @@ impl Processes {
     /// What the reader of a capture has to know of each that is in a snapshot or still there, and of those
     /// that have ended.
     pub fn described(&self, record_start_ns: u64, snapshots: [&RawSnapshot; 2]) -> Described {
-        let mut described = Described { ended: self.ended.values().cloned().collect(), ..Described::default() };
+        let mut described =
+            Described { ended: self.ended.values().cloned().collect(), ..Described::default() };
         let is_in = |number: &u32| snapshots.iter().any(|snapshot| snapshot.processes.contains_key(number));
         for (number, traced) in &self.traced {
             if traced.has_ended && !is_in(number) {
@@ -556,4 +579,3 @@ fn same_program(prepared: &Prepared, pid: u32) -> Result<(), CaptureError> {
     }
     .into())
 }
-

@@ -13,8 +13,8 @@ use crate::{
     elf::Image,
     probe::exported_variable,
     target::{
-        CLIENT_BACKEND, Images, KINDS, LoadedModules, POSTMASTER, ProcessMemory, ReadMemory as _, ServerProcess,
-        Title, find_servers,
+        CLIENT_BACKEND, Images, KINDS, LoadedModules, POSTMASTER, ProcessMemory, ReadMemory as _,
+        ServerProcess, Title, find_servers,
     },
 };
 
@@ -76,10 +76,9 @@ impl std::str::FromStr for Kinds {
 
 /// A session of Greenplum, as its titles have it: `con123`.
 pub fn session_number(text: &str) -> Result<u64, String> {
-    text.strip_prefix("con")
-        .unwrap_or(text)
-        .parse()
-        .map_err(|_| format!("'{text}' is no session of Greenplum; write it like con123, as in process titles"))
+    text.strip_prefix("con").unwrap_or(text).parse().map_err(|_| {
+        format!("'{text}' is no session of Greenplum; write it like con123, as in process titles")
+    })
 }
 
 /// Why nothing can be chosen.
@@ -141,7 +140,9 @@ pub enum ScopeError {
     #[error("more than 16 servers in one capture; name fewer with --postmaster")]
     TooManyServers,
     /// More processes than there is room for.
-    #[error("{count} processes are too many for one capture; choose with --backend-type, --database or --user")]
+    #[error(
+        "{count} processes are too many for one capture; choose with --backend-type, --database or --user"
+    )]
     TooMany {
         /// How many.
         count: usize,
@@ -191,16 +192,17 @@ impl Scope {
         for path in &self.data_dirs {
             postmasters.insert(postmaster_of(servers, path)?);
         }
-        if let Some(session) = self.filter.session.filter(|_| postmasters.is_empty() && self.pids.is_empty()) {
+        if let Some(session) = self.filter.session.filter(|_| postmasters.is_empty() && self.pids.is_empty())
+        {
             // Any segment of this host may get a process of it.
             let has_it = |server: &&ServerProcess| is_of_session(&server.parsed, session);
             let of = servers.iter().find(has_it).ok_or(ScopeError::NoSession { session })?;
             let same = servers.iter().filter(|server| server.is_postmaster && server.exe == of.exe);
             postmasters.extend(same.map(|server| server.pid));
         }
-        let children = servers.iter().filter(|server| {
-            server.postmaster.is_some_and(|parent| postmasters.contains(&parent))
-        });
+        let children = servers
+            .iter()
+            .filter(|server| server.postmaster.is_some_and(|parent| postmasters.contains(&parent)));
         let images = Images::default();
         let mut chosen = Chosen { postmasters: postmasters.iter().copied().collect(), ..Chosen::default() };
         let mut pids: BTreeSet<u32> = self.pids.iter().copied().collect();
@@ -233,7 +235,12 @@ impl Filter {
 
     /// Whether a process is asked for. What a parallel worker is for is said of its `leader`, which for
     /// all others is the process itself.
-    pub fn allows(&self, title: &Title, leader: &Title, application: impl FnOnce() -> Option<String>) -> bool {
+    pub fn allows(
+        &self,
+        title: &Title,
+        leader: &Title,
+        application: impl FnOnce() -> Option<String>,
+    ) -> bool {
         let is_one = |wanted: &[String], has: &Option<String>| {
             wanted.is_empty() || has.as_ref().is_some_and(|has| wanted.contains(has))
         };
@@ -249,7 +256,8 @@ impl Filter {
 /// `con123` among the words of the activity.
 fn is_of_session(title: &Title, session: u64) -> bool {
     let has = |text: &str| {
-        text.split_ascii_whitespace().any(|word| word.strip_prefix("con").and_then(|n| n.parse().ok()) == Some(session))
+        text.split_ascii_whitespace()
+            .any(|word| word.strip_prefix("con").and_then(|n| n.parse().ok()) == Some(session))
     };
     has(&title.activity) || title.host.as_deref().is_some_and(has)
 }
@@ -358,7 +366,9 @@ mod tests {
 
     #[test]
     fn sessions_of_greenplum_are_words_of_titles() {
-        let title = parse_title("postgres:  7000, gpadmin sales 10.0.0.1(41500) con1213 seg0 cmd5 slice1 MPPEXEC SELECT");
+        let title = parse_title(
+            "postgres:  7000, gpadmin sales 10.0.0.1(41500) con1213 seg0 cmd5 slice1 MPPEXEC SELECT",
+        );
         assert!(is_of_session(&title, 1213));
         assert!(!is_of_session(&title, 121));
         assert_eq!(session_number("con1213"), Ok(1213));

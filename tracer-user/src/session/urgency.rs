@@ -1,8 +1,30 @@
 //! The priority of the thread that a process of the server may wait for.
 
-/// Lets this thread run before all ordinary ones; without the privilege, with what there is. A waiting process
-/// holds its processor, so on a busy host it would otherwise take until the next timer tick.
-pub(super) fn hurry() {
+/// Some of the processors that this process may use.
+pub(super) fn some_processors(most: usize) -> Vec<usize> {
+    // SAFETY: a plain set of bits; a valid buffer.
+    let allowed = unsafe {
+        let mut allowed: libc::cpu_set_t = std::mem::zeroed();
+        libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut allowed);
+        allowed
+    };
+    // SAFETY: the index is below the size of the set.
+    let is_allowed = |processor: &usize| unsafe { libc::CPU_ISSET(*processor, &allowed) };
+    let mut processors: Vec<usize> = (0..8 * size_of::<libc::cpu_set_t>()).filter(is_allowed).collect();
+    // Far apart: neighbours are often one core.
+    let step = processors.len().div_ceil(most).max(1);
+    processors = processors.into_iter().step_by(step).collect();
+    processors
+}
+
+/// Lets this thread run on one processor, before all ordinary ones; without the privilege, with what there is.
+pub(super) fn hurry(processor: usize) {
+    // SAFETY: a plain set of bits; a valid buffer, and an index that came from one.
+    unsafe {
+        let mut only: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(processor, &mut only);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const only);
+    }
     // SAFETY: calls without pointers; a thread has a priority of its own.
     unsafe {
         if !set(libc::SCHED_FIFO, 1) {

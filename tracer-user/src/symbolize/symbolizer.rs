@@ -43,11 +43,7 @@ struct UsedModule<'a> {
 impl<'a> Symbolizer<'a> {
     /// Names by the symbols of the objects in `spaces` and their debug files. `known` are functions that
     /// pgleak found out itself, by the address of their first instruction in the first space.
-    pub fn new(
-        spaces: Vec<&'a LoadedModules>,
-        known: BTreeMap<AbsAddr, String>,
-        files: DebugFiles,
-    ) -> Self {
+    pub fn new(spaces: Vec<&'a LoadedModules>, known: BTreeMap<AbsAddr, String>, files: DebugFiles) -> Self {
         let (used, frames, notes) = (Vec::new(), HashMap::new(), Vec::new());
         Self { spaces, known, files, used, frames, notes }
     }

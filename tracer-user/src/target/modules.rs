@@ -249,16 +249,14 @@ impl LoadedModules {
         let is_main = source != Source::Vdso && exe == Some(&link_text(mapping, &path));
         let (image, functions) = match self.images.get(source) {
             Some(opened) => opened,
-            None => {
-                match self.open(mapping, &path, is_main) {
-                    Ok(image) => self.images.add(source, image),
-                    Err(note) => {
-                        self.notes.push(note);
-                        self.failed.insert(source);
-                        return None;
-                    }
+            None => match self.open(mapping, &path, is_main) {
+                Ok(image) => self.images.add(source, image),
+                Err(note) => {
+                    self.notes.push(note);
+                    self.failed.insert(source);
+                    return None;
                 }
-            }
+            },
         };
         let Some(bias) = image.code_bias(mapping.start, mapping.offset) else {
             self.notes.push(ModuleNote::NoSegment { path, start: mapping.start });

@@ -17,6 +17,8 @@ pub struct Stat {
     pub system_ticks: u64,
     /// When it started, in clock ticks since boot.
     pub start_ticks: u64,
+    /// Where its arguments begin, which a server writes its title over; `None` without the privilege to see it.
+    pub arguments_at: Option<u64>,
 }
 
 impl Stat {
@@ -46,6 +48,7 @@ pub(super) fn parse_stat(text: &[u8]) -> Option<Stat> {
         user_ticks: field(14)?.parse().ok()?,
         system_ticks: field(15)?.parse().ok()?,
         start_ticks: field(22)?.parse().ok()?,
+        arguments_at: field(48).and_then(|at| at.parse().ok()).filter(|at| *at != 0),
     })
 }
 
@@ -119,7 +122,8 @@ mod tests {
     #[test]
     fn stat_is_read_from_the_last_parenthesis() {
         let line = b"9606 (po) S 1 (x)) S 9600 9606 9606 0 -1 4194624 270 0 0 0 12 34 0 0 20 0 1 0 \
-                     134250 231006208 2184 18446744073709551615 94 94 140 0 0 0 0 19935232 536939014 0 0 0 17 1 0 0";
+                     134250 231006208 2184 18446744073709551615 94 94 140 0 0 0 0 19935232 536939014 0 0 0 17 1 0 0 0 0 0 \
+                     94901970890000 94901970900000 94901980000000 140722000000640 140722000000700";
         let stat = parse_stat(line).expect("a whole line");
         assert_eq!(
             stat,
@@ -129,7 +133,8 @@ mod tests {
                 flags: 4_194_624,
                 user_ticks: 12,
                 system_ticks: 34,
-                start_ticks: 134_250
+                start_ticks: 134_250,
+                arguments_at: Some(140_722_000_000_640),
             }
         );
         assert!(!stat.has_ended() && !stat.is_kernel_thread());

@@ -16,9 +16,10 @@ const NEGLIGIBLE: f64 = 0.02;
 pub(super) fn is_clear(snapshot: &RawSnapshot, start_ns: u64, elapsed_ns: u64) -> bool {
     let slices = slices(elapsed_ns, SLICES);
     let mut held: HashMap<u64, Vec<Tally>> = HashMap::new();
-    let all = snapshot.processes.values().flat_map(|process| {
-        process.chunks.iter().map(|chunk| (chunk, process.contexts.get(&chunk.context)))
-    });
+    let all = snapshot
+        .processes
+        .values()
+        .flat_map(|process| process.chunks.iter().map(|chunk| (chunk, process.contexts.get(&chunk.context))));
     for (chunk, context) in all {
         let name = context.map_or(0, |context| context.name);
         let of_name = held.entry(name).or_insert_with(|| vec![Tally::default(); slices.len()]);

@@ -19,8 +19,9 @@ use tracer_ebpf::{
 
 use self::{afford::check_hits, clear::is_clear};
 use super::{
-    CaptureError, Chosen, Detaching, Drained, Figures, Filter, Interrupts, Look, Looks, Mapper, Mappings, Prepared, Processes,
-    Progress, RecordOptions, Recording, cost::CostWatch, detach::hand_over, recording::Stop,
+    CaptureError, Chosen, Detaching, Drained, Figures, Filter, Interrupts, Look, Looks, Mapper, Mappings,
+    Prepared, Processes, Progress, RecordOptions, Recording, cost::CostWatch, detach::hand_over,
+    recording::Stop,
 };
 use crate::{
     addr::AbsAddr,
@@ -377,7 +378,9 @@ impl<'a> Recorder<'a> {
         let cut = new.iter().filter(|stack| stack.end == Some(WalkEnd::UnknownMapping));
         self.unknown_code.extend(cut.filter_map(|stack| Some((stack.mapset, *stack.frames.last()?))));
         self.stacks.extend(new);
-        if let Some((mapset, _)) = self.unknown_code.last().copied() && self.look_again(mapset) {
+        if let Some((mapset, _)) = self.unknown_code.last().copied()
+            && self.look_again(mapset)
+        {
             self.sort_unknown_code();
         }
     }
