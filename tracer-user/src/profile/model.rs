@@ -376,7 +376,8 @@ pub struct Target {
     pub rss_anon_start: Option<u64>,
     /// The same at the end.
     pub rss_anon_end: Option<u64>,
-    /// Touched shared memory (shared buffers, mostly) at the end; no leak.
+    /// Touched shared memory (shared buffers, mostly) at the end; no leak. Of several processes, the most that
+    /// one has touched.
     pub rss_shmem_end: Option<u64>,
 }
 

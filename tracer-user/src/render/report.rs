@@ -294,7 +294,8 @@ fn process(page: &mut Page, capture: &Capture) {
         page.hang("  RssAnon   ", &format!("{}, then {}: {change}", bytes(start), bytes(end)));
     }
     if let Some(shared) = target.rss_shmem_end {
-        page.hang("  RssShmem  ", &format!("{}: shared buffers that it has touched, no leak", bytes(shared)));
+        let who = if capture.is_of_several() { "one of them" } else { "it" };
+        page.hang("  RssShmem  ", &format!("{}: shared buffers that {who} has touched, no leak", bytes(shared)));
     }
 }
 

@@ -254,7 +254,8 @@ fn finish(
             kernel: read_line("/proc/sys/kernel/osrelease"),
             rss_anon_start: sum(0, |memory| memory.rss_anon),
             rss_anon_end: sum(2, |memory| memory.rss_anon),
-            rss_shmem_end: sum(2, |memory| memory.rss_shmem),
+            // Shared by all.
+            rss_shmem_end: recording.memory.iter().filter_map(|memory| Some(memory[2]?.rss_shmem)).max(),
         },
         processes: if are_several { recording.described.processes.clone() } else { Vec::new() },
         ended: recording.described.ended.clone(),
