@@ -295,7 +295,10 @@ fn process(page: &mut Page, capture: &Capture) {
     }
     if let Some(shared) = target.rss_shmem_end {
         let who = if capture.is_of_several() { "one of them" } else { "it" };
-        page.hang("  RssShmem  ", &format!("{}: shared buffers that {who} has touched, no leak", bytes(shared)));
+        page.hang(
+            "  RssShmem  ",
+            &format!("{}: shared buffers that {who} has touched, no leak", bytes(shared)),
+        );
     }
 }
 

@@ -13,6 +13,7 @@ pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) npm_leaking: String,
     pub(crate) npm_control: String,
+    pub(crate) process_type: String,
     pub(crate) lifespan: String,
     pub(crate) allocator: String,
     /// Names of contexts of which the leak's must be one.
@@ -33,9 +34,9 @@ impl Case {
         toml::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))
     }
 
-    /// Why a capture by pid cannot show it, if so.
-    pub(crate) fn out_of_reach(&self) -> Option<&'static str> {
-        self.lifespan.contains("worker").then_some("its processes end before anybody can attach")
+    /// Whether its processes leak from birth and end before anybody could name them.
+    pub(crate) fn is_of_workers(&self) -> bool {
+        self.lifespan.contains("worker")
     }
 
     /// Whether it leaks outside of contexts.
@@ -71,6 +72,16 @@ impl Stage {
     pub(crate) fn pid(&self) -> Result<u32> {
         let text = self.run(&["pid"])?;
         text.trim().parse().with_context(|| format!("`run.sh pid` said {text:?}"))
+    }
+
+    /// The data directory of its server.
+    pub(crate) fn data_dir(&self) -> Result<PathBuf> {
+        let below = |folder: &Path| -> Vec<PathBuf> {
+            fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+        };
+        let folders = below(self.work.path()).into_iter().flat_map(|folder| below(&folder));
+        let mut data_dirs = folders.filter(|folder| folder.join("postmaster.pid").exists());
+        data_dirs.next().context("the case has no data directory")
     }
 
     /// Iterations to warm up, and how many there are at the most after that: the script says its own
