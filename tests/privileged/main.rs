@@ -12,6 +12,7 @@ mod input;
 mod leak;
 mod lifecycle;
 mod mappings;
+mod mechanisms;
 mod names;
 mod outside;
 mod quiet;

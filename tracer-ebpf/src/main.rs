@@ -9,11 +9,12 @@
 mod bpf;
 
 use aya_ebpf::{
+    EbpfContext as _,
     macros::{raw_tracepoint, uprobe, uretprobe},
     programs::{ProbeContext, RawTracePointContext, RetProbeContext},
 };
 
-use crate::bpf::{chunk, context, loader, measure, process, realloc, sample};
+use crate::bpf::{chunk, context, loader, measure, process, realloc, sample, session};
 
 /// Entry of a function that returns a new chunk.
 #[uprobe(sleepable)]
@@ -82,6 +83,50 @@ fn outside_realloc_enter(ctx: ProbeContext) -> u32 {
 #[uretprobe(sleepable)]
 fn outside_realloc_exit(ctx: RetProbeContext) -> u32 {
     realloc::realloc_exit::<true>(&ctx);
+    0
+}
+
+/// Entry and return of a function that returns a new chunk, for session links.
+#[uprobe(sleepable)]
+fn alloc_session(ctx: ProbeContext) -> u32 {
+    if session::is_entry(&ctx) {
+        chunk::alloc_enter::<false>(&ctx);
+    } else {
+        chunk::alloc_exit::<false>(&RetProbeContext::new(ctx.as_ptr()));
+    }
+    0
+}
+
+/// Entry and return of a function that changes a chunk's size, likewise.
+#[uprobe(sleepable)]
+fn realloc_session(ctx: ProbeContext) -> u32 {
+    if session::is_entry(&ctx) {
+        realloc::realloc_enter::<false>(&ctx);
+    } else {
+        realloc::realloc_exit::<false>(&RetProbeContext::new(ctx.as_ptr()));
+    }
+    0
+}
+
+/// The same for malloc and its like.
+#[uprobe(sleepable)]
+fn outside_alloc_session(ctx: ProbeContext) -> u32 {
+    if session::is_entry(&ctx) {
+        chunk::alloc_enter::<true>(&ctx);
+    } else {
+        chunk::alloc_exit::<true>(&RetProbeContext::new(ctx.as_ptr()));
+    }
+    0
+}
+
+/// The same for realloc and its like.
+#[uprobe(sleepable)]
+fn outside_realloc_session(ctx: ProbeContext) -> u32 {
+    if session::is_entry(&ctx) {
+        realloc::realloc_enter::<true>(&ctx);
+    } else {
+        realloc::realloc_exit::<true>(&RetProbeContext::new(ctx.as_ptr()));
+    }
     0
 }
 

@@ -67,6 +67,17 @@ pub enum AllocatorChoice {
     All,
 }
 
+/// How probes are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AttachChoice {
+    /// Session links (Linux 6.13).
+    Session,
+    /// uprobe_multi links (Linux 6.6; trusted from 6.11 on).
+    Multi,
+    /// Perf events, one for each probe.
+    Perf,
+}
+
 /// Arguments of `contexts`.
 #[derive(Debug, Args)]
 pub struct ContextsArgs {
@@ -150,6 +161,10 @@ pub struct CaptureArgs {
     /// Kernel memory for the maps (64M, 1G) [default: 64M, for several processes 256M].
     #[arg(long, value_parser = bytes)]
     pub map_memory: Option<u64>,
+    /// How probes are attached. What comes later in this list is for older kernels; it takes more
+    /// privileges (perf) and detaches more slowly.
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub attach: Option<AttachChoice>,
     /// Make the unwind tables of libraries anew, and keep none on disk.
     #[arg(long)]
     pub no_table_cache: bool,

@@ -9,10 +9,11 @@ use std::{
 
 use clap::Parser as _;
 use pgleak::{
+    bpf::Mechanism,
     census::{self, Census, CensusError, Observed},
     cli::{
-        AllocatorChoice, CaptureArgs, Cli, Command, ContextsArgs, DoctorArgs, ListArgs, RenderArgs,
-        UnwindCheckArgs,
+        AllocatorChoice, AttachChoice, CaptureArgs, Cli, Command, ContextsArgs, DoctorArgs, ListArgs,
+        RenderArgs, UnwindCheckArgs,
     },
     doctor::{Health, examine},
     elf::Image,
@@ -265,6 +266,11 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
             AllocatorChoice::All => Allocators::All,
         },
         context: args.context.clone(),
+        mechanism: args.attach.map(|attach| match attach {
+            AttachChoice::Session => Mechanism::Session,
+            AttachChoice::Multi => Mechanism::Multi,
+            AttachChoice::Perf => Mechanism::PerfLinks,
+        }),
         table_cache: !args.no_table_cache,
     };
     let rendering = RenderOptions { title: args.title.clone(), ..RenderOptions::default() };

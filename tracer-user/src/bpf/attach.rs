@@ -11,8 +11,9 @@ use aya::programs::UProbe;
 use tracer_ebpf::site::Role;
 
 use super::{
-    Tracer,
-    load::{LOADER, MEASURE},
+    Mechanism, Tracer,
+    load::{LOADER, MEASURE, session_of},
+    multi::{self, Places},
     uprobe::{self, Place},
 };
 use crate::{addr::FileOffset, probe::ProbeSite};
@@ -34,9 +35,9 @@ pub enum AttachError {
         /// Why.
         source: io::Error,
     },
-    /// The object lacks a program.
+    /// The object lacks a program, or it was not loaded for this.
     #[error("the eBPF object has no program {0}; build pgleak again with `cargo xtask build`")]
-    Program(&'static str),
+    Program(String),
     /// More than have a number.
     #[error("more than 256 probes in one capture")]
     TooMany,
@@ -58,6 +59,11 @@ pub struct Probe<'a> {
 }
 
 impl<'a> Probe<'a> {
+    /// Its programs, at the entry and at the return. Probes of one file that have the same can be set together.
+    pub fn programs(&self) -> (&'static str, Option<&'static str>) {
+        programs(self.role, self.is_outside)
+    }
+
     /// The probe of a plan.
     pub fn of(site: &'a ProbeSite) -> Self {
         Self {
@@ -86,6 +92,16 @@ struct Set {
     fd: OwnedFd,
 }
 
+fn failed(probes: &[Probe<'_>], pid: Option<u32>, path: &Path, source: io::Error) -> AttachError {
+    AttachError::Attach {
+        function: probes.iter().map(|probe| probe.function).collect::<Vec<_>>().join(", "),
+        whose: pid.map_or_else(|| "all processes".to_owned(), |pid| format!("process {pid}")),
+        offset: probes.first().map_or(FileOffset(0), |probe| probe.offset),
+        path: path.to_owned(),
+        source,
+    }
+}
+
 /// Programs at the entry and the return of a function.
 const fn programs(role: Role, is_outside: bool) -> (&'static str, Option<&'static str>) {
     match (role, is_outside) {
@@ -103,7 +119,8 @@ const fn programs(role: Role, is_outside: bool) -> (&'static str, Option<&'stati
 
 impl Attached {
     /// Sets the probes of one function: at its entry, and at its return if the role needs that; for one
-    /// process, or for all that have the file mapped, now or later. `path` is a link to the file that the process really runs, such as `/proc/PID/exe`.
+    /// process, or for all that have the file mapped, now or later. `path` is a link to the file that the
+    /// process really runs, such as `/proc/PID/exe`.
     ///
     /// # Errors
     /// If the kernel refuses; probes that were set before stay until `self` is dropped.
@@ -114,12 +131,31 @@ impl Attached {
         path: &Path,
         probe: Probe<'_>,
     ) -> Result<(), AttachError> {
-        let (entry, exit) = programs(probe.role, probe.is_outside);
-        // The return probe first: an entry without its return would stay open.
-        if let Some(exit) = exit {
-            self.set(tracer, exit, true, pid, path, probe)?;
+        self.add_alike(tracer, pid, path, &[probe])
+    }
+
+    /// The same for several functions of one file that have the same programs.
+    ///
+    /// # Errors
+    /// If the kernel refuses; probes that were set before stay until `self` is dropped.
+    pub fn add_alike(
+        &mut self,
+        tracer: &mut Tracer,
+        pid: Option<u32>,
+        path: &Path,
+        probes: &[Probe<'_>],
+    ) -> Result<(), AttachError> {
+        let Some(first) = probes.first() else { return Ok(()) };
+        let (entry, exit) = first.programs();
+        match (exit, tracer.mechanism()) {
+            (Some(_), Mechanism::Session) => self.set(tracer, &session_of(entry), false, pid, path, probes),
+            // The return probe first: an entry without its return would stay open.
+            (Some(exit), _) => {
+                self.set(tracer, exit, true, pid, path, probes)?;
+                self.set(tracer, entry, false, pid, path, probes)
+            }
+            (None, _) => self.set(tracer, entry, false, pid, path, probes),
         }
-        self.set(tracer, entry, false, pid, path, probe)
     }
 
     /// Sets the probe where the dynamic loader tells that it has loaded something.
@@ -135,7 +171,7 @@ impl Attached {
     ) -> Result<(), AttachError> {
         let probe =
             Probe { function: "_dl_debug_state", role: Role::Free, is_outside: false, offset, cookie: 0 };
-        self.set(tracer, LOADER, false, pid, path, probe)?;
+        self.set(tracer, LOADER, false, pid, path, &[probe])?;
         if let Some(set) = self.probes.last_mut() {
             set.role = None;
         }
@@ -153,37 +189,56 @@ impl Attached {
         path: &Path,
         probe: Probe<'_>,
     ) -> Result<(), AttachError> {
-        self.set(tracer, MEASURE, false, pid, path, probe)
+        self.set_perf(tracer, MEASURE, false, pid, path, probe)
     }
 
     fn set(
         &mut self,
         tracer: &mut Tracer,
-        program: &'static str,
+        program: &str,
+        is_return: bool,
+        pid: Option<u32>,
+        path: &Path,
+        probes: &[Probe<'_>],
+    ) -> Result<(), AttachError> {
+        if tracer.mechanism() == Mechanism::PerfLinks {
+            return probes
+                .iter()
+                .try_for_each(|probe| self.set_perf(tracer, program, is_return, pid, path, *probe));
+        }
+        let Some(first) = probes.first() else { return Ok(()) };
+        let loaded = tracer.multi.get(program).ok_or_else(|| AttachError::Program(program.to_owned()))?;
+        let offsets: Vec<(FileOffset, u64)> =
+            probes.iter().map(|probe| (probe.offset, probe.cookie)).collect();
+        let fd = multi::attach((program, loaded), Places { pid, path, is_return, offsets: &offsets })
+            .map_err(|source| failed(probes, pid, path, source))?;
+        self.keep(first.role, fd)
+    }
+
+    fn set_perf(
+        &mut self,
+        tracer: &mut Tracer,
+        program: &str,
         is_return: bool,
         pid: Option<u32>,
         path: &Path,
         probe: Probe<'_>,
     ) -> Result<(), AttachError> {
-        let Probe { function, role, offset, cookie, .. } = probe;
-        let number = u8::try_from(self.probes.len()).map_err(|_| AttachError::TooMany)?;
-        let missing = || AttachError::Program(program);
+        let Probe { role, offset, cookie, .. } = probe;
+        let missing = || AttachError::Program(program.to_owned());
         let uprobe: &mut UProbe = tracer
             .ebpf
             .program_mut(program)
             .and_then(|program| program.try_into().ok())
             .ok_or_else(missing)?;
         let uprobe = uprobe.fd().map_err(|_| missing())?.as_fd();
-        let fd =
-            uprobe::attach(uprobe, Place { pid, path, offset, is_return, cookie }).map_err(|source| {
-                AttachError::Attach {
-                    function: function.to_owned(),
-                    whose: pid.map_or_else(|| "all processes".to_owned(), |pid| format!("process {pid}")),
-                    offset,
-                    path: path.to_owned(),
-                    source,
-                }
-            })?;
+        let fd = uprobe::attach(uprobe, Place { pid, path, offset, is_return, cookie })
+            .map_err(|source| failed(&[probe], pid, path, source))?;
+        self.keep(role, fd)
+    }
+
+    fn keep(&mut self, role: Role, fd: OwnedFd) -> Result<(), AttachError> {
+        let number = u8::try_from(self.probes.len()).map_err(|_| AttachError::TooMany)?;
         self.probes.push(Set { role: Some(role), number, fd });
         Ok(())
     }

@@ -22,14 +22,21 @@ use tracer_ebpf::{
     site::is_pool,
 };
 
-use super::{Limits, MapError, control::ControlPage, processes::ProcessTable, rawmap::RawMap, walks::Walks};
+use super::{
+    Limits, MapError,
+    control::ControlPage,
+    multi::{Mechanism, MultiPrograms, SESSION_SUFFIX},
+    processes::ProcessTable,
+    rawmap::RawMap,
+    walks::Walks,
+};
 use crate::catalog::Layout;
 
 /// The compiled eBPF programs, aligned for the ELF parser.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer.o"));
 
 /// Programs attached to allocator functions.
-pub(super) const PROBES: [&str; 14] = [
+const PROBES: [&str; 14] = [
     "alloc_enter",
     "alloc_exit",
     "free_enter",
@@ -45,6 +52,9 @@ pub(super) const PROBES: [&str; 14] = [
     "outside_realloc_exit",
     LOADER,
 ];
+/// The same for session links.
+const SESSIONS: [&str; 4] =
+    ["alloc_session", "realloc_session", "outside_alloc_session", "outside_realloc_session"];
 /// Attached where the dynamic loader tells of what it has loaded.
 pub(super) const LOADER: &str = "loader_enter";
 /// Takes every stack in several ways; captures do without it.
@@ -75,6 +85,24 @@ pub enum LoadError {
     /// The namespace of pids cannot be told.
     #[error("cannot read /proc/self/ns/pid, which says what pids mean here: {0}; mount /proc")]
     Namespace(io::Error),
+    /// The kernel refused a program that aya cannot load.
+    #[error("the kernel refused the eBPF program {program} for {mechanism}: {source}; {log}")]
+    Refused {
+        /// Which.
+        program: String,
+        /// What for.
+        mechanism: &'static str,
+        /// Why.
+        source: io::Error,
+        /// What the verifier said last.
+        log: String,
+    },
+    /// The object cannot be taken apart: a build error.
+    #[error("the eBPF object is damaged ({why}); build pgleak again with `cargo xtask build`")]
+    Object {
+        /// What is wrong.
+        why: String,
+    },
     /// The object is not as it should be.
     #[error("cannot create the kernel maps ({kind} of kernel memory asked for): {source}")]
     Maps {
@@ -154,6 +182,21 @@ fn pid_namespace() -> io::Result<(u64, u64)> {
     Ok((u64::from(major) << 20 | u64::from(minor), namespace.ino()))
 }
 
+/// The program for both sides of a function.
+pub(super) fn session_of(enter: &str) -> String {
+    format!("{}{SESSION_SUFFIX}", enter.strip_suffix("_enter").unwrap_or(enter))
+}
+
+/// Whether a mechanism does what it should on this kernel. Up to Linux 6.10, `uprobe_multi` links of one process
+/// saw the main thread only ("bpf: Fix pid filter" in `uprobe_prog_run`, 6.11): such kernels get perf links.
+fn is_trusted(mechanism: Mechanism) -> bool {
+    const SINCE: (u32, u32) = (6, 11);
+    let release = kernel_release();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    let version = numbers.next().zip(numbers.next()).unwrap_or((0, 0));
+    mechanism == Mechanism::PerfLinks || version >= SINCE
+}
+
 fn kernel_release() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease")
         .map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
@@ -162,6 +205,9 @@ fn kernel_release() -> String {
 /// The loaded programs and their maps. Dropping it removes everything from the kernel.
 pub struct Tracer {
     pub(super) ebpf: Ebpf,
+    pub(super) mechanism: Mechanism,
+    /// Programs for whatever aya does not know; empty for perf links.
+    pub(super) multi: MultiPrograms,
     pub(super) control: ControlPage,
     walks: Arc<Walks>,
     loads: Option<RingBuf<MapData>>,
@@ -221,6 +267,32 @@ impl Tracer {
     /// # Errors
     /// If the kernel cannot or will not.
     pub fn load(limits: Limits, names: ContextNames) -> Result<Self, LoadError> {
+        Self::load_for(limits, names, Mechanism::PerfLinks)
+    }
+
+    /// The same for probes that are attached in the best way that this kernel has.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn load_for_the_best(limits: Limits, names: ContextNames) -> Result<Self, LoadError> {
+        let mut last = None;
+        for mechanism in Mechanism::ALL.into_iter().filter(|mechanism| is_trusted(*mechanism)) {
+            match Self::load_for(limits, names, mechanism) {
+                Ok(tracer) => return Ok(tracer),
+                Err(error) => {
+                    tracing::debug!("no {}: {error}", mechanism.name());
+                    last = Some(error);
+                }
+            }
+        }
+        Err(last.unwrap_or(LoadError::Missing { name: "a way to attach probes" }))
+    }
+
+    /// The same for probes that are attached in one way.
+    ///
+    /// # Errors
+    /// If the kernel cannot or will not.
+    pub fn load_for(limits: Limits, names: ContextNames, mechanism: Mechanism) -> Result<Self, LoadError> {
         check_kernel()?;
         let several = u64::from(limits.are_several());
         let namespace = pid_namespace().map_err(LoadError::Namespace)?;
@@ -249,8 +321,23 @@ impl Tracer {
             kind: format!("{} MiB", limits.bytes().div_ceil(1 << 20)),
             source: Box::new(source),
         })?;
-        for name in PROBES {
-            load_program::<UProbe>(&mut ebpf, name, UProbe::load)?;
+        let mut multi = MultiPrograms::default();
+        match mechanism {
+            Mechanism::PerfLinks => {
+                for name in PROBES {
+                    load_program::<UProbe>(&mut ebpf, name, UProbe::load)?;
+                }
+            }
+            Mechanism::Multi => multi = MultiPrograms::load(OBJECT, &ebpf, mechanism, &PROBES)?,
+            Mechanism::Session => {
+                let is_pair = |name: &str| {
+                    name.ends_with("_enter") && SESSIONS.contains(&&*session_of(name))
+                        || name.ends_with("_exit")
+                };
+                let single: Vec<&'static str> = PROBES.into_iter().filter(|name| !is_pair(name)).collect();
+                let all: Vec<&'static str> = single.into_iter().chain(SESSIONS).collect();
+                multi = MultiPrograms::load(OBJECT, &ebpf, mechanism, &all)?;
+            }
         }
         for (name, _) in WATCHERS {
             load_program::<RawTracePoint>(&mut ebpf, name, RawTracePoint::load)?;
@@ -280,6 +367,8 @@ impl Tracer {
             doomed: RawMap::new(map_fd(&ebpf, "DOOMED")?, "DOOMED")?,
             ring,
             ebpf,
+            mechanism,
+            multi,
             limits,
             families: 0,
             swept_at: 0,
@@ -293,12 +382,15 @@ impl Tracer {
 
     /// Instructions that the verifier had to look at, by program.
     pub fn verified_instructions(&self) -> Vec<(String, u32)> {
-        self.ebpf
-            .programs()
-            .filter_map(|(name, program)| {
-                Some((name.to_owned(), program.info().ok()?.verified_instruction_count()?))
-            })
-            .collect()
+        let by_aya = self.ebpf.programs().filter_map(|(name, program)| {
+            Some((name.to_owned(), program.info().ok()?.verified_instruction_count()?))
+        });
+        by_aya.chain(self.multi.verified_instructions()).collect()
+    }
+
+    /// What probes are attached with.
+    pub fn mechanism(&self) -> Mechanism {
+        self.mechanism
     }
 
     /// The limits that the maps were made with.

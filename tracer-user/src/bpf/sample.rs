@@ -105,8 +105,8 @@ impl Sampler {
             .ebpf
             .program_mut(name)
             .and_then(|program| program.try_into().ok())
-            .ok_or(AttachError::Program(name))?;
-        let program = program.fd().map_err(|_| AttachError::Program(name))?.as_fd();
+            .ok_or(AttachError::Program(name.to_owned()))?;
+        let program = program.fd().map_err(|_| AttachError::Program(name.to_owned()))?.as_fd();
         let fd = uprobe::attach(program, Place { pid: Some(pid), path, offset, is_return, cookie }).map_err(
             |source| AttachError::Attach {
                 function: name.to_owned(),

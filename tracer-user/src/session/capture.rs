@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     addr::AbsAddr,
-    bpf::{ContextNames, Limits, Tracer},
+    bpf::{ContextNames, Limits, Mechanism, Tracer},
     guard::{
         CaptureLock, check_memory, go_first_when_memory_is_short, measure_probe_costs, prove_return_probes,
     },
@@ -44,6 +44,8 @@ pub struct CaptureOptions {
     pub allocators: Allocators,
     /// Record only what is allocated in contexts of this name.
     pub context: Option<String>,
+    /// How probes are attached; the best way that there is if that is not said.
+    pub mechanism: Option<Mechanism>,
     /// Whether unwind tables are kept on disk, and taken from there.
     pub table_cache: bool,
 }
@@ -129,7 +131,12 @@ pub async fn capture(
     if let Err(error) = go_first_when_memory_is_short() {
         progress.say(&format!("cannot make pgleak the first to go when memory is short: {error}"));
     }
-    let mut tracer = Tracer::load(limits, ContextNames::of(&prepared.plan.layout))?;
+    let names = ContextNames::of(&prepared.plan.layout);
+    let mut tracer = match options.mechanism {
+        Some(mechanism) => Tracer::load_for(limits, names, mechanism)?,
+        None => Tracer::load_for_the_best(limits, names)?,
+    };
+    debug!("probes by {}", tracer.mechanism().name());
     if let Some(name) = &options.context {
         tracer.control().record_only(name);
     }

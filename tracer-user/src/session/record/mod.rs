@@ -6,6 +6,7 @@ mod clear;
 use std::{
     collections::{HashMap, HashSet},
     os::fd::{AsRawFd as _, OwnedFd},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -27,6 +28,7 @@ use crate::{
     addr::AbsAddr,
     bpf::{Attached, Counters, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
     guard::{Manner, ProbeCosts, Watchdog, Yardstick},
+    probe::ProbeSite,
     target::exe_link,
 };
 
@@ -100,12 +102,11 @@ impl<'a> Recorder<'a> {
         let probed = chosen_pid(pid, processes.are_one());
         let mut attached = Attached::default();
         let binary = exe_link(pid);
-        for site in &prepared.plan.sites {
+        for (object, probes) in groups(&prepared.plan.sites, &binary) {
             watchdog.beat();
             // The kernel's word for a process that ended meanwhile is ENOENT, of all things.
             let before = attached.len();
-            let object = site.library.as_ref().map_or(&*binary, |library| &*library.link);
-            attached.add(&mut tracer, probed, object, Probe::of(site)).map_err(|error| {
+            attached.add_alike(&mut tracer, probed, object, &probes).map_err(|error| {
                 if prepared.is_there() { error.into() } else { CaptureError::GoneTooEarly { pid } }
             })?;
             hand_over(&attached, before, &watchdog).map_err(CaptureError::Watchdog)?;
@@ -436,6 +437,23 @@ fn monotonic_ns() -> u64 {
     // SAFETY: a valid buffer; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+}
+
+/// Probes of one file with the same programs, which can be set together.
+fn groups<'a>(sites: &'a [ProbeSite], binary: &'a Path) -> Vec<(&'a Path, Vec<Probe<'a>>)> {
+    let mut groups: Vec<(&Path, Vec<Probe<'_>>)> = Vec::new();
+    for site in sites {
+        let object = site.library.as_ref().map_or(binary, |library| &*library.link);
+        let probe = Probe::of(site);
+        let is_alike = |(path, probes): &&mut (&Path, Vec<Probe<'_>>)| {
+            *path == object && probes.first().is_some_and(|first| first.programs() == probe.programs())
+        };
+        match groups.iter_mut().find(is_alike) {
+            Some((_, probes)) => probes.push(probe),
+            None => groups.push((object, vec![probe])),
+        }
+    }
+    groups
 }
 
 /// Whose calls probes are for: of one process, or of all that run its program.
