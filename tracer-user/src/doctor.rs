@@ -3,7 +3,7 @@
 use std::{fmt, fs, path::Path};
 
 use crate::{
-    bpf::{ContextNames, Limits, Tracer, check_kernel},
+    bpf::{ContextNames, Limits, Mechanism, Tracer, check_kernel},
     guard::{measure_probe_costs, prove_return_probes},
     probe::CostClass,
     session::{Prepared, prepare},
@@ -137,9 +137,12 @@ fn host() -> Vec<Check> {
     checks
 }
 
-/// Bits of `CapEff` (`include/uapi/linux/capability.h`). To probe by perf events takes CAP_SYS_ADMIN, which
-/// includes CAP_BPF and CAP_PERFMON; to look at a process of another user, CAP_SYS_PTRACE.
-const CAPABILITIES: [(u32, &str); 2] = [(19, "CAP_SYS_PTRACE"), (21, "CAP_SYS_ADMIN")];
+/// Bits of `CapEff` (`include/uapi/linux/capability.h`): to look at a process of another user takes the first;
+/// to probe it the next two, or by perf events the last, which includes those.
+const SYS_PTRACE: u32 = 19;
+const PERFMON: u32 = 38;
+const BPF: u32 = 39;
+const SYS_ADMIN: u32 = 21;
 
 fn capabilities() -> Check {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -148,8 +151,19 @@ fn capabilities() -> Check {
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .unwrap_or(0);
-    let missing: Vec<&str> =
-        CAPABILITIES.iter().filter(|(bit, _)| effective >> bit & 1 == 0).map(|(_, name)| *name).collect();
+    let has = |bit: u32| effective >> bit & 1 == 1;
+    let mut missing = Vec::new();
+    if !has(SYS_PTRACE) {
+        missing.push("CAP_SYS_PTRACE");
+    }
+    if !has(SYS_ADMIN) {
+        missing.extend(
+            [(BPF, "CAP_BPF"), (PERFMON, "CAP_PERFMON")]
+                .iter()
+                .filter(|(bit, _)| !has(*bit))
+                .map(|(_, name)| *name),
+        );
+    }
     if missing.is_empty() {
         good("capabilities", "all that are needed")
     } else {
@@ -222,7 +236,7 @@ fn programs(prepared: Option<&Prepared>) -> Vec<Check> {
     let Some(limits) = Limits::within(budget, rows, pages) else { return Vec::new() };
     let nothing = ContextNames { offset: 0, are_copies: 0 };
     let names = prepared.map_or(nothing, |prepared| ContextNames::of(&prepared.plan.layout));
-    let mut tracer = match Tracer::load(limits, names) {
+    let mut tracer = match Tracer::load_for_the_best(limits, names) {
         Ok(tracer) => tracer,
         Err(error) => return vec![bad("eBPF programs", error.to_string(), "see the line about the kernel")],
     };
@@ -232,6 +246,14 @@ fn programs(prepared: Option<&Prepared>) -> Vec<Check> {
     let verified: u32 = tracer.verified_instructions().iter().map(|(_, count)| count).sum();
     let mut checks =
         vec![good("eBPF programs", format!("all load; the verifier looked at {verified} instructions"))];
+    checks.push(match tracer.mechanism() {
+        Mechanism::PerfLinks => note(
+            "attaching",
+            "perf links: this kernel has no uprobe_multi links for whole processes (Linux 6.11)".to_owned(),
+            "it takes CAP_SYS_ADMIN, and detaching takes a tenth of a second a probe",
+        ),
+        mechanism => good("attaching", mechanism.name()),
+    });
     checks.push(match measure_probe_costs(&mut tracer) {
         Ok(costs) => good(
             "cost of a probe",

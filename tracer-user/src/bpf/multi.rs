@@ -312,16 +312,14 @@ pub(super) fn attach((name, program): (&str, BorrowedFd<'_>), places: Places<'_>
         pid: places.pid.unwrap_or(0),
         ..MultiLinkAttr::default()
     };
-    bpf(BPF_LINK_CREATE, &mut attr)
-        .and_then(owned)
-        .map_err(|error| {
-            // The directory is its owner's, and `proc_map_files_get_link` (fs/proc/base.c) asks for the other.
-            let takes = match error.kind() {
-                io::ErrorKind::PermissionDenied => {
-                    "; links to the libraries of a process take CAP_DAC_READ_SEARCH and CAP_CHECKPOINT_RESTORE"
-                }
-                _ => "",
-            };
-            io::Error::new(error.kind(), format!("BPF_LINK_CREATE: {error}{takes}"))
-        })
+    bpf(BPF_LINK_CREATE, &mut attr).and_then(owned).map_err(|error| {
+        // The directory is its owner's, and `proc_map_files_get_link` (fs/proc/base.c) asks for the other.
+        let takes = match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                "; links to the libraries of a process take CAP_DAC_READ_SEARCH and CAP_CHECKPOINT_RESTORE"
+            }
+            _ => "",
+        };
+        io::Error::new(error.kind(), format!("BPF_LINK_CREATE: {error}{takes}"))
+    })
 }

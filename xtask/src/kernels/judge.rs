@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 
 /// Every check that the guest makes. One that is not heard of has failed.
-const CHECKS: [&str; 24] = [
+const CHECKS: [&str; 27] = [
     "measure",
     "program alloc_enter",
     "program alloc_exit",
@@ -28,6 +28,9 @@ const CHECKS: [&str; 24] = [
     "chain library",
     "stacks",
     "counters",
+    "uprobe_multi links",
+    "session links",
+    "several processes",
 ];
 
 /// Reads the console; see `tests/src/bin/kernel-guest` for its lines.

@@ -1,11 +1,11 @@
 //! The checks: every program loads, every stack is exact, every call is counted.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use anyhow::{Context, Result, bail, ensure};
 use pgleak::{
     addr::AbsAddr,
-    bpf::{Attached, ContextNames, Limits, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
+    bpf::{Attached, ContextNames, Limits, Mechanism, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
     session::Mappings,
     target::{LoadedModules, exe_link},
 };
@@ -60,7 +60,7 @@ pub(crate) fn run(say: &mut impl FnMut(&str, Result<String>)) -> Result<()> {
 
     mappings.upload(tracer.walks())?;
     tracer.watch_process()?;
-    let attached = attach(&mut tracer, &fixture, mappings.modules())?;
+    let attached = attach(&mut tracer, &fixture, Some(fixture.pid()), mappings.modules())?;
     record(&tracer, &mut fixture)?;
     let stacks = tracer.new_stacks();
     let snapshot = take_snapshot(&tracer, &HashSet::new())?;
@@ -70,7 +70,67 @@ pub(crate) fn run(say: &mut impl FnMut(&str, Result<String>)) -> Result<()> {
     say("stacks", no_others(&fixture.chains, &stacks));
     say("counters", counted(&tracer));
     drop(attached);
+    say("uprobe_multi links", by_links(Mechanism::Multi, (6, 6)));
+    say("session links", by_links(Mechanism::Session, (6, 13)));
+    say("several processes", several());
     Ok(())
+}
+
+const NAMES: ContextNames = ContextNames { offset: NAME_OFFSET, are_copies: 0 };
+
+/// The same chains by another way to attach, on kernels that have it `since`; others must refuse it.
+fn by_links(mechanism: Mechanism, since: (u32, u32)) -> Result<String> {
+    let mut fixture = Fixture::start(FIXTURE, ROUNDS)?;
+    let mut mappings = Mappings::new(LoadedModules::read(fixture.pid())?, None)?;
+    let (rows, pages) = mappings.table_sizes();
+    let limits = Limits::within(64 << 20, rows, pages).context("64 MiB are enough for a small program")?;
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse().ok());
+    let version = numbers.next().zip(numbers.next()).with_context(|| format!("no version: {release}"))?;
+    let mut tracer = match Tracer::load_for(limits, NAMES, mechanism) {
+        Err(_) if version < since => return Ok(format!("refused by {}, as it should be", release.trim())),
+        Err(error) => return Err(error.into()),
+        Ok(tracer) => tracer,
+    };
+    mappings.upload(tracer.walks())?;
+    let attached = attach(&mut tracer, &fixture, Some(fixture.pid()), mappings.modules())?;
+    let said = all_exact(&mut tracer, &mut fixture);
+    drop(attached);
+    said
+}
+
+/// The programs for several processes, of which there is one.
+fn several() -> Result<String> {
+    let mut fixture = Fixture::start(FIXTURE, ROUNDS)?;
+    let mut mappings = Mappings::new(LoadedModules::read(fixture.pid())?, None)?;
+    let (rows, pages) = mappings.table_sizes();
+    let limits = Limits::within_for_several(64 << 20, rows, pages, 1)
+        .context("64 MiB are enough for a small program")?;
+    let mut tracer = Tracer::load(limits, NAMES)?;
+    let mapset = mappings.set_of(&Arc::clone(tracer.walks()), fixture.pid())?;
+    tracer.follow(fixture.pid(), mapset)?.context("there is room for one process")?;
+    let attached = attach(&mut tracer, &fixture, None, mappings.modules())?;
+    let said = all_exact(&mut tracer, &mut fixture);
+    drop(attached);
+    said
+}
+
+/// Every chain, every count, and what the verifier had to do for it.
+fn all_exact(tracer: &mut Tracer, fixture: &mut Fixture) -> Result<String> {
+    let mut most = 0;
+    for (name, count) in tracer.verified_instructions() {
+        verified(count).with_context(|| name)?;
+        most = most.max(count);
+    }
+    record(tracer, fixture)?;
+    let stacks = tracer.new_stacks();
+    let snapshot = take_snapshot(tracer, &HashSet::new())?;
+    for chain in &fixture.chains {
+        exact(chain, fixture.alloc, &stacks, &snapshot).with_context(|| chain.name.clone())?;
+    }
+    no_others(&fixture.chains, &stacks)?;
+    counted(tracer)?;
+    Ok(format!("{most} instructions verified at the most"))
 }
 
 fn verified(count: u32) -> Result<String> {
@@ -82,7 +142,12 @@ fn verified(count: u32) -> Result<String> {
 }
 
 /// Probes both functions of the fixture as pgleak does those of a server.
-fn attach(tracer: &mut Tracer, fixture: &Fixture, modules: &LoadedModules) -> Result<Attached> {
+fn attach(
+    tracer: &mut Tracer,
+    fixture: &Fixture,
+    pid: Option<u32>,
+    modules: &LoadedModules,
+) -> Result<Attached> {
     let main = modules.main().context("the fixture has code")?;
     let sites = [
         ("target_alloc", fixture.alloc, Role::Alloc, 0, NO_ARG, 1),
@@ -94,7 +159,7 @@ fn attach(tracer: &mut Tracer, fixture: &Fixture, modules: &LoadedModules) -> Re
             main.image.file_offset(at.in_object(main.bias)).context("the function is in the file")?;
         let site = Site { role, context_arg, pointer_arg, size_arg, index, ..Site::PLAIN };
         let probe = Probe { function, role, is_outside: false, offset, cookie: site.pack() };
-        attached.add(tracer, Some(fixture.pid()), &exe_link(fixture.pid()), probe)?;
+        attached.add(tracer, pid, &exe_link(fixture.pid()), probe)?;
     }
     Ok(attached)
 }
