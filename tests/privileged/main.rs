@@ -3,6 +3,7 @@
 
 mod agreement;
 mod common;
+mod containers;
 mod contexts;
 mod debugger;
 mod differential;

@@ -1,5 +1,7 @@
 //! A session with a server: one connection, so one backend, for as long as it lives.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, bail};
 use postgres::{Client, NoTls, SimpleQueryMessage};
 use xtask::postgres::Server;
@@ -19,14 +21,20 @@ impl Session {
 
     /// Connects to another database.
     pub fn open_database(server: &Server, database: &str) -> Result<Self> {
+        Self::connect(server.socket_dir(), server.port(), database)
+            .with_context(|| format!("cannot connect to {}", server.build().name))
+    }
+
+    /// Connects to whatever server has its socket there.
+    pub fn connect(socket_dir: &Path, port: u16, database: &str) -> Result<Self> {
         let mut client = postgres::Config::new()
-            .host_path(server.socket_dir())
-            .port(server.port())
+            .host_path(socket_dir)
+            .port(port)
             .user("postgres")
             .dbname(database)
             .application_name("pgleak-tests")
             .connect(NoTls)
-            .with_context(|| format!("cannot connect to {}", server.build().name))?;
+            .context("cannot connect")?;
         let pid = text(&mut client, "select pg_backend_pid()")?.parse().context("a pid that is no number")?;
         Ok(Self { client, backend: pid })
     }

@@ -4,6 +4,7 @@
 //! Everything cleans up in `Drop`, and a test process that is killed leaves no server behind.
 
 pub mod client;
+pub mod container;
 pub mod damage;
 pub mod debuginfod;
 pub mod findings;

@@ -138,6 +138,11 @@ impl Running {
         }
     }
 
+    /// Whether it still prints, or might.
+    pub fn is_running(&self) -> bool {
+        !self.readers.iter().all(JoinHandle::is_finished)
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, number: libc::c_int) -> Result<()> {
         if !signal(self.pid(), number)? {

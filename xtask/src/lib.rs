@@ -3,6 +3,7 @@
 //!
 //! It must not depend on the `pgleak` crate, whose build needs the eBPF object that `xtask` makes.
 
+pub mod debian;
 pub mod postgres;
 pub mod process;
 pub mod workspace;

@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use xtask::debian::Apt;
 use xtask::process::{output, run};
 
 /// The newest kernel of Debian's development.
 pub(super) const CURRENT: &str = "current";
 /// Where that is.
 const DEVELOPMENT: &str = "sid";
-/// What Debian's archive is signed by.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The newest kernel of a series, such as `6.12`, or [`CURRENT`]: its image.
 ///
@@ -44,59 +43,6 @@ pub(super) fn fetch(series: &str, dir: &Path) -> Result<PathBuf> {
     // Only what is complete gets the name that the next run trusts.
     fs::rename(&extracted, &unpacked).with_context(|| format!("cannot make {}", unpacked.display()))?;
     image(&unpacked)
-}
-
-/// apt with the system's lists, or with lists of its own.
-struct Apt(Vec<String>);
-
-impl Apt {
-    fn of_system() -> Self {
-        Self(Vec::new())
-    }
-
-    /// Another suite of the mirror that the system uses, without telling the system.
-    fn of_suite(suite: &str, dir: &Path) -> Result<Self> {
-        let state = dir.join("apt").join(suite);
-        for name in ["lists/partial", "archives/partial"] {
-            fs::create_dir_all(state.join(name))
-                .with_context(|| format!("cannot make {}", state.display()))?;
-        }
-        let sources = state.join("suite.list");
-        let line = format!("deb [signed-by={KEYRING}] {} {suite} main\n", mirror()?);
-        fs::write(&sources, line).with_context(|| format!("cannot write {}", sources.display()))?;
-        let option = |name: &str, path: PathBuf| format!("{name}={}", path.display());
-        let apt = Self(vec![
-            option("Dir::Etc::SourceList", sources),
-            "Dir::Etc::SourceParts=-".into(),
-            option("Dir::State::Lists", state.join("lists")),
-            option("Dir::Cache", state.clone()),
-            // The unprivileged user that apt would download as may not reach this directory.
-            "APT::Sandbox::User=root".into(),
-            "Acquire::Languages=none".into(),
-        ]);
-        run(apt.command("apt-get").args(["-q", "update", "--error-on=any"]))?;
-        Ok(apt)
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.args(self.0.iter().flat_map(|option| ["-o", option]));
-        command
-    }
-}
-
-/// Where this system gets Debian's main archive from.
-fn mirror() -> Result<String> {
-    let targets = output(Command::new("apt-get").args([
-        "indextargets",
-        "--format",
-        "$(REPO_URI)",
-        "Created-By: Packages",
-        "Label: Debian",
-        "Component: main",
-    ]))?;
-    let first = targets.lines().find(|line| !line.is_empty());
-    first.map(str::to_owned).context("apt knows no archive of Debian: run `apt-get update`")
 }
 
 /// The name with the highest numbers, of lines of `NAME - DESCRIPTION`. Where a kernel is in two
