@@ -32,8 +32,8 @@ fn first(capture: &Capture) -> (String, String) {
     (first.head.clone(), first.contexts[0].name.clone())
 }
 
-fn on(suite: &str, major: u32) {
-    let container = Container::start(suite, major).unwrap();
+fn on(suites: &[&str], major: u32) {
+    let container = Container::start(suites, major).unwrap();
     let mut session = Session::connect(container.socket_dir(), 5432, "postgres").unwrap();
     let inner = session.backend_pid();
     let outer = container.on_host(inner).unwrap();
@@ -44,6 +44,13 @@ fn on(suite: &str, major: u32) {
     let outside = leaking(&mut session, Running::capture(outer, &options).unwrap()).capture().unwrap();
     assert_eq!(outside.target.pid, outer);
     assert_eq!(outside.target.major, major);
+    // What the contexts have gained is what was traced in them.
+    let memory = outside.memory.as_ref().expect("the contexts are read");
+    assert_eq!(memory.troubles, "");
+    for growth in memory.by_label.iter().filter(|growth| growth.traced > 100_000) {
+        let untraced = growth.untraced.unwrap_or(0).unsigned_abs();
+        assert!(untraced * 50 <= growth.traced, "{growth:?}");
+    }
 
     let inner_pid = inner.to_string();
     let arguments = [&["capture", "--pid", &inner_pid, "--out", "/mnt/inside"][..], &options].concat();
@@ -74,10 +81,16 @@ fn on(suite: &str, major: u32) {
 
 #[test]
 fn debian_17() {
-    on("trixie", 17);
+    on(&["trixie"], 17);
 }
 
 #[test]
 fn debian_18() {
-    on("sid", 18);
+    on(&["sid"], 18);
+}
+
+/// Its first release candidate.
+#[test]
+fn debian_19() {
+    on(&["experimental", "sid"], 19);
 }

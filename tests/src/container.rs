@@ -57,14 +57,15 @@ pub struct Container {
 }
 
 impl Container {
-    /// Unpacks the PostgreSQL of a Debian suite, if that was not done yet, and starts it.
+    /// Unpacks the PostgreSQL of Debian suites, if that was not done yet, and starts it.
     ///
     /// # Errors
     /// If the archive cannot be reached, or the server does not start.
-    pub fn start(suite: &str, major: u32) -> Result<Self> {
+    pub fn start(suites: &[&str], major: u32) -> Result<Self> {
         let package = format!("postgresql-{major}");
-        let root =
-            debian::unpacked(suite, &[&package, "libc-bin", "dash"], &workspace::target().join("debian"))?;
+        // Of what is in two suites, apt takes that which is no trial, and the server wants its own.
+        let packages = [&package, "libpq5=", "libc-bin", "dash"];
+        let root = debian::unpacked(suites, &packages, &workspace::target().join("debian"))?;
         let user = OsUser::for_servers()?;
         let shared = tempfile::Builder::new().prefix("pgleak-container-").tempdir()?;
         fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o755))?;
@@ -81,7 +82,7 @@ impl Container {
             .spawn()
             .context("cannot start unshare")?;
         let stdout = child.stdout.take().context("it was started with a pipe")?;
-        let mut container = Self { child, shared, init: 0, name: format!("{suite} {major}") };
+        let mut container = Self { child, shared, init: 0, name: format!("{} {major}", suites.concat()) };
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
         if line.trim_end() != "ready" {

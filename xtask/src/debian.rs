@@ -31,14 +31,25 @@ impl Apt {
     /// # Errors
     /// If the archive cannot be reached.
     pub fn of_suite(suite: &str, dir: &Path) -> Result<Self> {
+        Self::of_suites(&[suite], dir)
+    }
+
+    /// The same of several suites; the first has the name.
+    ///
+    /// # Errors
+    /// If the archive cannot be reached.
+    pub fn of_suites(suites: &[&str], dir: &Path) -> Result<Self> {
+        let suite = suites.first().context("at least one suite")?;
         let state = dir.join("apt").join(suite);
         for name in ["lists/partial", "archives/partial"] {
             fs::create_dir_all(state.join(name))
                 .with_context(|| format!("cannot make {}", state.display()))?;
         }
         let (sources, status) = (state.join("suite.list"), state.join("status"));
-        let line = format!("deb [signed-by={KEYRING}] {} {suite} main\n", mirror()?);
-        fs::write(&sources, line).with_context(|| format!("cannot write {}", sources.display()))?;
+        let mirror = mirror()?;
+        let line = |suite: &&str| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n");
+        fs::write(&sources, suites.iter().map(line).collect::<String>())
+            .with_context(|| format!("cannot write {}", sources.display()))?;
         fs::write(&status, "").with_context(|| format!("cannot write {}", status.display()))?;
         let option = |name: &str, path: PathBuf| format!("{name}={}", path.display());
         let options = vec![
@@ -64,22 +75,32 @@ impl Apt {
     }
 }
 
-/// A directory tree with packages of a suite and all that they need, below `dir`; made once.
+/// A directory tree with packages of suites and all that they need, below
+/// `dir`; made once. A package whose name ends with `=` gets the version of the first.
 ///
 /// # Errors
 /// If the archive does not have them, or cannot be reached.
-pub fn unpacked(suite: &str, packages: &[&str], dir: &Path) -> Result<PathBuf> {
+pub fn unpacked(suites: &[&str], packages: &[&str], dir: &Path) -> Result<PathBuf> {
+    let suite = suites.first().context("at least one suite")?;
     let root = dir.join(format!("{suite}-{}", packages.first().context("at least one package")?));
     if root.exists() {
         return Ok(root);
     }
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let apt = Apt::of_suite(suite, dir)?;
+    let apt = Apt::of_suites(suites, dir)?;
+    let first = packages.first().context("at least one package")?;
+    let shown = output(apt.command("apt-cache").args(["show", "--no-all-versions", first]))?;
+    let version = shown.lines().find_map(|line| line.strip_prefix("Version: "));
+    let version = version.with_context(|| format!("{suite} has no {first}"))?;
+    let exact = packages.iter().map(|name| match name.ends_with('=') {
+        true => format!("{name}{version}"),
+        false => (*name).to_owned(),
+    });
     println!("downloading {} of Debian's {suite}", packages.join(", "));
     output(
         apt.command("apt-get")
             .args(["-q", "-y", "--no-install-recommends", "--download-only", "install"])
-            .args(packages),
+            .args(exact),
     )?;
     let archives = apt.archives.as_deref().context("a suite has archives of its own")?;
     let making = tempfile::tempdir_in(dir).context("cannot make a directory")?;
