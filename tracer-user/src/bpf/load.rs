@@ -97,6 +97,14 @@ pub enum LoadError {
         /// What the verifier said last.
         log: String,
     },
+    /// The kernel does not know this way to attach.
+    #[error("this kernel ({release}) has no {mechanism}; leave out --attach, and pgleak takes what there is")]
+    NotAttached {
+        /// `uname -r`.
+        release: String,
+        /// Which.
+        mechanism: &'static str,
+    },
     /// The object cannot be taken apart: a build error.
     #[error("the eBPF object is damaged ({why}); build pgleak again with `cargo xtask build`")]
     Object {
@@ -341,6 +349,9 @@ impl Tracer {
         }
         for (name, _) in WATCHERS {
             load_program::<RawTracePoint>(&mut ebpf, name, RawTracePoint::load)?;
+        }
+        if mechanism != Mechanism::PerfLinks && !multi.can_be_attached() {
+            return Err(LoadError::NotAttached { release: kernel_release(), mechanism: mechanism.name() });
         }
         let ring = ebpf.take_map("NEW_STACKS").ok_or(LoadError::Missing { name: "NEW_STACKS" })?;
         let ring = RingBuf::try_from(ring).map_err(LoadError::Ring)?;

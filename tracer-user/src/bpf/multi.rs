@@ -199,6 +199,17 @@ impl MultiPrograms {
         Ok(Self(programs))
     }
 
+    /// Whether the kernel attaches them: it loads programs for whatever, also for what it does not know. A link to
+    /// a directory is refused for being that only if everything else is well.
+    pub(super) fn can_be_attached(&self) -> bool {
+        let places =
+            Places { pid: None, path: Path::new("/"), is_return: false, offsets: &[(FileOffset(0), 0)] };
+        self.0.iter().all(|(name, program)| {
+            create_link((name, program.as_fd()), places)
+                .is_err_and(|error| error.raw_os_error() == Some(libc::EBADF))
+        })
+    }
+
     /// One of them.
     pub(super) fn get(&self, name: &str) -> Option<BorrowedFd<'_>> {
         self.0.get(name).map(|fd| fd.as_fd())
@@ -297,7 +308,20 @@ pub(super) struct Places<'a> {
 ///
 /// # Errors
 /// What the kernel says.
-pub(super) fn attach((name, program): (&str, BorrowedFd<'_>), places: Places<'_>) -> io::Result<OwnedFd> {
+pub(super) fn attach(program: (&str, BorrowedFd<'_>), places: Places<'_>) -> io::Result<OwnedFd> {
+    create_link(program, places).map_err(|error| {
+        // The directory is its owner's, and `proc_map_files_get_link` (fs/proc/base.c) asks for the other.
+        let takes = match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                "; links to the libraries of a process take CAP_DAC_READ_SEARCH and CAP_CHECKPOINT_RESTORE"
+            }
+            _ => "",
+        };
+        io::Error::new(error.kind(), format!("BPF_LINK_CREATE: {error}{takes}"))
+    })
+}
+
+fn create_link((name, program): (&str, BorrowedFd<'_>), places: Places<'_>) -> io::Result<OwnedFd> {
     let path = CString::new(places.path.as_os_str().as_bytes())?;
     let offsets: Vec<u64> = places.offsets.iter().map(|(offset, _)| offset.0).collect();
     let cookies: Vec<u64> = places.offsets.iter().map(|(_, cookie)| *cookie).collect();
@@ -312,14 +336,5 @@ pub(super) fn attach((name, program): (&str, BorrowedFd<'_>), places: Places<'_>
         pid: places.pid.unwrap_or(0),
         ..MultiLinkAttr::default()
     };
-    bpf(BPF_LINK_CREATE, &mut attr).and_then(owned).map_err(|error| {
-        // The directory is its owner's, and `proc_map_files_get_link` (fs/proc/base.c) asks for the other.
-        let takes = match error.kind() {
-            io::ErrorKind::PermissionDenied => {
-                "; links to the libraries of a process take CAP_DAC_READ_SEARCH and CAP_CHECKPOINT_RESTORE"
-            }
-            _ => "",
-        };
-        io::Error::new(error.kind(), format!("BPF_LINK_CREATE: {error}{takes}"))
-    })
+    bpf(BPF_LINK_CREATE, &mut attr).and_then(owned)
 }

@@ -27,7 +27,7 @@ use crate::{
 /// A frame before it has a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RawFrame {
-    /// Which processes it is in: those that have the same mapped ([`Mappings`]).
+    /// Which processes it is in: those that have the same mapped ([`super::Mappings`]).
     pub space: usize,
     /// The code address there.
     pub address: AbsAddr,
