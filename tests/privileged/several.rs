@@ -158,6 +158,7 @@ fn processes_that_come_and_go() {
     // What went with its process is no growth.
     let all: u64 = groups(&capture, CONTEXT, Call::PALLOC.frame).map(|group| group.survived.count).sum();
     assert_eq!(all, 40);
+    assert!(capture.processes.iter().all(|process| process.pid != server.postmaster_pid()));
     let born = capture.processes.iter().find(|process| process.pid == new.backend_pid()).unwrap();
     assert!(born.born_ns.is_some() && born.recorded > 1000, "{born:?}");
     assert!(counter(&capture, "births") >= came, "{came} came");

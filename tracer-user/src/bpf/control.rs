@@ -72,12 +72,6 @@ impl ControlPage {
         self.word64(|record| unsafe { &raw mut (*record).next_process }).fetch_add(1, Ordering::AcqRel)
     }
 
-    /// The number that the next process will have.
-    pub(super) fn processes(&self) -> u64 {
-        // SAFETY: an address computation inside of the record.
-        self.word64(|record| unsafe { &raw mut (*record).next_process }).load(Ordering::Acquire)
-    }
-
     /// Has new processes of a server followed: those that have `family.value` at `family.address`.
     pub(super) fn set_family(&self, index: usize, family: Family) {
         // SAFETY: an address computation inside of the record; the address is written last.

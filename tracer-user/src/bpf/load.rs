@@ -478,11 +478,6 @@ impl Tracer {
         true
     }
 
-    /// The number that the next process will have.
-    pub fn next_process(&self) -> u32 {
-        u32::try_from(self.control.processes()).unwrap_or(u32::MAX)
-    }
-
     /// The ring that tells who has loaded something; once.
     pub fn take_loads(&mut self) -> Option<Loads> {
         self.loads.take().map(Loads)

@@ -485,10 +485,11 @@ impl Capture {
     }
 
     /// The same with what one of several processes holds. What became of the chunks of a stack stays that
-    /// of all of them.
+    /// of all of them; the course of what they held, which would be taken for its own, goes.
     pub fn of_process(&self, index: u32) -> Self {
         let mut capture = self.clone();
         capture.profile.groups.retain(|group| group.process == index);
+        capture.profile.stacks.iter_mut().for_each(|stack| stack.held_over_time.clear());
         capture.memory = None;
         capture
     }

@@ -27,7 +27,7 @@ use crate::{
     profile::{Capture, CounterValue, SCHEMA, SEVERAL, SiteReport, Target, Tool, Window},
     render::units::counted,
     symbolize::{DebugFiles, Debuginfod, OsRelease, Symbolizer, run_time_frame},
-    target::{Memory, cgroup_memory, mem_available_bytes},
+    target::{Memory, POSTMASTER, cgroup_memory, mem_available_bytes},
     unwind::cache::TableCache,
 };
 
@@ -134,6 +134,9 @@ pub async fn capture(
     let names = ContextNames::of(&prepared.plan.layout);
     let mut tracer = match options.mechanism {
         Some(mechanism) => Tracer::load_for(limits, names, mechanism)?,
+        // What it forks has its breakpoints, and loses them at the first hit only if they are of perf events
+        // (`uprobe_perf_func` says so to the kernel, `uprobe_prog_run` does not; 6.18).
+        None if chosen.is_none() && prepared.title.kind == POSTMASTER => Tracer::load(limits, names)?,
         None => Tracer::load_for_the_best(limits, names)?,
     };
     debug!("probes by {}", tracer.mechanism().name());

@@ -81,14 +81,15 @@ pub struct Processes {
     purged_at: Instant,
     /// Live chunks that were swept out.
     pub purged: u64,
-    /// Numbers below this one were seen.
-    next: u32,
     ended: BTreeMap<String, EndedProcesses>,
     show_queries: bool,
     is_one: bool,
     looked_until: u32,
     /// When recording began, in ticks since the host did.
     recording_since: Option<u64>,
+    has_recorded: bool,
+    /// CPU time of those that are no longer in the list.
+    cpu_of_ended: CpuTime,
 }
 
 impl Processes {
@@ -123,12 +124,13 @@ impl Processes {
             to_purge: HashSet::new(),
             purged_at: Instant::now(),
             purged: 0,
-            next: 1,
             ended: BTreeMap::new(),
             show_queries,
             is_one,
             looked_until: 0,
             recording_since: None,
+            has_recorded: false,
+            cpu_of_ended: CpuTime::default(),
         }
     }
 
@@ -188,7 +190,6 @@ impl Processes {
             if let Some(number) = tracer.follow(*pid, first)? {
                 tracer.processes().advance(number, ProcessState::Followed, ProcessState::LeftOut);
                 processes.left_out.insert(number);
-                processes.next = number + 1;
             }
         }
         Ok(processes)
@@ -203,7 +204,6 @@ impl Processes {
         };
         let traced = self.traced(prepared, process, prepared.mappings.main_bias(mapset), cpu, None);
         self.traced.insert(number, traced);
-        self.next = number + 1;
         Ok(())
     }
 
@@ -255,14 +255,14 @@ impl Processes {
         let ended = self.traced.iter().filter(|(_, traced)| traced.has_ended && !self.is_one);
         ended
             .map(|(number, _)| *number)
-            .chain(self.left_out.iter().copied())
+            .chain(self.left_out.iter().chain(&self.to_purge).copied())
             .chain(self.undecided.keys().copied())
             .collect()
     }
 
     /// CPU time of all of them, of those that have ended as it was last seen.
     pub fn cpu(&mut self) -> CpuTime {
-        let mut sum = CpuTime::default();
+        let mut sum = self.cpu_of_ended;
         for traced in self.traced.values_mut() {
             if !traced.has_ended {
                 traced.cpu = cpu_time(traced.process.pid).unwrap_or(traced.cpu);
@@ -301,9 +301,9 @@ impl Processes {
             return Ok(());
         }
         let table = tracer.processes();
-        let until = tracer.next_process();
-        for number in self.next..until {
-            let Some(seen) = table.seen(number).filter(|seen| seen.number == number) else { continue };
+        let unknown: Vec<SeenProcess> = table.all().filter(|seen| !self.knows(seen.number)).collect();
+        for seen in unknown {
+            let number = seen.number;
             match ProcessId::of(seen.pid) {
                 Ok(process) => {
                     self.undecided.insert(number, Undecided { since: Instant::now(), process });
@@ -312,7 +312,6 @@ impl Processes {
                 Err(_) => self.end_unseen(prepared, mapper, number, &seen),
             }
         }
-        self.next = until;
         self.decide(prepared, mapper, table);
         let ended: Vec<(u32, SeenProcess)> = (self.traced.iter())
             .filter(|(_, traced)| !traced.has_ended)
@@ -335,6 +334,13 @@ impl Processes {
             self.to_purge.clear();
         }
         Ok(())
+    }
+
+    fn knows(&self, number: u32) -> bool {
+        self.traced.contains_key(&number)
+            || self.undecided.contains_key(&number)
+            || self.left_out.contains(&number)
+            || self.to_purge.contains(&number)
     }
 
     /// Follows new processes for good, or not.
@@ -394,6 +400,11 @@ impl Processes {
         if let Some(traced) = self.traced.get_mut(&number) {
             traced.has_ended = true;
             traced.recorded = (seen.recorded, seen.recorded_bytes);
+            // Nothing of it will be in any result, and there may be thousands.
+            if !self.has_recorded {
+                self.cpu_of_ended += traced.cpu;
+                self.traced.remove(&number);
+            }
         }
         let Some(kind) = kind else { return };
         let sums = self
@@ -408,6 +419,11 @@ impl Processes {
     /// Recording begins: what is born from now on had nothing before.
     pub fn recording_begins(&mut self) {
         self.recording_since = Some(ticks_since_boot());
+    }
+
+    /// Recording has ended, and what everybody holds was read: whoever ends from here on is in it.
+    pub fn recording_has_ended(&mut self) {
+        self.has_recorded = true;
     }
 
     /// Looks at the statements that run.

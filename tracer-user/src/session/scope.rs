@@ -154,7 +154,7 @@ pub enum ScopeError {
 pub struct Chosen {
     /// Those that are there, by pid.
     pub pids: Vec<u32>,
-    /// Children of the postmasters that are not asked for.
+    /// Children of the postmasters that are not asked for, and the postmasters themselves likewise.
     pub left_out: Vec<u32>,
     /// The postmasters whose new children are asked for, if they fit.
     pub postmasters: Vec<u32>,
@@ -216,6 +216,9 @@ impl Scope {
         }
         if self.with_postmaster {
             pids.extend(&postmasters);
+        } else {
+            // It has what its children inherit.
+            chosen.left_out.extend(&postmasters);
         }
         chosen.left_out.retain(|pid| !pids.contains(pid));
         chosen.pids = pids.into_iter().collect();

@@ -191,6 +191,7 @@ impl<'a> Recorder<'a> {
         self.tracer.control().advance(Phase::Record, Phase::Settle);
         self.watchdog.beat();
         let recorded = self.snapshot()?;
+        self.processes.recording_has_ended();
         self.walk_chunks(|looks| &mut looks.recorded, &recorded);
         let mut end = stop;
         let settle_start = Instant::now();
