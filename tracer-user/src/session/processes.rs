@@ -33,6 +33,8 @@ const UNSETTLED: Duration = Duration::from_secs(2);
 const PURGE_EVERY: Duration = Duration::from_millis(500);
 /// The kind of a process that had its postmaster's title until it ended.
 const STARTING: &str = "starting";
+/// Added to the kind of a process that ended before its application was asked for, if that is a condition.
+const UNKNOWN_APPLICATION: &str = ", application unknown";
 /// Statements of so many processes are looked at twenty times a second; of more, each less often.
 const ACTIVITIES_A_TICK: usize = 64;
 
@@ -378,20 +380,33 @@ impl Processes {
         self.undecided = undecided;
     }
 
+    /// Whether a process is asked for. What a parallel worker is for is said of its leader, which runs the
+    /// same program at the same place.
     fn allows(&self, prepared: &Prepared, title: &Title, pid: u32, bias: Bias) -> bool {
+        self.allows_by(title, || application_name(leader_pid(title).unwrap_or(pid), &prepared.image, bias))
+    }
+
+    fn allows_by(&self, title: &Title, application: impl FnOnce() -> Option<String>) -> bool {
         let leader = leader_pid(title).and_then(|pid| command_line(pid).ok()).map(|text| parse_title(&text));
-        let application = || application_name(pid, &prepared.image, bias);
         self.filter.allows(title, leader.as_ref().unwrap_or(title), application)
     }
 
-    /// A process has ended before it was looked at: it was what the programs have copied of its title.
+    /// A process has ended before it was looked at: it was what the programs have copied of its title. Its
+    /// application cannot be asked for any more, unless it is that of its leader.
     fn end_unseen(&mut self, prepared: &Prepared, mapper: &Mapper, number: u32, seen: &SeenProcess) {
         let title = match parse_title(&seen.title) {
             title if title.kind == POSTMASTER => Title { kind: STARTING.to_owned(), ..title },
             title => title,
         };
-        let wanted = self.allows(prepared, &title, seen.pid, mapper.main_bias(seen.mapset));
-        self.end(number, seen, wanted.then_some(title.kind));
+        let is_told = self.filter.applications.is_empty() || leader_pid(&title).is_some();
+        let kind = if is_told {
+            let wanted = self.allows(prepared, &title, seen.pid, mapper.main_bias(seen.mapset));
+            wanted.then_some(title.kind)
+        } else {
+            let may_be = self.allows_by(&title, || self.filter.applications.first().cloned());
+            may_be.then(|| format!("{}{UNKNOWN_APPLICATION}", title.kind))
+        };
+        self.end(number, seen, kind);
     }
 
     /// `kind`: unless it was not asked for.
