@@ -1,5 +1,7 @@
 //! Work for servers to do while they are traced.
 
+use std::io::Write as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,6 +16,8 @@ use crate::Session;
 
 /// How long a client may take to begin.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+/// What its own scripts run, as a regular expression.
+const BUILT_IN: &str = "^(SELECT abalance FROM|UPDATE pgbench_|INSERT INTO pgbench_|BEGIN|END)";
 /// How often the server is asked whether it has.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -24,6 +28,8 @@ pub enum Script {
     SelectOnly,
     /// The built-in default, with updates.
     TpcB,
+    /// One statement.
+    Statement(&'static str),
 }
 
 /// What pgbench said at its end.
@@ -52,16 +58,47 @@ pub fn init_pgbench(server: &Server) -> Result<()> {
 impl Pgbench {
     /// Starts clients for so many seconds; returns when each of them is at work on its script.
     pub fn start(server: &Server, script: Script, clients: u32, seconds: u32) -> Result<Self> {
+        Self::start_with(server, script, clients, seconds, None)
+    }
+
+    /// Starts one client that logs in a directory when each of its transactions ended.
+    pub fn start_logging(server: &Server, script: Script, seconds: u32, dir: &Path) -> Result<Self> {
+        Self::start_with(server, script, 1, seconds, Some(dir))
+    }
+
+    fn start_with(
+        server: &Server,
+        script: Script,
+        clients: u32,
+        seconds: u32,
+        log_dir: Option<&Path>,
+    ) -> Result<Self> {
         let name = format!("pgbench-{}", unique());
         let mut command = server.client("pgbench");
         command.args(["--no-vacuum", &format!("--client={clients}"), &format!("--time={seconds}")]);
-        if script == Script::SelectOnly {
-            command.arg("--select-only");
+        let statement = match script {
+            Script::SelectOnly => {
+                command.arg("--select-only");
+                BUILT_IN.to_owned()
+            }
+            Script::TpcB => BUILT_IN.to_owned(),
+            // From standard input.
+            Script::Statement(text) => {
+                command.args(["--file", "-"]);
+                format!("^{}", text.split_whitespace().next().unwrap_or_default())
+            }
+        };
+        if let Some(dir) = log_dir {
+            command.args(["--log", "--log-prefix"]).arg(dir.join("pgbench_log"));
         }
         command.env("PGAPPNAME", &name);
-        let child = spawn(&mut command)?;
+        let mut child = spawn(&mut command)?;
+        // Closed at once: it reads to the end before it begins.
+        if let (Some(mut stdin), Script::Statement(text)) = (child.stdin.take(), script) {
+            writeln!(stdin, "{text}").context("pgbench does not read its script")?;
+        }
         let mut bench = Self { child: Some(child), backends: Vec::new() };
-        bench.backends = bench.wait_for_backends(server, &name, clients)?;
+        bench.backends = bench.wait_for_backends(server, &name, clients, &statement)?;
         Ok(bench)
     }
 
@@ -92,13 +129,19 @@ impl Pgbench {
         parse_result(&said).with_context(|| format!("cannot understand pgbench:\n{said}"))
     }
 
-    fn wait_for_backends(&mut self, server: &Server, name: &str, clients: u32) -> Result<Vec<u32>> {
+    fn wait_for_backends(
+        &mut self,
+        server: &Server,
+        name: &str,
+        clients: u32,
+        statement: &str,
+    ) -> Result<Vec<u32>> {
         let mut session = Session::open(server)?;
         // The connection that pgbench looks at its tables with is not one of the clients.
         let sql = format!(
             "select coalesce(string_agg(pid::text, ' ' order by pid), '') from pg_stat_activity \
              where application_name = '{name}' \
-             and query ~ '^(SELECT abalance FROM|UPDATE pgbench_|INSERT INTO pgbench_|BEGIN|END)'"
+             and query ~ '{statement}'"
         );
         let deadline = Instant::now() + START_DEADLINE;
         loop {
@@ -130,7 +173,7 @@ impl Drop for Pgbench {
 
 fn spawn(command: &mut Command) -> Result<Child> {
     command
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

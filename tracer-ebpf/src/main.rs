@@ -194,6 +194,24 @@ fn measure_enter(ctx: ProbeContext) -> u32 {
     0
 }
 
+/// Entry of any function, for what probes cost without programs that do something.
+#[uprobe(sleepable)]
+fn nothing_enter(_ctx: ProbeContext) -> u32 {
+    0
+}
+
+/// Any return, likewise.
+#[uretprobe(sleepable)]
+fn nothing_exit(_ctx: RetProbeContext) -> u32 {
+    0
+}
+
+/// Both, for session links.
+#[uprobe(sleepable)]
+fn nothing_session(_ctx: ProbeContext) -> u32 {
+    0
+}
+
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     // The verifier refuses a program that could get here: nothing in it panics.

@@ -12,7 +12,7 @@ use tracer_ebpf::site::Role;
 
 use super::{
     Mechanism, Tracer,
-    load::{LOADER, MEASURE, session_of},
+    load::{LOADER, MEASURE, NOTHING, session_of},
     multi::{self, Places},
     uprobe::{self, Place},
 };
@@ -146,7 +146,33 @@ impl Attached {
         probes: &[Probe<'_>],
     ) -> Result<(), AttachError> {
         let Some(first) = probes.first() else { return Ok(()) };
-        let (entry, exit) = first.programs();
+        self.set_both(tracer, first.programs(), pid, path, probes)
+    }
+
+    /// Sets probes where those of a capture would be, whose programs do nothing; see [`Tracer::load_nothing`].
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn add_nothing(
+        &mut self,
+        tracer: &mut Tracer,
+        pid: Option<u32>,
+        path: &Path,
+        probe: Probe<'_>,
+    ) -> Result<(), AttachError> {
+        let [enter, exit] = NOTHING;
+        let programs = (enter, probe.role.needs_return().then_some(exit));
+        self.set_both(tracer, programs, pid, path, &[probe])
+    }
+
+    fn set_both(
+        &mut self,
+        tracer: &mut Tracer,
+        (entry, exit): (&'static str, Option<&'static str>),
+        pid: Option<u32>,
+        path: &Path,
+        probes: &[Probe<'_>],
+    ) -> Result<(), AttachError> {
         match (exit, tracer.mechanism()) {
             (Some(_), Mechanism::Session) => self.set(tracer, &session_of(entry), false, pid, path, probes),
             // The return probe first: an entry without its return would stay open.

@@ -59,6 +59,9 @@ const SESSIONS: [&str; 4] =
 pub(super) const LOADER: &str = "loader_enter";
 /// Takes every stack in several ways; captures do without it.
 pub(super) const MEASURE: &str = "measure_enter";
+/// Programs that do nothing, for what probes alone cost; captures do without them.
+pub(super) const NOTHING: [&str; 2] = ["nothing_enter", "nothing_exit"];
+const NOTHING_SESSION: &str = "nothing_session";
 /// Programs attached to raw tracepoints of the same name.
 const WATCHERS: [(&str, &str); 2] =
     [("process_exit", "sched_process_exit"), ("process_exec", "sched_process_exec")];
@@ -434,6 +437,24 @@ impl Tracer {
     /// If the kernel refuses.
     pub fn load_measure(&mut self) -> Result<(), LoadError> {
         load_program::<UProbe>(&mut self.ebpf, MEASURE, UProbe::load)
+    }
+
+    /// Loads the programs of [`super::Attached::add_nothing`].
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn load_nothing(&mut self) -> Result<(), LoadError> {
+        let names: &[&'static str] = match self.mechanism {
+            Mechanism::PerfLinks => {
+                return NOTHING
+                    .into_iter()
+                    .try_for_each(|name| load_program::<UProbe>(&mut self.ebpf, name, UProbe::load));
+            }
+            Mechanism::Multi => &NOTHING,
+            Mechanism::Session => &[NOTHING[0], NOTHING_SESSION],
+        };
+        self.multi.add(MultiPrograms::load(OBJECT, &self.ebpf, self.mechanism, names)?);
+        Ok(())
     }
 
     /// What the probes of [`super::Attached::add_measure`] have summed up.

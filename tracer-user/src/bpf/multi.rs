@@ -199,6 +199,11 @@ impl MultiPrograms {
         Ok(Self(programs))
     }
 
+    /// Keeps more of them.
+    pub(super) fn add(&mut self, more: Self) {
+        self.0.extend(more.0);
+    }
+
     /// Whether the kernel attaches them: it loads programs for whatever, also for what it does not know. A link to
     /// a directory is refused for being that only if everything else is well.
     pub(super) fn can_be_attached(&self) -> bool {

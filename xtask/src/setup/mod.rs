@@ -22,6 +22,9 @@ pub(crate) const EMULATOR_PACKAGE: &str = "qemu-system-x86";
 /// Debian 12's major, the packaged server that the tests are written for.
 const TESTED_MAJOR: u32 = 15;
 
+/// What pgleak is measured beside; packages and programs are called the same.
+const RIVALS: [&str; 1] = ["bpftrace"];
+
 /// What the tests of names make debug files with, as distributions do, and its packages.
 const DEBUG_FILE_TOOLS: [&str; 6] = ["addr2line", "dwp", "dwz", "objcopy", "strip", "xz"];
 const DEBUG_FILE_PACKAGES: [&str; 3] = ["binutils", "dwz", "xz-utils"];
@@ -74,6 +77,16 @@ pub(crate) fn for_kernels() -> Result<PathBuf> {
         apt::install(&[EMULATOR_PACKAGE])?;
     }
     find_program(EMULATOR).with_context(|| format!("{EMULATOR} was installed and is not in PATH"))
+}
+
+/// Finds or installs the tools that pgleak is measured beside.
+pub(crate) fn for_rivals() -> Result<()> {
+    let missing: Vec<&str> = RIVALS.into_iter().filter(|name| find_program(name).is_none()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    say(&missing.join(", "), "packages of the same names");
+    apt::install(&missing)
 }
 
 /// One thing that servers, or the tests on them, need.
