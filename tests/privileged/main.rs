@@ -16,6 +16,7 @@ mod mappings;
 mod mechanisms;
 mod names;
 mod outside;
+mod overhead;
 mod quiet;
 mod reference;
 mod running;

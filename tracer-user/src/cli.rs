@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::session::{Kinds, session_number};
+use crate::session::{Kinds, Overhead, session_number};
 
 /// Name the stacks that leak memory in a running PostgreSQL process.
 #[derive(Debug, Parser)]
@@ -128,16 +128,21 @@ pub struct CaptureArgs {
     /// Greenplum: every process of this session on this host, as its titles have it (con123).
     #[arg(long, value_name = "conN", value_parser = session_number)]
     pub session: Option<u64>,
-    /// How long to record allocations (500ms, 13s, 2m).
-    #[arg(long, default_value = "13s", allow_negative_numbers = true, value_parser = record_duration)]
-    pub duration: Duration,
+    /// How long to record allocations (500ms, 13s, 2m) [default: 13s; 2m with --overhead low].
+    #[arg(long, allow_negative_numbers = true, value_parser = record_duration)]
+    pub duration: Option<Duration>,
+    /// How much of its time the process may lose: `full` records every allocation, `low` in short windows at
+    /// random times that add 3 percent, a number is that many percent.
+    #[arg(long, default_value = "full", value_name = "full|low|PERCENT")]
+    pub overhead: Overhead,
     /// Record on until it is clear how the process grows, for at most this long in all [default: 5m].
     #[arg(long, value_name = "LONGEST", num_args = 0..=1, default_missing_value = "5m",
         value_parser = record_duration)]
     pub longer: Option<Duration>,
-    /// How long to follow frees after that, so that what was in flight goes; 0 for not at all.
-    #[arg(long, default_value = "3s", allow_negative_numbers = true, value_parser = settle_duration)]
-    pub settle: Duration,
+    /// How long to follow frees after that, so that what was in flight goes; 0 for not at all [default: 3s;
+    /// as long as a window records with --overhead low].
+    #[arg(long, allow_negative_numbers = true, value_parser = settle_duration)]
+    pub settle: Option<Duration>,
     /// Where the artifacts go [default: pgleak-PID-UTCTIME].
     #[arg(long)]
     pub out: Option<PathBuf>,

@@ -5,6 +5,7 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
+    time::Duration,
 };
 
 use clap::Parser as _;
@@ -21,8 +22,8 @@ use pgleak::{
     profile::Capture,
     render::{Format, OutputDir, ReadError, RenderOptions, WriteError, format, read_capture},
     session::{
-        Allocators, CaptureError, CaptureOptions, Filter, Interrupts, Naming, Progress, RecordOptions, Scope,
-        capture, ready,
+        Allocators, CaptureError, CaptureOptions, Filter, Interrupts, Naming, Overhead, Progress,
+        RecordOptions, Scope, capture, ready,
     },
     symbolize::{
         DebugFiles, Debuginfod, DebuginfodError, Settings, SymbolIndex, SymbolIndexError, name_again,
@@ -247,14 +248,23 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
             "--context chooses among memory contexts, and malloc has none: leave out --context or --allocator",
         ));
     }
+    let duration = args.duration.unwrap_or(match args.overhead {
+        Overhead::Full => Duration::from_secs(13),
+        Overhead::Share(_) => Duration::from_mins(2),
+    });
+    let settle = args.settle.unwrap_or(match args.overhead {
+        Overhead::Full => Duration::from_secs(3),
+        windows @ Overhead::Share(_) => windows.window(duration),
+    });
     let scope = scope(args)?;
     let out = args.out.clone().unwrap_or_else(|| default_directory(&scope));
     let options = CaptureOptions {
         scope,
         record: RecordOptions {
-            duration: args.duration,
+            overhead: args.overhead,
+            duration,
             longest: args.longer,
-            settle: args.settle,
+            settle,
             max_slowdown: args.max_slowdown,
             force: args.force,
             show_queries: args.show_queries,

@@ -228,6 +228,7 @@ pub struct Tracer {
     pub(super) live: RawMap<u64, Live>,
     pub(super) parts: RawMap<u64, Parts>,
     pub(super) contexts: RawMap<u64, Context>,
+    tasks: RawMap<u32, ()>,
     pub(super) names: RawMap<u64, Name>,
     pub(super) stack_totals: RawMap<u32, StackTotals>,
     doomed: RawMap<u32, u64>,
@@ -375,6 +376,7 @@ impl Tracer {
             live: RawMap::new(map_fd(&ebpf, "LIVE")?, "LIVE")?,
             parts: RawMap::new(map_fd(&ebpf, "PARTS")?, "PARTS")?,
             contexts: RawMap::new(map_fd(&ebpf, "CONTEXTS")?, "CONTEXTS")?,
+            tasks: RawMap::new(map_fd(&ebpf, "TASKS")?, "TASKS")?,
             names: RawMap::new(map_fd(&ebpf, "NAMES")?, "NAMES")?,
             stack_totals: RawMap::new(map_fd(&ebpf, "STACK_TOTALS")?, "STACK_TOTALS")?,
             measured: RawMap::new(map_fd(&ebpf, "MEASURED")?, "MEASURED")?,
@@ -537,6 +539,17 @@ impl Tracer {
             }
         }
         Ok(live.len() as u64)
+    }
+
+    /// Forgets all chunks and contexts, and calls that were left open. Nothing may be attached.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn clear_chunks(&self) -> Result<(), MapError> {
+        self.live.remove(&self.live.keys()?)?;
+        self.parts.remove(&self.parts.keys()?)?;
+        self.contexts.remove(&self.contexts.keys()?)?;
+        self.tasks.clear()
     }
 
     /// The words that both sides share.

@@ -72,6 +72,8 @@ pub struct Course {
     pub confidence: f64,
     /// Whether it grew until the end of the recording, whatever it is.
     pub still_grows: bool,
+    /// Of a recording in windows: where the growth lies nineteen times of twenty, in bytes per second.
+    pub interval: Option<[f64; 2]>,
 }
 
 impl Course {
@@ -118,6 +120,7 @@ pub(super) fn classify(slices: &[Tally], record_ns: u64, released: f64) -> Cours
         steady_per_second: per_second(held),
         confidence: 0.0,
         still_grows: false,
+        interval: None,
     };
     let slice_seconds = seconds / slices.len().max(1) as f64;
     if slices.len() < MIN_SLICES || count == 0 {

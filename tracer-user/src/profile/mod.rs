@@ -8,13 +8,14 @@ pub use model::{
     BLOCKS_OF_CONTEXTS, Capture, ContextGrowth, ContextId, ContextPlace, CounterValue, EndReason,
     EndedProcesses, Frame, FrameId, FrameName, Group, MemoryGrowth, Module, ModuleId, OUTSIDE, Profile,
     Query, QueryShare, SEVERAL, SiteReport, Slice, Stack, StackEnd, StackId, StackSummary, Tally, Target,
-    Tool, TracedProcess, What, Window,
+    Tool, TracedProcess, What, Window, Windows,
 };
 
 mod class;
 mod life;
 mod objects;
 mod place;
+mod sampled;
 mod tree;
 mod verdict;
 pub mod wrappers;

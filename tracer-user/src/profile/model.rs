@@ -429,6 +429,29 @@ pub struct Window {
     pub target_cpu_ns: u64,
     /// How much slower the process was expected to be while recording; 1 is not slower.
     pub expected_slowdown: Option<f64>,
+    /// If it was recorded in windows: then `record_ns` is the time in which the process does as much without
+    /// probes as it did while it was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub windows: Option<Windows>,
+}
+
+/// A recording in windows at random times, between which nothing was attached.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Windows {
+    /// How many.
+    pub count: u64,
+    /// From the beginning of the first to the end.
+    pub wall_ns: u64,
+    /// Time in which allocations were recorded.
+    pub record_ns: u64,
+    /// The part of its work that the process did in that time; what was recorded is scaled by it.
+    pub work: f64,
+    /// The part of all time that might be added.
+    pub allowed: f64,
+    /// The part that was added.
+    pub added: f64,
+    /// Survivors of windows that were seen to be gone later.
+    pub gone: u64,
 }
 
 /// One counter of the capture.

@@ -46,6 +46,7 @@ impl Maker {
                 processes: Vec::new(),
                 ended: Vec::new(),
                 window: Window {
+                    windows: None,
                     started: "2026-03-01T03:07:00Z".into(),
                     record_ns: SLICES as u64 * second,
                     settle_ns: 3 * second,

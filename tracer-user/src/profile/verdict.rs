@@ -12,6 +12,7 @@ use super::{
     life,
     objects::ObjectCaches,
     place::{Head, Members},
+    sampled::{grew_less, interval},
     tree::{FunctionId, Tree},
 };
 
@@ -317,6 +318,21 @@ impl<'a> Judge<'a> {
             let contexts = members.context_labels();
             let objects = self.objects.explains(self.tree, stacks, &contexts, survivors);
             course.of_what_kind(members.life(), objects);
+        }
+        if self.capture.window.windows.is_some() {
+            course.interval = interval(&slices, &self.capture.window.slices);
+        }
+        if course.class == Class::Leak
+            && let Some((grown, expected)) = grew_less(self.capture, &members.context_labels(), &course)
+        {
+            course.class = Class::Unclear;
+            course.still_grows = false;
+            course.reason.push_str(&format!(
+                "; but its contexts grew by {:.0} KiB meanwhile, where that would be {:.0}: most of it must have \
+                 gone after the windows",
+                grown as f64 / 1024.0,
+                expected / 1024.0
+            ));
         }
         (search.wanted)(&course).then(|| members.describe(head, course, slices))
     }

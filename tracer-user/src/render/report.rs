@@ -6,7 +6,7 @@ use super::{
     suspect::{one_line, suspect},
     units::{bytes, count, counted, exact_bytes, rate, seconds},
 };
-use crate::profile::{Capture, Class, EndReason, FLOOR, OUTSIDE, Place, Tally, Verdict, judge};
+use crate::profile::{Capture, Class, EndReason, FLOOR, OUTSIDE, Place, Tally, Verdict, Windows, judge};
 
 /// How many places of one kind get a line.
 const MOST_LINES: usize = 5;
@@ -395,6 +395,7 @@ fn window(page: &mut Page, capture: &Capture) {
     };
     let record =
         format!("{}{}", seconds(window.record_ns), asked(window.requested_record_ns, window.record_ns));
+    let record = if window.windows.is_some() { "in windows, see below".to_owned() } else { record };
     let settle =
         format!("{}{}", seconds(window.settle_ns), asked(window.requested_settle_ns, window.settle_ns));
     let tool = &capture.tool;
@@ -405,6 +406,9 @@ fn window(page: &mut Page, capture: &Capture) {
             tool.name, tool.version, window.started
         ),
     );
+    if let Some(windows) = &window.windows {
+        page.hang("  ", &windows_in_words(windows));
+    }
     let end = match window.end {
         EndReason::Completed => "the time was over",
         EndReason::Interrupted => "it was interrupted",
@@ -435,6 +439,22 @@ fn window(page: &mut Page, capture: &Capture) {
             FLOOR.slices * 100.0
         ),
     );
+}
+
+/// What was done for `--overhead`.
+fn windows_in_words(windows: &Windows) -> String {
+    format!(
+        "--overhead {}: recorded for {} in {} of {} in all, {:.1} % of the time and {:.2} % of its work; \
+         rates are those of all the work. About {:.1} % of the time was added; {} of windows were gone later",
+        windows.allowed * 100.0,
+        seconds(windows.record_ns),
+        counted(windows.count, "window"),
+        seconds(windows.wall_ns),
+        windows.record_ns as f64 * 100.0 / windows.wall_ns.max(1) as f64,
+        windows.work * 100.0,
+        windows.added * 100.0,
+        counted(windows.gone, "survivor"),
+    )
 }
 
 fn probes(page: &mut Page, capture: &Capture) {

@@ -51,6 +51,12 @@ pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, queries: &[
     field("requested", &exact_bytes(survived.requested));
     field("why", &course.reason);
     field("confidence", &format!("{:.2} of 1", course.confidence.min(MOST_CONFIDENCE)));
+    if let Some([low, high]) = course.interval {
+        field(
+            "interval",
+            &format!("{} to {}, 95 % of the time, by how windows differ", rate(low), rate(high)),
+        );
+    }
     if course.steady_per_second < course.growth_per_second * 0.7 {
         field("", &format!("{} of it is steady, the rest came in bursts", rate(course.steady_per_second)));
     }

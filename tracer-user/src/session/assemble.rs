@@ -12,7 +12,7 @@ use tracer_ebpf::{
 };
 
 use super::{
-    History,
+    History, Stretch, Timeline,
     look::{Looks, own_bytes, pinned},
 };
 use crate::{
@@ -40,12 +40,8 @@ pub struct RawFrame {
 pub struct Drained {
     /// Every stack.
     pub stacks: Vec<RawStack>,
-    /// The maps when recording ended.
-    pub recorded: RawSnapshot,
-    /// The maps at the end.
-    pub survived: RawSnapshot,
-    /// `CLOCK_MONOTONIC` when recording began.
-    pub record_start_ns: u64,
+    /// What each stretch of recording left, oldest first.
+    pub cycles: Vec<Cycle>,
     /// Whether the process ended, which ends what survives.
     pub exited: bool,
     /// Code outside of every object that was made at run time, by its space.
@@ -61,6 +57,29 @@ pub struct Drained {
     pub held: Vec<(u64, HashMap<u32, u64>)>,
 }
 
+/// What one stretch of recording left.
+#[derive(Clone, Debug, Default)]
+pub struct Cycle {
+    /// When it was.
+    pub stretch: Stretch,
+    /// The maps when it ended.
+    pub recorded: RawSnapshot,
+    /// The maps after settling.
+    pub survived: RawSnapshot,
+}
+
+impl Drained {
+    /// The time that it is about.
+    pub fn timeline(&self) -> Timeline {
+        Timeline::new(self.cycles.iter().map(|cycle| cycle.stretch).collect())
+    }
+
+    /// The maps at the end: names and totals are of all cycles.
+    fn last(&self) -> Option<&RawSnapshot> {
+        self.cycles.last().map(|cycle| &cycle.survived)
+    }
+}
+
 /// What was seen of a process from outside.
 #[derive(Clone, Debug, Default)]
 pub struct Watched {
@@ -72,12 +91,6 @@ pub struct Watched {
     pub history: History,
 }
 
-/// Cuts the record window into `count` equal parts.
-pub fn slices(record_ns: u64, count: u64) -> Vec<Slice> {
-    let length_ns = (record_ns / count).max(1);
-    (0..count).map(|index| Slice { start_ns: index * length_ns, length_ns }).collect()
-}
-
 /// Puts the pieces together: stacks with equal frames become one, chunks and contexts become groups
 /// by stack and by the place of the context.
 ///
@@ -87,19 +100,22 @@ pub fn assemble(
     slices: &[Slice],
     frame: &dyn Fn(u32, AbsAddr, bool) -> RawFrame,
 ) -> Profile<RawFrame> {
+    let timeline = drained.timeline();
     let mut profile =
         Profile { frames: Vec::new(), stacks: Vec::new(), contexts: Vec::new(), groups: Vec::new() };
     let ids = intern_stacks(drained, &mut profile, frame);
     let mut groups = Groups {
         drained,
+        timeline: &timeline,
         slices,
         ids: &ids,
         of_blocks: of_blocks(drained, frame),
         places: HashMap::new(),
         groups: HashMap::new(),
     };
-    for is_last in [false, true] {
-        let snapshot = if is_last { &drained.survived } else { &drained.recorded };
+    let snapshots =
+        drained.cycles.iter().flat_map(|cycle| [(false, &cycle.recorded), (true, &cycle.survived)]);
+    for (is_last, snapshot) in snapshots {
         for (number, process) in &snapshot.processes {
             // One that was not wanted.
             let Some(watched) = drained.processes.get(number) else { continue };
@@ -127,20 +143,21 @@ pub fn assemble(
         (Reverse(group.weight()), group.stack, group.context, group.what, group.process)
     });
     summarize(drained, &ids, &mut profile);
-    add_course(drained, &ids, slices, &mut profile);
+    add_course(drained, &timeline, &ids, slices, &mut profile);
     profile
 }
 
 /// What each stack held at the end of each slice: the last that was seen in it.
 fn add_course(
     drained: &Drained,
+    timeline: &Timeline,
     ids: &HashMap<u32, StackId>,
     slices: &[Slice],
     profile: &mut Profile<RawFrame>,
 ) {
     let mut last = vec![None; slices.len()];
     for (ns, held) in &drained.held {
-        if let Some(slice) = slice_of(*ns, drained.record_start_ns, slices) {
+        if let Some(slice) = timeline.slice_of(*ns, slices) {
             last[slice] = Some(held);
         }
     }
@@ -176,6 +193,7 @@ fn of_blocks(drained: &Drained, frame: &dyn Fn(u32, AbsAddr, bool) -> RawFrame) 
 /// Groups in the making.
 struct Groups<'a> {
     drained: &'a Drained,
+    timeline: &'a Timeline,
     slices: &'a [Slice],
     ids: &'a HashMap<u32, StackId>,
     /// Stacks that get memory for blocks of contexts.
@@ -251,10 +269,12 @@ impl Groups<'_> {
     }
 
     fn place(&mut self, by: &By<'_>, address: u64, snapshot: &ProcessSnapshot) -> ContextId {
-        let last = self.drained.survived.processes.get(&by.number);
-        // The later snapshot has every name that the earlier one has.
-        let names = &self.drained.survived.names;
-        let place = by.watched.looks.place(address, snapshot, last, names);
+        let last = self.drained.last();
+        let of_process = last.and_then(|last| last.processes.get(&by.number));
+        // The last snapshot has every name that the earlier ones have.
+        let no_names = HashMap::new();
+        let names = last.map_or(&no_names, |last| &last.names);
+        let place = by.watched.looks.place(address, snapshot, of_process, names);
         let next = ContextId(self.places.len() as u32);
         *self.places.entry(place).or_insert(next)
     }
@@ -293,7 +313,7 @@ impl Groups<'_> {
             if let Some(query) = by.watched.history.at(born_ns) {
                 *making.queries.entry(query).or_default() += 1;
             }
-            if let Some(slice) = slice_of(born_ns, self.drained.record_start_ns, slices) {
+            if let Some(slice) = self.timeline.slice_of(born_ns, slices) {
                 group.slices[slice] += tally;
             }
         } else {
@@ -353,7 +373,7 @@ fn intern_stacks(
 /// What became of each stack's chunks. What was recorded and neither freed nor still there went
 /// with a reset or delete of its context.
 fn summarize(drained: &Drained, ids: &HashMap<u32, StackId>, profile: &mut Profile<RawFrame>) {
-    for (raw, totals) in &drained.survived.totals {
+    for (raw, totals) in drained.last().into_iter().flat_map(|last| &last.totals) {
         let StackTotals { count, requested, held, freed_count, freed_requested, freed_held } = *totals;
         let id = ids.get(raw).copied().unwrap_or(StackId(0));
         if let Some(stack) = profile.stacks.get_mut(id.0 as usize) {
@@ -380,14 +400,6 @@ fn summarize(drained: &Drained, ids: &HashMap<u32, StackId>, profile: &mut Profi
         };
         stack.summary.exited = if drained.exited { survived } else { Tally::default() };
     }
-}
-
-/// The slice that a moment is in.
-pub(super) fn slice_of(born_ns: u64, start_ns: u64, slices: &[Slice]) -> Option<usize> {
-    let length_ns = slices.first()?.length_ns;
-    let index = usize::try_from(born_ns.saturating_sub(start_ns) / length_ns).unwrap_or(usize::MAX);
-    // The end of recording and the last allocation are not the same moment.
-    Some(index.min(slices.len() - 1))
 }
 
 fn stack_end(raw: &RawStack, is_run_time_code: bool) -> StackEnd {
@@ -435,6 +447,16 @@ mod tests {
         processes.iter().enumerate().map(of).collect()
     }
 
+    /// From 100 to 400 ns.
+    fn one_cycle(recorded: RawSnapshot, survived: RawSnapshot) -> Vec<Cycle> {
+        let stretch = Stretch { start_ns: 100, length_ns: 300, stands_for_ns: 300 };
+        vec![Cycle { stretch, recorded, survived }]
+    }
+
+    fn slices(length_ns: u64, count: u64) -> Vec<Slice> {
+        Timeline::whole(0, length_ns).slices(count)
+    }
+
     /// Every address in one space.
     fn frame(_mapset: u32, address: AbsAddr, is_return: bool) -> RawFrame {
         RawFrame { space: 0, address, is_return }
@@ -454,18 +476,19 @@ mod tests {
         let drained = Drained {
             // Ids 1 and 2 are the same stack, seen before and after the mappings changed.
             stacks: vec![stack(1, &[0x10, 0x20]), stack(2, &[0x10, 0x20]), stack(3, &[0x10, 0x30])],
-            recorded: RawSnapshot {
-                processes: BTreeMap::from([(0, holding(vec![chunk(1, 32, 100), chunk(3, 64, 150)]))]),
-                names: names.clone(),
-                ..Default::default()
-            },
-            survived: RawSnapshot {
-                processes: BTreeMap::from([(0, holding(vec![chunk(1, 32, 100), chunk(2, 32, 399)]))]),
-                names,
-                totals: HashMap::from([(1, totals(4, 128)), (2, totals(2, 64))]),
-                records: 2,
-            },
-            record_start_ns: 100,
+            cycles: one_cycle(
+                RawSnapshot {
+                    processes: BTreeMap::from([(0, holding(vec![chunk(1, 32, 100), chunk(3, 64, 150)]))]),
+                    names: names.clone(),
+                    ..Default::default()
+                },
+                RawSnapshot {
+                    processes: BTreeMap::from([(0, holding(vec![chunk(1, 32, 100), chunk(2, 32, 399)]))]),
+                    names,
+                    totals: HashMap::from([(1, totals(4, 128)), (2, totals(2, 64))]),
+                    records: 2,
+                },
+            ),
             processes: watched(&[0]),
             ..Drained::default()
         };
@@ -498,7 +521,7 @@ mod tests {
                 RawStack { mapset: 1, ..stack(1, &[0x10, 0x20]) },
                 RawStack { mapset: 2, ..stack(2, &[0x1010, 0x1020]) },
             ],
-            survived,
+            cycles: one_cycle(RawSnapshot::default(), survived),
             processes: watched(&[5, 7]),
             ..Drained::default()
         };
@@ -518,7 +541,7 @@ mod tests {
         let chunks = vec![chunk(77, 32, 0)];
         let processes = BTreeMap::from([(0, ProcessSnapshot { chunks, ..Default::default() })]);
         let drained = Drained {
-            survived: RawSnapshot { processes, ..Default::default() },
+            cycles: one_cycle(RawSnapshot::default(), RawSnapshot { processes, ..Default::default() }),
             processes: watched(&[0]),
             ..Default::default()
         };

@@ -15,16 +15,19 @@ use tracing::debug;
 
 use super::{
     Allocators, CaptureError, Chosen, Detaching, Interrupts, Prepared, Progress, RecordOptions, Recorder,
-    Recording, Scope, assemble, memory_growth, prepare, record::SLICES, slices, sum_of_growths,
+    Recording, Scope, assemble, memory_growth, prepare, record::SLICES, sum_of_growths,
 };
 use crate::{
     addr::AbsAddr,
-    bpf::{ContextNames, Limits, Mechanism, Tracer},
+    bpf::{ContextNames, Limits, Mechanism, ProcessSnapshot, Tracer},
     guard::{
         CaptureLock, check_memory, go_first_when_memory_is_short, measure_probe_costs, prove_return_probes,
     },
     probe::{CostClass, ProbeSite, static_functions},
-    profile::{Capture, CounterValue, SCHEMA, SEVERAL, SiteReport, Target, Tool, Window},
+    profile::{
+        Capture, CounterValue, Frame, MemoryGrowth, Profile, SCHEMA, SEVERAL, SiteReport, Tally, Target,
+        Tool, Window, Windows,
+    },
     render::units::counted,
     symbolize::{DebugFiles, Debuginfod, OsRelease, Symbolizer, run_time_frame},
     target::{Memory, POSTMASTER, cgroup_memory, mem_available_bytes},
@@ -171,7 +174,7 @@ fn finish(
     debuginfod: Option<Debuginfod>,
 ) -> Capture {
     let pid = prepared.process.pid;
-    let slices = slices(recording.recorded_for.as_nanos() as u64, SLICES);
+    let slices = recording.drained.timeline().slices(SLICES);
     let mappings = &prepared.mappings;
     let frame = |mapset, address, is_return| mappings.frame(mapset, address, is_return);
     let profile = assemble(&recording.drained, &slices, &frame);
@@ -232,14 +235,25 @@ fn finish(
         let known = recording.memory.iter().filter_map(|memory| memory[moment].as_ref().map(of));
         known.fold(None, |sum, bytes| Some(sum.unwrap_or(0) + bytes))
     };
+    let nothing = ProcessSnapshot::default();
+    let recorded = drained.cycles.last().map(|cycle| &cycle.recorded);
     let growths = drained.processes.iter().filter_map(|(number, watched)| {
         let memory = recording.memory.get(watched.index as usize)?;
         let anon = [0, 1].map(|moment| memory[moment].map(|memory: Memory| memory.rss_anon));
         // A process that was born meanwhile had nothing.
         let is_born = recording.described.processes.get(watched.index as usize)?.born_ns.is_some();
         let anon = if is_born { [Some(0), anon[1]] } else { anon };
-        memory_growth(&watched.looks, drained.recorded.processes.get(number)?, anon)
+        // Chunks of windows are some of all.
+        let of_process = match recording.windows {
+            Some(_) => &nothing,
+            None => recorded?.processes.get(number)?,
+        };
+        memory_growth(&watched.looks, of_process, anon)
     });
+    let mut memory = sum_of_growths(growths);
+    if let (Some(windows), Some(memory)) = (&recording.windows, &mut memory) {
+        by_windows(memory, &profile, windows);
+    }
     let are_several = recording.foreign.is_some();
     let title = &prepared.title;
     let (kind, title_text) = match are_several {
@@ -278,15 +292,29 @@ fn finish(
             slices,
             end: recording.end,
             target_cpu_ns: recording.cpu_ns,
+            windows: recording.windows.clone(),
             expected_slowdown: recording.expected_slowdown.map(|slowdown| (slowdown * 100.0).round() / 100.0),
         },
         sites: sites(prepared, recording),
         modules,
         profile,
         queries: drained.queries.clone(),
-        memory: sum_of_growths(growths),
+        memory,
         counters: counters(recording),
         notes,
+    }
+}
+
+/// What was traced in windows, as much as would have been seen of all the work.
+fn by_windows(memory: &mut MemoryGrowth, profile: &Profile<Frame>, windows: &Windows) {
+    let scaled = |bytes: u64| (bytes as f64 / windows.work.max(f64::MIN_POSITIVE)) as u64;
+    for growth in &mut memory.by_label {
+        let of_label = profile.groups.iter().filter(|group| profile.place(group).label() == growth.label);
+        let mut sum = Tally::default();
+        of_label.for_each(|group| sum += group.survived);
+        growth.traced = scaled(sum.held);
+        growth.requested = scaled(sum.requested);
+        growth.untraced = None;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use tracer_ebpf::site::Pool;
+use tracer_ebpf::site::{Pool, is_pool};
 use tracing::debug;
 
 use super::assemble::BLOCKS;
@@ -19,6 +19,9 @@ const PAGE: u64 = 4096;
 
 /// The most bytes of blocks that are walked chunk by chunk.
 const MOST_WALKED: u64 = 512 << 20;
+
+/// The same where it is done again and again.
+const MOST_WALKED_OFTEN: u64 = 64 << 20;
 
 /// A census and when it was taken.
 #[derive(Clone, Debug, Default)]
@@ -69,6 +72,51 @@ impl Look {
                 self.chunks.insert(context.address.0, chunks);
             }
         }
+    }
+
+    /// Looks at the contexts that hold recorded chunks, and walks them.
+    pub fn at_chunks(observed: &Observed, snapshot: &ProcessSnapshot) -> Option<Self> {
+        let contexts: HashSet<u64> = snapshot.chunks.iter().map(|chunk| chunk.context).collect();
+        let mut look = Self::take(Some(observed), 0)?;
+        let mut room = MOST_WALKED_OFTEN;
+        for context in look.census.contexts.iter().filter(|context| contexts.contains(&context.address.0)) {
+            let Some(usage) = context.usage.as_ref().filter(|usage| usage.total() <= room) else { continue };
+            room -= usage.total();
+            if let Some(chunks) = used_chunks(&observed.memory, &observed.layout, context, Limits::default())
+            {
+                look.chunks.insert(context.address.0, chunks);
+            }
+        }
+        Some(look)
+    }
+
+    /// Takes out of a snapshot what is no longer there; how many chunks.
+    pub fn drop_gone(
+        &self,
+        snapshot: &mut ProcessSnapshot,
+        of_long_life: bool,
+        names: &HashMap<u64, String>,
+    ) -> u64 {
+        let used: HashMap<u64, HashSet<u64>> = (self.chunks.iter())
+            .map(|(context, chunks)| (*context, chunks.iter().map(|chunk| chunk.pointer.0).collect()))
+            .collect();
+        let is_same = |address: u64| {
+            let name = snapshot.contexts.get(&address).and_then(|raw| names.get(&raw.name));
+            self.at(address).is_some_and(|context| name.is_none_or(|name| *name == context.name))
+        };
+        let before = snapshot.chunks.len();
+        let is_there = |chunk: &LiveChunk| {
+            if is_pool(chunk.context) {
+                return true;
+            }
+            if !is_same(chunk.context) {
+                return of_long_life;
+            }
+            used.get(&chunk.context).is_none_or(|used| used.contains(&chunk.chunk))
+        };
+        let kept: Vec<LiveChunk> = snapshot.chunks.iter().copied().filter(is_there).collect();
+        snapshot.chunks = kept;
+        (before - snapshot.chunks.len()) as u64
     }
 
     /// The context at an address, if it is surely the one that the programs have seen there: it was

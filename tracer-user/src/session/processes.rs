@@ -9,7 +9,7 @@ use std::{
 use tracer_ebpf::abi::{Family, ProcessState};
 
 use super::{
-    Activity, CaptureError, History, Look, Looks, Mapper, Prepared, Watched,
+    Activity, CaptureError, Cycle, History, Look, Looks, Mapper, Prepared, Watched,
     mappings::ONLY_PROCESS,
     scope::{Chosen, Filter, ScopeError, application_name, is_settled, leader_pid},
 };
@@ -487,6 +487,21 @@ impl Processes {
         }
     }
 
+    /// Takes survivors out of a snapshot that are no longer there, by a look at their contexts; how many. What
+    /// cannot be looked at stays. `of_long_life`: only where the context itself is still there.
+    pub fn drop_gone(&self, snapshot: &mut RawSnapshot, of_long_life: bool) -> u64 {
+        let mut gone = 0;
+        for (number, of_process) in &mut snapshot.processes {
+            let Some(observed) = self.traced.get(number).and_then(|traced| traced.observed.as_ref()) else {
+                continue;
+            };
+            if let Some(look) = Look::at_chunks(observed, of_process) {
+                gone += look.drop_gone(of_process, of_long_life, &snapshot.names);
+            }
+        }
+        gone
+    }
+
     /// Notes how much memory each takes, for the moment with that index.
     pub fn look_at_memory(&mut self, moment: usize) {
         for (_, traced) in self.alive() {
@@ -513,12 +528,15 @@ impl Processes {
 
     /// What the reader of a capture has to know of each that is in a snapshot or still there, and of those
     /// that have ended.
-    pub fn described(&self, record_start_ns: u64, snapshots: [&RawSnapshot; 2]) -> Described {
+    pub fn described(&self, cycles: &[Cycle]) -> Described {
+        let record_start_ns = cycles.first().map_or(0, |cycle| cycle.stretch.start_ns);
         let mut described =
             Described { ended: self.ended.values().cloned().collect(), ..Described::default() };
-        let is_in = |number: &u32| snapshots.iter().any(|snapshot| snapshot.processes.contains_key(number));
+        let snapshots = cycles.iter().flat_map(|cycle| [&cycle.recorded, &cycle.survived]);
+        let in_snapshots: HashSet<u32> =
+            snapshots.flat_map(|snapshot| snapshot.processes.keys()).copied().collect();
         for (number, traced) in &self.traced {
-            if traced.has_ended && !is_in(number) {
+            if traced.has_ended && !in_snapshots.contains(number) {
                 continue;
             }
             described.numbers.push(*number);

@@ -4,13 +4,19 @@ use std::time::Duration;
 
 use tracer_ebpf::abi::SiteHits;
 
-use super::{Described, Detaching, Drained};
-use crate::{bpf::Counters, profile::EndReason, target::Memory};
+use super::{Described, Detaching, Drained, Overhead};
+use crate::{
+    bpf::Counters,
+    profile::{EndReason, Windows},
+    target::Memory,
+};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordOptions {
-    /// How long to record.
+    /// How much time may be added.
+    pub overhead: Overhead,
+    /// How long to record, pauses included.
     pub duration: Duration,
     /// Record on until it is clear how the process grows, at most for this long in all.
     pub longest: Option<Duration>,
@@ -31,7 +37,7 @@ pub struct Recording {
     pub drained: Drained,
     /// Wall-clock start of recording.
     pub started: jiff::Timestamp,
-    /// How long was recorded.
+    /// How long was recorded; of windows, what they stand for.
     pub recorded_for: Duration,
     /// How long was settled.
     pub settled_for: Duration,
@@ -48,6 +54,8 @@ pub struct Recording {
     pub foreign: Option<usize>,
     /// What was expected of it.
     pub expected_slowdown: Option<f64>,
+    /// How it was recorded in windows, if it was.
+    pub windows: Option<Windows>,
     /// What was counted.
     pub counters: Counters,
     /// Hits of each site.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::{
     bpf::RawSnapshot,
     profile::{Class, Tally, firm_class},
-    session::{assemble::slice_of, record::SLICES, slices},
+    session::{Timeline, record::SLICES},
 };
 
 /// What holds less than this part of everything is not waited for.
@@ -14,7 +14,8 @@ const NEGLIGIBLE: f64 = 0.02;
 /// Whether it is clear how the contexts grow that hold what is left, by name: one of them leaks for sure,
 /// or each of them surely does something else.
 pub(super) fn is_clear(snapshot: &RawSnapshot, start_ns: u64, elapsed_ns: u64) -> bool {
-    let slices = slices(elapsed_ns, SLICES);
+    let timeline = Timeline::whole(start_ns, elapsed_ns);
+    let slices = timeline.slices(SLICES);
     let mut held: HashMap<u64, Vec<Tally>> = HashMap::new();
     let all = snapshot
         .processes
@@ -23,7 +24,7 @@ pub(super) fn is_clear(snapshot: &RawSnapshot, start_ns: u64, elapsed_ns: u64) -
     for (chunk, context) in all {
         let name = context.map_or(0, |context| context.name);
         let of_name = held.entry(name).or_insert_with(|| vec![Tally::default(); slices.len()]);
-        if let Some(slice) = slice_of(chunk.born_ns, start_ns, &slices) {
+        if let Some(slice) = timeline.slice_of(chunk.born_ns, &slices) {
             of_name[slice] += Tally { count: 1, requested: chunk.requested, held: chunk.held };
         }
     }

@@ -2,6 +2,7 @@
 
 mod afford;
 mod clear;
+mod windows;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,16 +21,17 @@ use tracer_ebpf::{
 
 use self::{afford::check_hits, clear::is_clear};
 use super::{
-    CaptureError, Chosen, Detaching, Drained, Figures, Filter, Interrupts, Look, Looks, Mapper, Mappings,
-    Prepared, Processes, Progress, RecordOptions, Recording, cost::CostWatch, detach::hand_over,
-    recording::Stop,
+    CaptureError, Chosen, Cycle, Detaching, Drained, Figures, Filter, Interrupts, Look, Looks, Mapper,
+    Mappings, Overhead, Prepared, Processes, Progress, RecordOptions, Recording, Stretch, cost::CostWatch,
+    detach::hand_over, recording::Stop,
 };
 use crate::{
     addr::AbsAddr,
     bpf::{Attached, Counters, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
     guard::{Manner, ProbeCosts, Watchdog, Yardstick},
     probe::ProbeSite,
-    target::exe_link,
+    profile::Windows,
+    target::{CpuTime, exe_link},
 };
 
 /// Equal parts of the record window: enough to tell a steady leak from a cache that fills, few
@@ -42,6 +44,18 @@ const TICK: Duration = Duration::from_millis(50);
 const DEADLINE: Duration = Duration::from_secs(5);
 
 const JIT_ADVICE: &str = "stacks below queries that were compiled at run time end at [jit], since such code has no unwind table in any file: SET jit = off in the session, or ALTER SYSTEM SET jit = off and reload, and capture again to see what called them";
+
+/// How the recording went.
+struct Recorded {
+    cycles: Vec<Cycle>,
+    /// What ended the recording, and what ended everything.
+    stop: Stop,
+    end: Stop,
+    settled_for: Duration,
+    /// What the processes had used when recording ended.
+    cpu: CpuTime,
+    windows: Option<Windows>,
+}
 
 /// Everything that a running capture holds.
 pub struct Recorder<'a> {
@@ -98,53 +112,14 @@ impl<'a> Recorder<'a> {
         tracer.watch_process()?;
         let before = processes.first_cpu();
         let untouched = processes.cpu().since(before);
-        // Others of the same program hit the probes of several processes, and are passed over.
-        let probed = chosen_pid(pid, processes.are_one());
-        let mut attached = Attached::default();
-        let binary = exe_link(pid);
-        for (object, probes) in groups(&prepared.plan.sites, &binary) {
-            watchdog.beat();
-            // The kernel's word for a process that ended meanwhile is ENOENT, of all things.
-            let before = attached.len();
-            attached.add_alike(&mut tracer, probed, object, &probes).map_err(|error| {
-                if prepared.is_there() { error.into() } else { CaptureError::GoneTooEarly { pid } }
-            })?;
-            hand_over(&attached, before, &watchdog).map_err(CaptureError::Watchdog)?;
-        }
-        let mut notes = Vec::new();
-        match prepared.mappings.loader_probe(pid) {
-            Some((loader, offset)) => {
-                let before = attached.len();
-                if let Err(error) = attached.add_loader(&mut tracer, probed, &loader, offset) {
-                    notes.push(format!("libraries that are loaded while recording are noticed late: {error}"));
-                }
-                hand_over(&attached, before, &watchdog).map_err(CaptureError::Watchdog)?;
-            }
-            None => notes.push(
-                "libraries that are loaded while recording are noticed late: the dynamic loader has no _dl_debug_state"
-                    .to_owned(),
-            ),
-        }
-        // What was loaded before the loader had its probe.
         let loads = tracer.take_loads().ok_or(CaptureError::LoadsTaken)?;
         let mappings = std::mem::replace(&mut prepared.mappings, Mappings::none());
         let mapper = Mapper::start(mappings, Arc::clone(tracer.walks()), loads, processes.are_one())
             .map_err(CaptureError::Thread)?;
-        processes.look_at_mappings(&mapper, &tracer);
-        // Between the look at the process and the probes, the pid may have become another's.
-        if !prepared.is_there() {
-            return Err(CaptureError::GoneTooEarly { pid });
-        }
-        if prepared.observed().is_none() {
-            notes.push(
-                "the memory contexts of the process cannot be read: their paths and sizes are missing"
-                    .to_owned(),
-            );
-        }
-        Ok(Self {
+        let mut recorder = Self {
             prepared,
             tracer,
-            attached,
+            attached: Attached::default(),
             watchdog,
             interrupts,
             progress,
@@ -157,8 +132,58 @@ impl<'a> Recorder<'a> {
             held: Vec::new(),
             unknown_code: Vec::new(),
             run_time_code: HashSet::new(),
-            notes,
-        })
+            notes: Vec::new(),
+        };
+        if options.overhead == Overhead::Full {
+            recorder.set_probes()?;
+        }
+        // Between the look at the process and the probes, the pid may have become another's.
+        if !recorder.prepared.is_there() {
+            return Err(CaptureError::GoneTooEarly { pid });
+        }
+        if recorder.prepared.observed().is_none() {
+            recorder.notes.push(
+                "the memory contexts of the process cannot be read: their paths and sizes are missing"
+                    .to_owned(),
+            );
+        }
+        Ok(recorder)
+    }
+
+    /// Sets every probe, switched off.
+    fn set_probes(&mut self) -> Result<(), CaptureError> {
+        let pid = self.prepared.process.pid;
+        // Others of the same program hit the probes of several processes, and are passed over.
+        let probed = chosen_pid(pid, self.processes.are_one());
+        let binary = exe_link(pid);
+        for (object, probes) in groups(&self.prepared.plan.sites, &binary) {
+            self.watchdog.beat();
+            let before = self.attached.len();
+            // The kernel's word for a process that ended meanwhile is ENOENT, of all things.
+            self.attached.add_alike(&mut self.tracer, probed, object, &probes).map_err(|error| {
+                if self.prepared.is_there() { error.into() } else { CaptureError::GoneTooEarly { pid } }
+            })?;
+            hand_over(&self.attached, before, &self.watchdog).map_err(CaptureError::Watchdog)?;
+        }
+        let loader = self.mapper.lock().loader_probe(pid);
+        let trouble = match loader {
+            Some((loader, offset)) => {
+                let before = self.attached.len();
+                let set = self.attached.add_loader(&mut self.tracer, probed, &loader, offset);
+                hand_over(&self.attached, before, &self.watchdog).map_err(CaptureError::Watchdog)?;
+                set.err().map(|error| error.to_string())
+            }
+            None => Some("the dynamic loader has no _dl_debug_state".to_owned()),
+        };
+        if let Some(why) = trouble {
+            let note = format!("libraries that are loaded while recording are noticed late: {why}");
+            if !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
+        }
+        // What was loaded before the loader had its probe.
+        self.processes.look_at_mappings(&self.mapper, &self.tracer);
+        Ok(())
     }
 
     /// Counts, records, settles and detaches.
@@ -167,20 +192,80 @@ impl<'a> Recorder<'a> {
     /// If it would cost too much, if nothing could be recorded, or if the kernel refuses.
     pub async fn run(mut self) -> Result<Recording, CaptureError> {
         let pid = self.prepared.process.pid;
-        let expected_slowdown = self.count().await?;
-
+        let expected_slowdown = match self.options.overhead {
+            Overhead::Full => self.count().await?,
+            Overhead::Share(_) => None,
+        };
         self.processes.look_at_memory(0);
         let started = jiff::Timestamp::now();
         let cpu_before = self.processes.cpu();
         self.processes.recording_begins();
-        let record_start = Instant::now();
-        let record_start_ns = monotonic_ns();
+        let recorded = match self.options.overhead {
+            Overhead::Full => self.record_at_once().await?,
+            Overhead::Share(share) => self.record_in_windows(share).await?,
+        };
+        let Recorded { cycles, stop, end, settled_for, cpu, windows } = recorded;
+        let cpu_ns = cpu.since(cpu_before).total_ns;
+        self.processes.look_at_memory(2);
+        if stop == Stop::Interrupted && settled_for.is_zero() && !self.options.settle.is_zero() {
+            self.notes
+                .push("interrupted before settling: what was in flight is among the survivors".to_owned());
+        }
+        self.processes.look_a_last_time(&self.tracer);
+        let foreign = if self.processes.are_one() { None } else { Some(self.tracer.foreign_processes()?) };
+        let counters = self.tracer.counters()?;
+        let hits = self.tracer.site_hits()?;
+        self.sort_unknown_code();
+        self.prepared.mappings = self.mapper.end();
+        let detaching = Detaching::start(self.attached, self.watchdog, Manner::Together);
+        check_hits(pid, &hits, cpu_ns, self.prepared.has_contexts(), &mut self.notes)?;
+        let exited = matches!(end, Stop::Exited | Stop::Replaced);
+        if !self.run_time_code.is_empty() {
+            self.notes.push(JIT_ADVICE.to_owned());
+        }
+        let described = self.processes.described(&cycles);
+        let memory = described.numbers.iter().filter_map(|number| self.processes.traced.get(number));
+        let memory = memory.map(|traced| traced.memory).collect();
+        let (processes, queries) = self.processes.watched(&described.numbers);
+        let drained = Drained {
+            stacks: self.stacks,
+            cycles,
+            exited,
+            run_time_code: self.run_time_code,
+            block_makers: self.prepared.block_makers(),
+            processes,
+            queries,
+            held: self.held,
+        };
+        Ok(Recording {
+            recorded_for: Duration::from_nanos(drained.timeline().length_ns()),
+            drained,
+            started,
+            settled_for,
+            end: end.reason(),
+            cpu_ns,
+            memory,
+            described,
+            foreign,
+            expected_slowdown,
+            windows,
+            counters,
+            hits,
+            notes: self.notes,
+            detaching,
+        })
+    }
+
+    /// Records everything for as long as was asked for, and settles.
+    async fn record_at_once(&mut self) -> Result<Recorded, CaptureError> {
+        let start = Instant::now();
+        let start_ns = monotonic_ns();
         self.tracer.control().advance(Phase::Count, Phase::Record);
         // While everything is recorded, so that what is allocated meanwhile is known.
         self.look(|looks| &mut looks.before);
-        let stop = self.record(record_start, record_start_ns).await?;
-        let recorded_for = record_start.elapsed();
-        let cpu_ns = self.processes.cpu().since(cpu_before).total_ns;
+        let stop = self.record(start, start_ns).await?;
+        let recorded_for = start.elapsed();
+        let cpu = self.processes.cpu();
         if stop == Stop::MapFull {
             self.say_that_it_was_full(recorded_for);
         }
@@ -188,9 +273,7 @@ impl<'a> Recorder<'a> {
         // Likewise.
         self.look(|looks| &mut looks.recorded);
         self.processes.look_at_memory(1);
-        self.tracer.control().advance(Phase::Record, Phase::Settle);
-        self.watchdog.beat();
-        let recorded = self.snapshot()?;
+        let recorded = self.begin_settling()?;
         self.processes.recording_has_ended();
         self.walk_chunks(|looks| &mut looks.recorded, &recorded);
         let mut end = stop;
@@ -207,64 +290,26 @@ impl<'a> Recorder<'a> {
             }
             drop(removal);
         }
-        self.processes.look_at_memory(2);
         let settled_for = if ended { Duration::ZERO } else { settle_start.elapsed() };
-        if stop == Stop::Interrupted && !self.options.settle.is_zero() {
-            self.notes
-                .push("interrupted before settling: what was in flight is among the survivors".to_owned());
-        }
         self.progress.end();
         self.look(|looks| &mut looks.survived);
-        self.processes.look_a_last_time(&self.tracer);
         // Programs off, then read: the maps stand still, and the process has not to wait for us
         // to be rid of its probes.
         self.tracer.control().advance(Phase::Settle, Phase::Off);
         self.watchdog.beat();
         let survived = self.snapshot()?;
         self.walk_chunks(|looks| &mut looks.survived, &survived);
-        let foreign = if self.processes.are_one() { None } else { Some(self.tracer.foreign_processes()?) };
-        let counters = self.tracer.counters()?;
-        let hits = self.tracer.site_hits()?;
-        self.sort_unknown_code();
-        self.prepared.mappings = self.mapper.end();
-        let detaching = Detaching::start(self.attached, self.watchdog, Manner::Together);
-        check_hits(pid, &hits, cpu_ns, self.prepared.has_contexts(), &mut self.notes)?;
-        let exited = matches!(end, Stop::Exited | Stop::Replaced);
-        if !self.run_time_code.is_empty() {
-            self.notes.push(JIT_ADVICE.to_owned());
-        }
-        let described = self.processes.described(record_start_ns, [&recorded, &survived]);
-        let memory = described.numbers.iter().filter_map(|number| self.processes.traced.get(number));
-        let memory = memory.map(|traced| traced.memory).collect();
-        let (processes, queries) = self.processes.watched(&described.numbers);
-        let drained = Drained {
-            stacks: self.stacks,
-            recorded,
-            survived,
-            record_start_ns,
-            exited,
-            run_time_code: self.run_time_code,
-            block_makers: self.prepared.block_makers(),
-            processes,
-            queries,
-            held: self.held,
-        };
-        Ok(Recording {
-            drained,
-            started,
-            recorded_for,
-            settled_for,
-            end: end.reason(),
-            cpu_ns,
-            memory,
-            described,
-            foreign,
-            expected_slowdown,
-            counters,
-            hits,
-            notes: self.notes,
-            detaching,
-        })
+        let length_ns = recorded_for.as_nanos() as u64;
+        let stretch = Stretch { start_ns, length_ns, stands_for_ns: length_ns };
+        let cycles = vec![Cycle { stretch, recorded, survived }];
+        Ok(Recorded { cycles, stop, end, settled_for, cpu, windows: None })
+    }
+
+    /// Records nothing new from here on; what was there then.
+    fn begin_settling(&mut self) -> Result<RawSnapshot, CaptureError> {
+        self.tracer.control().advance(Phase::Record, Phase::Settle);
+        self.watchdog.beat();
+        self.snapshot()
     }
 
     /// Records for as long as was asked for, and on until it is clear how the process grows if that
@@ -297,7 +342,7 @@ impl<'a> Recorder<'a> {
         ));
     }
 
-    /// Waits until the phase is over, and does meanwhile all that has to be done.
+    /// A phase that is shown.
     async fn phase(
         &mut self,
         name: &'static str,
@@ -305,6 +350,11 @@ impl<'a> Recorder<'a> {
         guarded: bool,
     ) -> Result<Stop, CaptureError> {
         self.progress.begin(name, length);
+        self.wait(length, guarded).await
+    }
+
+    /// Waits, and does meanwhile all that has to be done.
+    async fn wait(&mut self, length: Duration, guarded: bool) -> Result<Stop, CaptureError> {
         let end = Instant::now() + length;
         let mut cost = CostWatch::new(self.sample()?, self.yardstick);
         let ring = self.tracer.ring_fd().map_err(CaptureError::Ring)?;
@@ -349,7 +399,7 @@ impl<'a> Recorder<'a> {
 
     fn tick(&mut self) -> Result<Counters, CaptureError> {
         self.watchdog.beat();
-        self.tracer.control().allow_until(monotonic_ns() + DEADLINE.as_nanos() as u64);
+        self.allow();
         self.drain();
         self.processes.follow_births_and_ends(self.prepared, &self.mapper, &self.tracer)?;
         let counters = self.tracer.counters()?;
@@ -358,6 +408,10 @@ impl<'a> Recorder<'a> {
         if self.tracer.control().phase() == Some(Phase::Record) {
             let now = monotonic_ns();
             self.processes.look_at_statements(now);
+        }
+        // What is freed between windows is not known.
+        if self.tracer.control().phase() == Some(Phase::Record) && self.options.overhead == Overhead::Full {
+            let now = monotonic_ns();
             // Twice in each slice.
             let due = self.options.duration.as_nanos() as u64 / (2 * SLICES);
             if self.held.last().is_none_or(|(last, _)| now - last >= due) {
@@ -373,6 +427,11 @@ impl<'a> Recorder<'a> {
             lost: counters.iter().filter(|(info, _)| info.class == Class::Loss).map(|(_, value)| value).sum(),
         });
         Ok(counters)
+    }
+
+    /// Lets the programs record for some seconds more.
+    fn allow(&self) {
+        self.tracer.control().allow_until(monotonic_ns() + DEADLINE.as_nanos() as u64);
     }
 
     fn drain(&mut self) {

@@ -1,0 +1,69 @@
+//! What windows say of all the time: intervals, and whether the contexts grew as much as they should have.
+
+use super::{Capture, Course, OUTSIDE, Slice, Tally};
+
+/// Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
+const STUDENT: [f64; 30] = [
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+];
+const NORMAL: f64 = 1.96;
+
+/// Fewer windows than this have no interval.
+const LEAST: usize = 3;
+
+/// Contexts that grew by less than this part of what survivors say keep none of it.
+const LEAST_PART: f64 = 0.2;
+/// Less than this may be in blocks that were there already.
+const NOTABLE: f64 = (256 << 10) as f64;
+
+/// Where the growth a second lies, by the differences of windows: none is like the other, whatever many chunks each
+/// may hold.
+pub(super) fn interval(tallies: &[Tally], slices: &[Slice]) -> Option<[f64; 2]> {
+    let rates: Vec<f64> = (tallies.iter().zip(slices))
+        .map(|(tally, slice)| tally.held as f64 / (slice.length_ns.max(1) as f64 / 1e9))
+        .collect();
+    if rates.len() < LEAST {
+        return None;
+    }
+    let count = rates.len() as f64;
+    let mean = rates.iter().sum::<f64>() / count;
+    let variance = rates.iter().map(|rate| (rate - mean).powi(2)).sum::<f64>() / (count - 1.0);
+    let quantile = STUDENT.get(rates.len() - 2).copied().unwrap_or(NORMAL);
+    let half = quantile * (variance / count).sqrt();
+    Some([(mean - half).max(0.0), mean + half])
+}
+
+/// What the contexts of these labels grew by from the first window to the end, and what was to be expected, in
+/// bytes: if it is much less, what survives a window goes later.
+pub(super) fn grew_less(capture: &Capture, labels: &[String], course: &Course) -> Option<(i64, f64)> {
+    let windows = capture.window.windows.as_ref()?;
+    let memory = capture.memory.as_ref()?;
+    if labels.iter().any(|label| OUTSIDE.contains(&&**label)) {
+        return None;
+    }
+    let expected = course.steady_per_second * windows.wall_ns as f64 / 1e9;
+    let of_labels = memory.by_label.iter().filter(|growth| labels.contains(&growth.label));
+    let grown: i64 =
+        of_labels.map(|growth| growth.after as i64 - growth.before as i64 - growth.overhead).sum();
+    (expected > NOTABLE && (grown as f64) < expected * LEAST_PART).then_some((grown, expected))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interval_is_as_wide_as_windows_differ() {
+        let slices = vec![Slice { start_ns: 0, length_ns: 500_000_000 }; 4];
+        let of = |bytes: [u64; 4]| {
+            let tallies = bytes.map(|held| Tally { count: 1, requested: held, held });
+            interval(&tallies, &slices).expect("four windows")
+        };
+        assert_eq!(of([100; 4]), [200.0, 200.0]);
+        let [low, high] = of([80, 120, 90, 110]);
+        assert!((low - 141.9).abs() < 1.0 && (high - 258.1).abs() < 1.0, "{low} {high}");
+        assert_eq!(of([0, 0, 0, 400])[0], 0.0);
+        assert_eq!(interval(&[Tally::default(); 2], &slices), None);
+    }
+}
