@@ -17,6 +17,9 @@ pub(crate) struct Cases {
     /// How long to record each
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+    /// What `pgleak capture --overhead` is told; anything but `full` wants more --seconds
+    #[arg(long, default_value = "full")]
+    overhead: String,
     /// Only these
     names: Vec<String>,
 }
@@ -32,7 +35,8 @@ impl Cases {
         build::program(true)?;
         let mut command = cargo(["run", "--release", "--package", "pgleak-tests", "--bin", "cases", "--"]);
         command.env("PGLEAK_BIN", workspace::pgleak(true));
-        command.arg("--dir").arg(&self.dir).args(["--seconds", &self.seconds.to_string()]).args(&self.names);
+        command.arg("--dir").arg(&self.dir).args(["--seconds", &self.seconds.to_string()]);
+        command.args(["--overhead", &self.overhead]).args(&self.names);
         run(&mut command)
     }
 }
