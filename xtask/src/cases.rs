@@ -20,6 +20,9 @@ pub(crate) struct Cases {
     /// What `pgleak capture --overhead` is told; anything but `full` wants more --seconds
     #[arg(long, default_value = "full")]
     overhead: String,
+    /// Only the builds that leak, not those in which it was mended
+    #[arg(long)]
+    leaking: bool,
     /// Only these
     names: Vec<String>,
 }
@@ -36,6 +39,9 @@ impl Cases {
         let mut command = cargo(["run", "--release", "--package", "pgleak-tests", "--bin", "cases", "--"]);
         command.env("PGLEAK_BIN", workspace::pgleak(true));
         command.arg("--dir").arg(&self.dir).args(["--seconds", &self.seconds.to_string()]);
+        if self.leaking {
+            command.arg("--leaking");
+        }
         command.args(["--overhead", &self.overhead]).args(&self.names);
         run(&mut command)
     }

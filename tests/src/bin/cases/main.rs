@@ -38,6 +38,8 @@ struct Options {
     seconds: u64,
     /// What `--overhead` of a capture says.
     overhead: String,
+    /// Only builds that leak.
+    only_leaking: bool,
 }
 
 impl Options {
@@ -63,12 +65,18 @@ fn main() -> ExitCode {
 
 fn options() -> Result<Options> {
     let mut arguments = std::env::args().skip(1);
-    let mut options =
-        Options { dir: PathBuf::new(), names: Vec::new(), seconds: SECONDS, overhead: FULL.to_owned() };
+    let mut options = Options {
+        dir: PathBuf::new(),
+        names: Vec::new(),
+        seconds: SECONDS,
+        overhead: FULL.to_owned(),
+        only_leaking: false,
+    };
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--dir" => options.dir = arguments.next().context("--dir needs a directory")?.into(),
             "--seconds" => options.seconds = arguments.next().context("--seconds needs a number")?.parse()?,
+            "--leaking" => options.only_leaking = true,
             "--overhead" => options.overhead = arguments.next().context("--overhead needs a value")?,
             name => options.names.push(name.to_owned()),
         }
@@ -100,7 +108,8 @@ fn run(options: &Options) -> Result<usize> {
         for (version, leaks, contexts_only) in captures {
             // Who lives for a second is not met by windows.
             let is_met = options.is_full() || !case.is_of_workers();
-            if version.is_empty() || (contexts_only && !case.is_outside()) || !is_met {
+            let is_asked = leaks || !options.only_leaking;
+            if version.is_empty() || !is_asked || (contexts_only && !case.is_outside()) || !is_met {
                 continue;
             }
             let what = match (leaks, contexts_only) {
