@@ -451,6 +451,33 @@ pub struct Window {
     pub words: [u64; WINDOW_WORDS],
 }
 
+/// Slots of [`Task::known_contexts`] and [`Task::known_stacks`].
+pub const KNOWN_CONTEXTS: usize = 16;
+/// See [`KNOWN_CONTEXTS`].
+pub const KNOWN_STACKS: usize = 64;
+
+/// A context that a task has just met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct KnownContext {
+    /// Its key.
+    pub key: ContextKey,
+    /// Its epoch.
+    pub epoch: u64,
+    /// [`Control::next_epoch`] when it was looked up: as long as that is the same, no context was reset or deleted.
+    pub as_of: u64,
+}
+
+/// A stack that a task has just met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct KnownStack {
+    /// Its key.
+    pub key: StackKey,
+    /// Its id; 0 for an empty slot.
+    pub id: u64,
+}
+
 /// What one task needs while a program runs for it. Per task, never per CPU: a uprobe program
 /// may be preempted, and a sleepable one sleeps.
 #[derive(Clone, Copy)]
@@ -484,6 +511,12 @@ pub struct Task {
     pub held: u64,
     /// 1 if growth is recorded.
     pub is_recording: u64,
+    /// Contexts by bits of their keys.
+    pub known_contexts: [KnownContext; KNOWN_CONTEXTS],
+    /// Stacks by bits of their keys.
+    pub known_stacks: [KnownStack; KNOWN_STACKS],
+    /// The task's id, 0 for a free slot.
+    pub owner: u64,
 }
 
 /// Sums over stacks that were taken in several ways for comparison. The one element of
@@ -532,7 +565,11 @@ const _: () = {
     assert!(size_of::<StackHeader>() == 16);
     assert!(size_of::<Window>() == 16 + 8 * WINDOW_WORDS);
     assert!(size_of::<Trail>() == 128 * 48 + 256 + 8);
-    assert!(size_of::<Task>() == 8 * 80 + 8 + 136 + 16400 + 6408 + 128 * 32 + 16 + 1024 + 264 + 88);
+    assert!(
+        size_of::<Task>()
+            == 8 * 80 + 8 + 136 + 16400 + 6408 + 128 * 32 + 16 + 1024 + 264 + 88 + 16 * 24 + 64 * 24 + 8
+    );
+    assert!(KNOWN_CONTEXTS.is_power_of_two() && KNOWN_STACKS.is_power_of_two());
     assert!(WINDOW_WORDS.is_power_of_two() && MAPSET_SLOTS.is_power_of_two());
     assert!(PROCESS_SLOTS.is_power_of_two() && MAX_PROCESSES == 1 << (u64::BITS - ADDRESS_BITS));
     assert!(FRAME_SLOTS.is_power_of_two() && FRAME_SLOTS > MAX_FRAMES);

@@ -361,6 +361,26 @@ pub const fn rounded(header: u64, requested: u64) -> u64 {
 
 const PAGE_BYTES: u64 = 4096;
 
+/// All that a small chunk of an AllocSet takes, without a look at its header: powers of two up to what is small
+/// for every set. A set with the smallest blocks there are, of 1 KiB, calls 128 bytes small (`allocChunkLimit` in
+/// `aset.c`: a quarter of a block has room for one).
+#[inline(always)]
+pub const fn small_held(header: u64, requested: u64) -> Option<u64> {
+    const SMALL: u64 = 128;
+    let is_set = header == ChunkHeader::SizeContext as u64
+        || header == ChunkHeader::Packed16 as u64
+        || header == ChunkHeader::Packed17 as u64;
+    if !is_set || requested > SMALL {
+        return None;
+    }
+    // The next power of two, and at least 8.
+    let mut below = requested.wrapping_sub((requested != 0) as u64) | 7;
+    below |= below >> 1;
+    below |= below >> 2;
+    below |= below >> 4;
+    Some(below + 1 + header_bytes(header))
+}
+
 /// Distance from the context's pointer in a block's header to the pointer of the block's only
 /// chunk, for a chunk of 16 or later that is a block of its own: the same in `AllocBlockData`
 /// (aset, prev, next, freeptr, endptr) and `GenerationBlock` (node, context, blksize, counts,
@@ -425,6 +445,31 @@ pub fn packed_context_at(header: u64, pointer: u64, word: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn small_chunks_of_sets_are_powers_of_two() {
+        for (header, bytes) in
+            [(ChunkHeader::SizeContext, 16), (ChunkHeader::Packed16, 8), (ChunkHeader::Packed17, 8)]
+        {
+            for (requested, usable) in [
+                (0, 8),
+                (1, 8),
+                (8, 8),
+                (9, 16),
+                (16, 16),
+                (17, 32),
+                (33, 64),
+                (64, 64),
+                (65, 128),
+                (128, 128),
+            ] {
+                assert_eq!(small_held(header as u64, requested), Some(usable + bytes), "{requested}");
+            }
+            assert_eq!(small_held(header as u64, 129), None);
+        }
+        assert_eq!(small_held(ChunkHeader::SizePacked17 as u64, 8), None);
+        assert_eq!(small_held(ChunkHeader::Glibc as u64, 8), None);
+    }
 
     #[test]
     fn a_cookie_keeps_every_field() {

@@ -250,7 +250,7 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
     }
     let duration = args.duration.unwrap_or(match args.overhead {
         Overhead::Full => Duration::from_secs(13),
-        Overhead::Share(_) => Duration::from_mins(2),
+        Overhead::Share(_) => Duration::from_secs(120),
     });
     let settle = args.settle.unwrap_or(match args.overhead {
         Overhead::Full => Duration::from_secs(3),

@@ -61,6 +61,7 @@ fn capture(named: Named) -> Capture {
         processes: Vec::new(),
         ended: Vec::new(),
         window: Window {
+            windows: None,
             started: "2026-03-01T03:07:00Z".into(),
             record_ns: 10 * second,
             settle_ns: second,

@@ -12,9 +12,10 @@ use tracer_ebpf::{
         Task, key,
     },
     counters::Counter,
+    lookup::opaque,
     site::{
         ArgField, ChunkHeader, ChunkSize, NO_ARG, Pool, Role, Site, chunk_size, header_bytes, rounded,
-        size_before,
+        size_before, small_held,
     },
 };
 
@@ -39,12 +40,12 @@ pub(crate) fn entered<const SLEEPS: bool>(ctx: &ProbeContext) -> Option<(u64, u3
 }
 
 #[inline(always)]
-pub(crate) fn pending<const OUTSIDE: bool>(regs: &pt_regs, cookie: u64) -> Pending {
+pub(crate) fn pending<const OUTSIDE: bool>(regs: &pt_regs, sp: u64, cookie: u64) -> Pending {
     Pending {
-        sp: regs.rsp,
+        sp,
         // Not there yet when the probe's instruction is the function's first: the caller's push
         // is on top of the stack all the same.
-        return_address: match read::word(regs.rsp) {
+        return_address: match read::word(sp) {
             Some(address) => address,
             None => {
                 count(Counter::ReturnAddressUnreadable);
@@ -60,9 +61,10 @@ pub(crate) fn pending<const OUTSIDE: bool>(regs: &pt_regs, cookie: u64) -> Pendi
         },
         pointer: read::argument(regs, cookie, ArgField::Pointer),
         size: if OUTSIDE { size_outside(regs, cookie) } else { read::argument(regs, cookie, ArgField::Size) },
-        old_usable: 0,
-        old_held: 0,
-        flags: 0,
+        // Hidden from LLVM, which would call a memset, byte by byte, for three words.
+        old_usable: opaque(0),
+        old_held: opaque(0),
+        flags: opaque(0),
     }
 }
 
@@ -91,23 +93,24 @@ fn is_own_memory(regs: &pt_regs) -> bool {
 /// branch to the reader is twice as many paths to the verifier.
 #[inline(always)]
 pub(crate) fn alloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
+    // SAFETY: the registers are the program's own context.
+    let regs = unsafe { &*ctx.regs };
+    let sp = read::sp(regs);
     let Some((cookie, phase, process)) = entered::<true>(ctx) else { return };
     if phase != Phase::Record as u32 {
         return;
     }
     let Some(task) = task::current_or_new(process) else { return };
-    // SAFETY: the registers are the program's own context.
-    let regs = unsafe { &*ctx.regs };
-    task::drop_left(task, regs.rsp);
-    let mut call = pending::<OUTSIDE>(regs, cookie);
+    task::drop_left(task, sp);
+    let mut call = pending::<OUTSIDE>(regs, sp, cookie);
     if OUTSIDE {
         // What an allocator gets for itself is its caller's, and counted there.
-        if task::innermost(task, regs.rsp).is_some() {
+        if task::innermost(task, sp).is_some() {
             call.flags = PENDING_INNER;
         } else if Site::pool_of(cookie) == Pool::Mmap as u64 && !is_own_memory(regs) {
             call.flags = PENDING_NOT_OWN;
         }
-    } else if let Some(outer) = task::innermost_realloc(task, regs.rsp) {
+    } else if let Some(outer) = task::innermost_realloc(task, sp) {
         // A realloc that moves a chunk allocates as much as it was asked for. Anything else that
         // is allocated in it, such as the text of a warning, is an allocation like others.
         // SAFETY: a map value that only this task uses.
@@ -138,7 +141,7 @@ pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
     let context = if OUTSIDE {
         (call.context, 0)
     } else {
-        let Some(context) = context::epoch(control, process, call.context) else { return };
+        let Some(context) = context::epoch(control, process, task, call.context) else { return };
         context
     };
     let held = held_bytes::<false>(call, pointer, call.size);
@@ -186,7 +189,7 @@ pub(crate) fn free_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
     let pointer = read::argument(regs, cookie, ArgField::Pointer);
     let chunk = key(process::number(process), pointer);
     if let Some(task) = task::current()
-        && let Some(outer) = task::innermost_realloc(task, regs.rsp)
+        && let Some(outer) = task::innermost_realloc(task, read::sp(regs))
         // SAFETY: a map value that only this task uses.
         && unsafe { (*outer).pointer } == pointer
     {
@@ -257,7 +260,7 @@ pub(crate) fn returned<'a>(
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
     let call = match task::current() {
-        Some(task) => task::pop(task, regs.rsp).map(|call| (task, call)),
+        Some(task) => task::pop(task, read::sp(regs)).map(|call| (task, call)),
         None => None,
     };
     let Some((task, call)) = call else {
@@ -299,6 +302,9 @@ pub(crate) fn sizes(header: u64, pointer: u64, word: u64) -> Option<(u64, u64)> 
 #[inline(always)]
 pub(crate) fn held_bytes<const SIZED: bool>(call: &Pending, pointer: u64, requested: u64) -> u64 {
     let header = Site::header_of(call.cookie);
+    if !SIZED && let Some(held) = small_held(header, requested) {
+        return held;
+    }
     let before = size_before(header);
     if !SIZED && before == 0 {
         return rounded(header, requested).wrapping_add(header_bytes(header));

@@ -8,10 +8,11 @@
 use aya_ebpf::programs::ProbeContext;
 use tracer_ebpf::{
     abi::{
-        ChunkKey, Context, ContextKey, Control, Live, NAME_BYTES, NO_STACK, Name, Phase, Process, key,
-        name_key,
+        ChunkKey, Context, ContextKey, Control, KNOWN_CONTEXTS, KnownContext, Live, NAME_BYTES, NO_STACK,
+        Name, Phase, Process, Task, key, name_key,
     },
     counters::Counter,
+    lookup::opaque,
     site::{ArgField, NO_ARG, Site, is_pool},
 };
 
@@ -45,7 +46,7 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
     let Some(control) = control() else { return };
     let Some(task) = task::current_or_new(process) else { return };
     let Some(now) = within_deadline(control) else { return };
-    task::drop_left(task, regs.rsp);
+    task::drop_left(task, read::sp(regs));
     let key = key(process::number(process), read::argument(regs, cookie, ArgField::Context));
     let name = name_of(process, read::argument(regs, cookie, ArgField::Name));
     let mut context = Context {
@@ -97,10 +98,12 @@ pub(crate) fn reset_enter(ctx: &ProbeContext) {
 #[inline(always)]
 pub(crate) fn delete_enter(ctx: &ProbeContext) {
     let Some(key) = of(ctx) else { return };
-    let Some(context) = CONTEXTS.get_ptr(&key) else { return };
+    let (Some(control), Some(context)) = (control(), CONTEXTS.get_ptr(&key)) else { return };
     // SAFETY: a map value; written once.
     let stack = unsafe { (*context).stack };
     if CONTEXTS.remove(&key).is_ok() {
+        // What tasks know of contexts is of before.
+        next_epoch(control);
         count(Counter::Deletes);
         if stack != NO_STACK {
             add_freed(stack, 1, 0, 0);
@@ -119,8 +122,25 @@ fn of(ctx: &ProbeContext) -> Option<ContextKey> {
 /// The key of a context and its epoch; one that was not seen before begins its first. `None` if nothing
 /// is to be recorded in it.
 #[inline(always)]
-pub(crate) fn epoch(control: *mut Control, process: *mut Process, address: u64) -> Option<(ContextKey, u64)> {
+pub(crate) fn epoch(
+    control: *mut Control,
+    process: *mut Process,
+    task: *mut Task,
+    address: u64,
+) -> Option<(ContextKey, u64)> {
     let key = key(process::number(process), address);
+    // Read before the map: what is reset later raises it.
+    // SAFETY: map values; an aligned word. The slot is the task's own, its index masked.
+    let (as_of, known) = unsafe {
+        let slot = (opaque(key >> 3) & (KNOWN_CONTEXTS as u64 - 1)) as usize;
+        (
+            core::ptr::read_volatile(&raw const (*control).next_epoch),
+            &mut *(&raw mut (*task).known_contexts[slot]),
+        )
+    };
+    if known.key == key && known.as_of == as_of {
+        return Some((key, known.epoch));
+    }
     let (epoch, left_out) = match CONTEXTS.get_ptr(&key) {
         // SAFETY: a map value; aligned words.
         Some(context) => unsafe {
@@ -140,6 +160,7 @@ pub(crate) fn epoch(control: *mut Control, process: *mut Process, address: u64) 
         count(Counter::OtherContext);
         return None;
     }
+    *known = KnownContext { key, epoch, as_of };
     Some((key, epoch))
 }
 

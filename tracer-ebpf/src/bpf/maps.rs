@@ -41,6 +41,10 @@ static PID_NS_DEVICE: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 static PID_NS_INODE: Global<u64> = Global::new(0);
 
+/// Number of slots of `TASKS`, a power of two, less one.
+#[unsafe(no_mangle)]
+static TASK_MASK: Global<u32> = Global::new(63);
+
 /// The one control record. User space maps it into its memory (Linux 5.5): both sides write
 /// single words of it, which a copy of the whole record would undo.
 #[map]
@@ -57,12 +61,9 @@ pub(crate) static SITE_HITS: Array<SiteHits> = Array::with_max_entries(MAX_SITES
 /// Everything that is counted.
 #[map]
 pub(crate) static COUNTERS: Array<u64> = Array::with_max_entries(COUNT as u32, 0);
-/// Scratch of each task.
+/// Scratch of each task, in a slot by its id.
 #[map]
-pub(crate) static TASKS: HashMap<u32, Task> = HashMap::with_max_entries(64, 0);
-/// An all-zero task: too large for the eBPF stack, so it is inserted from here.
-#[map]
-pub(crate) static TASK_TEMPLATE: Array<Task> = Array::with_max_entries(1, 0);
+pub(crate) static TASKS: Array<Task> = Array::with_max_entries(64, 0);
 /// Live chunks.
 #[map]
 pub(crate) static LIVE: HashMap<ChunkKey, Live> = HashMap::with_max_entries(1 << 18, 0);
@@ -125,6 +126,12 @@ pub(crate) fn names_are_copies() -> bool {
 #[inline(always)]
 pub(crate) fn are_several() -> bool {
     SEVERAL.load() != 0
+}
+
+/// See `TASKS`.
+#[inline(always)]
+pub(crate) fn task_mask() -> u32 {
+    TASK_MASK.load()
 }
 
 /// Device and inode of the namespace that user space sees pids in; inode 0 for the first one.
@@ -204,6 +211,20 @@ unsafe fn fetch_add(word: *mut u64) -> u64 {
         asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) word, inout(reg) value, options(nostack));
     }
     value
+}
+
+/// Sets a word that is zero, and says whether it was.
+///
+/// # Safety
+/// `word` points into a map value that is 8-byte aligned.
+#[inline(always)]
+pub(crate) unsafe fn set_if_zero(word: *mut u64, value: u64) -> bool {
+    let mut seen: u64 = 0;
+    // SAFETY: see `add`. The instruction is of Linux 5.12; it compares with r0, and leaves there what it found.
+    unsafe {
+        asm!("r0 = cmpxchg_64({0} + 0, r0, {1})", in(reg) word, in(reg) value, inout("r0") seen, options(nostack));
+    }
+    seen == 0
 }
 
 /// Notes whose calls these are, in a capture of one process: the exit and exec programs run for every

@@ -18,10 +18,8 @@ use tracer_ebpf::{
 };
 
 use crate::bpf::{
-    maps::{
-        PROCESS_IDS, PROCESSES, TASKS, add, are_several, control, count, next_process, phase, pid_namespace,
-    },
-    read,
+    maps::{PROCESS_IDS, PROCESSES, add, are_several, control, count, next_process, phase, pid_namespace},
+    read, task,
 };
 
 /// In `PROCESS_IDS`, the index of what is none of ours.
@@ -188,7 +186,7 @@ pub(crate) fn exit() {
     if id as u32 == (id >> 32) as u32 {
         end(ProcessState::Ended, Phase::Exited);
     }
-    let _ = TASKS.remove(id as u32);
+    task::end(id as u32);
 }
 
 /// The process becomes another program, whose addresses mean something else.

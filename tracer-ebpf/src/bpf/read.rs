@@ -149,6 +149,14 @@ fn read_string(address: u64, into: &mut [u8; NAME_BYTES]) -> bool {
     }
 }
 
+/// The stack pointer at a probe. LLVM would compute where it is and load it later, and the verifier allows no
+/// address into the registers.
+#[inline(always)]
+pub(crate) fn sp(regs: &pt_regs) -> u64 {
+    // SAFETY: a field of the program's own context.
+    unsafe { core::ptr::read_volatile(&raw const regs.rsp) }
+}
+
 /// The argument whose position the cookie gives, or 0 (System V AMD64 ABI: rdi, rsi, rdx, rcx).
 #[inline(always)]
 pub(crate) fn argument(regs: &pt_regs, cookie: u64, field: ArgField) -> u64 {

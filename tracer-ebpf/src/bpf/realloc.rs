@@ -22,13 +22,14 @@ use crate::bpf::{
 /// A call that will resize a chunk begins.
 #[inline(always)]
 pub(crate) fn realloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
-    let Some((cookie, phase, process)) = entered::<true>(ctx) else { return };
-    let Some(task) = task::current_or_new(process) else { return };
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
-    task::drop_left(task, regs.rsp);
-    let mut call = pending::<OUTSIDE>(regs, cookie);
-    if OUTSIDE && task::innermost(task, regs.rsp).is_some() {
+    let sp = read::sp(regs);
+    let Some((cookie, phase, process)) = entered::<true>(ctx) else { return };
+    let Some(task) = task::current_or_new(process) else { return };
+    task::drop_left(task, sp);
+    let mut call = pending::<OUTSIDE>(regs, sp, cookie);
+    if OUTSIDE && task::innermost(task, sp).is_some() {
         call.flags = PENDING_INNER;
     } else if phase == Phase::Record as u32 {
         remember_old::<OUTSIDE>(&mut call, cookie);
@@ -187,7 +188,7 @@ fn begin<const OUTSIDE: bool>(
     let context = if OUTSIDE {
         (call.context, 0)
     } else {
-        let Some(context) = context::epoch(control, process, call.context) else { return false };
+        let Some(context) = context::epoch(control, process, task, call.context) else { return false };
         context
     };
     // SAFETY: a map value that only this task uses.

@@ -17,7 +17,10 @@ pub(crate) fn put(key: ChunkKey, live: &Live) -> bool {
     if let Some(old) = LIVE.get_ptr_mut(&key) {
         // SAFETY: a map value; the target's allocations are made by one thread at a time.
         let was = unsafe { *old };
-        if context::is_alive(&was) {
+        // Mostly it is the same context, whose epoch is at hand.
+        let is_alive =
+            if was.context == live.context { was.epoch == live.epoch } else { context::is_alive(&was) };
+        if is_alive {
             count(Counter::OverwroteLive);
         } else {
             count(Counter::OverwroteDead);

@@ -8,8 +8,8 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{
     abi::{
-        Control, FRAME_SLOTS, MAPSET_SLOTS, MAX_FRAMES, MAX_PENDING, NO_STACK, Process, ROW_CACHE_SLOTS,
-        StackHeader, StackKey, Task, Walk,
+        Control, FRAME_SLOTS, KNOWN_STACKS, KnownStack, MAPSET_SLOTS, MAX_FRAMES, MAX_PENDING, NO_STACK,
+        Process, ROW_CACHE_SLOTS, StackHeader, StackKey, Task, Walk,
     },
     counters::Counter,
     lookup::{PAGE_BITS, find_range, find_row, opaque},
@@ -50,11 +50,12 @@ pub(crate) fn id_at_entry(
     function: u64,
     regs: &pt_regs,
 ) -> u32 {
-    let Some(return_address) = read::word(regs.rsp) else {
+    let sp = read::sp(regs);
+    let Some(return_address) = read::word(sp) else {
         count(Counter::ReturnAddressUnreadable);
         return NO_STACK;
     };
-    let sp = regs.rsp.wrapping_add(8);
+    let sp = sp.wrapping_add(8);
     let caller = Registers { pc: return_address, sp, bp: regs.rbp, is_return: 1 };
     of_caller(control, process, task, function, caller)
 }
@@ -74,11 +75,23 @@ fn of_caller(
     count_many(Counter::FramesWalked, u64::from(walk.fresh));
     count_many(Counter::FramesReused, u64::from(walk.met));
     count_end(walk.end);
-    if let Some(id) = STACKS.get_ptr(&walk.key) {
-        // SAFETY: a map value; ids are never changed.
-        return unsafe { *id };
+    // SAFETY: as above; the index is masked.
+    let known = unsafe {
+        let slot = (opaque(walk.key.a) & (KNOWN_STACKS as u64 - 1)) as usize;
+        &mut *(&raw mut (*task).known_stacks[slot])
+    };
+    if known.id != 0 && known.key.a == walk.key.a && known.key.b == walk.key.b {
+        return known.id as u32;
     }
-    publish(control, task)
+    let id = match STACKS.get_ptr(&walk.key) {
+        // SAFETY: a map value; ids are never changed.
+        Some(id) => unsafe { *id },
+        None => publish(control, task),
+    };
+    if id != NO_STACK {
+        *known = KnownStack { key: walk.key, id: u64::from(id) };
+    }
+    id
 }
 
 /// Gives a new stack an id and sends it to user space.
@@ -166,6 +179,8 @@ pub(crate) fn walk(
         let last = (*task).walk;
         // The mapping of the last walk's last frame is mostly that of this one's first.
         let hi = if last.mapset == mapset { last.hi } else { 0 };
+        // See `chunk::pending`.
+        let none = opaque(0);
         (*task).walk = Walk {
             regs,
             lo: last.lo,
@@ -173,16 +188,16 @@ pub(crate) fn walk(
             bias: last.bias,
             first_page: last.first_page,
             page_count: last.page_count,
-            key: StackKey { a: 0, b: 0 },
+            key: StackKey { a: none, b: none },
             function,
-            count: 0,
-            end: 0,
+            count: none as u32,
+            end: none as u32,
             mapset,
             depth: (*task).depth,
-            fresh: 0,
-            met: 0,
-            valid: 0,
-            pad: 0,
+            fresh: none as u32,
+            met: none as u32,
+            valid: none as u32,
+            pad: none as u32,
             trampoline_start: (*process).trampoline_start,
             trampoline_end: (*process).trampoline_end,
         };

@@ -9,36 +9,71 @@ use tracer_ebpf::{
 };
 
 use crate::bpf::{
-    maps::{TASK_TEMPLATE, TASKS, count, remember_process},
+    maps::{TASKS, count, remember_process, set_if_zero, task_mask},
     process,
     read::word_at_hand,
 };
 
 const LAST_PENDING: u64 = MAX_PENDING as u64 - 1;
 
+/// Slots that are looked at for a task.
+const ATTEMPTS: u32 = 8;
+
+/// The scratch of the task with that id. An array and not a hash map: the first slot that is looked at is
+/// nearly always the one, and takes no hash.
+#[inline(always)]
+fn find(tid: u32) -> Option<*mut Task> {
+    for attempt in 0..ATTEMPTS {
+        let task = TASKS.get_ptr_mut(tid.wrapping_add(attempt) & task_mask())?;
+        // SAFETY: a map value; an aligned word.
+        if unsafe { core::ptr::read_volatile(&raw const (*task).owner) } == u64::from(tid) {
+            return Some(task);
+        }
+    }
+    None
+}
+
 /// The scratch of the current task, if it has made a call that was followed.
 #[inline(always)]
 pub(crate) fn current() -> Option<*mut Task> {
-    TASKS.get_ptr_mut(bpf_get_current_pid_tgid() as u32)
+    find(bpf_get_current_pid_tgid() as u32)
 }
 
-/// The scratch of the current task, of that process; made if there is none.
+/// The scratch of the current task, of that process; a free one if it has none.
 #[inline(always)]
 pub(crate) fn current_or_new(process: *mut Process) -> Option<*mut Task> {
     let tid = bpf_get_current_pid_tgid() as u32;
-    if let Some(task) = TASKS.get_ptr_mut(tid) {
-        return Some(task);
+    match find(tid) {
+        Some(task) => Some(task),
+        None => take(tid, process),
     }
+}
+
+#[inline(always)]
+fn take(tid: u32, process: *mut Process) -> Option<*mut Task> {
     remember_process();
-    let template = TASK_TEMPLATE.get(0)?;
-    if TASKS.insert(tid, template, 0).is_err() {
-        count(Counter::TasksFull);
-        return None;
+    for attempt in 0..ATTEMPTS {
+        let task = TASKS.get_ptr_mut(tid.wrapping_add(attempt) & task_mask())?;
+        // SAFETY: a map value; an aligned word. Whoever sets it has the slot for itself.
+        unsafe {
+            if set_if_zero(&raw mut (*task).owner, u64::from(tid)) {
+                (*task).depth = 0;
+                (*task).process = process::index(process);
+                return Some(task);
+            }
+        }
     }
-    let task = TASKS.get_ptr_mut(tid)?;
-    // SAFETY: a map value that only this task uses.
-    unsafe { (*task).process = process::index(process) };
-    Some(task)
+    count(Counter::TasksFull);
+    None
+}
+
+/// A task ends.
+#[inline(always)]
+pub(crate) fn end(tid: u32) {
+    if let Some(task) = find(tid) {
+        // SAFETY: a map value; an aligned word.
+        unsafe { core::ptr::write_volatile(&raw mut (*task).owner, 0) };
+    }
 }
 
 /// The open call with that index.

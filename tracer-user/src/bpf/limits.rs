@@ -91,7 +91,7 @@ impl Limits {
 
     fn least_for_several(rows: usize, pages: usize, processes: usize) -> Self {
         // As many again may come; a process that ends makes room.
-        let tasks = u32::try_from(2 * processes).unwrap_or(u32::MAX).clamp(128, 2048);
+        let tasks = u32::try_from(2 * processes).unwrap_or(u32::MAX).clamp(128, 2048).next_power_of_two();
         Self {
             names: 1 << 14,
             stacks: 1 << 16,
@@ -145,14 +145,14 @@ impl Limits {
             + u64::from(ROW_CACHE_SLOTS) * 8
             + u64::from(DOOMED_SLOTS) * 8
             + u64::from(MAPSET_SLOTS) * size_of::<MapSet>() as u64
-            + u64::from(self.processes) * size_of::<Process>() as u64;
+            + u64::from(self.processes) * size_of::<Process>() as u64
+            + u64::from(self.tasks) * size_of::<Task>() as u64;
         arrays
             + hash_bytes(self.live, 8, size_of::<Live>())
             + hash_bytes(self.parts, 8, size_of::<Parts>())
             + hash_bytes(self.contexts, 8, size_of::<Context>())
             + hash_bytes(self.names, 8, size_of::<Name>())
             + hash_bytes(self.stacks, size_of::<StackKey>(), 4)
-            + hash_bytes(self.tasks, 4, size_of::<Task>())
             + hash_bytes(self.process_ids(), 4, 4)
             + u64::from(self.ring_bytes)
             + u64::from(self.sample_bytes)

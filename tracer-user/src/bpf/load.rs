@@ -16,7 +16,7 @@ use aya::{
 use tracer_ebpf::{
     abi::{
         Context, DOOMED_SLOTS, Family, Live, MAX_FAMILIES, Measured, Name, PROCESS_SLOTS, Parts,
-        ProcessState, SiteHits, StackTotals, key_process,
+        ProcessState, SiteHits, StackTotals, Task, key_process,
     },
     counters::{COUNTERS, Counter, CounterInfo},
     site::is_pool,
@@ -228,7 +228,7 @@ pub struct Tracer {
     pub(super) live: RawMap<u64, Live>,
     pub(super) parts: RawMap<u64, Parts>,
     pub(super) contexts: RawMap<u64, Context>,
-    tasks: RawMap<u32, ()>,
+    tasks: RawMap<u32, Task>,
     pub(super) names: RawMap<u64, Name>,
     pub(super) stack_totals: RawMap<u32, StackTotals>,
     doomed: RawMap<u32, u64>,
@@ -307,10 +307,12 @@ impl Tracer {
     pub fn load_for(limits: Limits, names: ContextNames, mechanism: Mechanism) -> Result<Self, LoadError> {
         check_kernel()?;
         let several = u64::from(limits.are_several());
+        let task_mask = limits.tasks - 1;
         let namespace = pid_namespace().map_err(LoadError::Namespace)?;
         let mut loader = EbpfLoader::new();
         loader
             .override_global("SEVERAL", &several, true)
+            .override_global("TASK_MASK", &task_mask, true)
             .override_global("PID_NS_DEVICE", &namespace.0, true)
             .override_global("PID_NS_INODE", &namespace.1, true)
             .verifier_log_level(VerifierLogLevel::STATS)
@@ -541,15 +543,18 @@ impl Tracer {
         Ok(live.len() as u64)
     }
 
-    /// Forgets all chunks and contexts, and calls that were left open. Nothing may be attached.
+    /// Forgets all chunks and contexts, and calls that were left open; how many chunks. Nothing may be
+    /// attached.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn clear_chunks(&self) -> Result<(), MapError> {
-        self.live.remove(&self.live.keys()?)?;
+    pub fn clear_chunks(&self) -> Result<u64, MapError> {
+        let live = self.live.keys()?;
+        self.live.remove(&live)?;
         self.parts.remove(&self.parts.keys()?)?;
         self.contexts.remove(&self.contexts.keys()?)?;
-        self.tasks.clear()
+        (0..self.limits.tasks).try_for_each(|slot| self.tasks.clear_slot(slot))?;
+        Ok(live.len() as u64)
     }
 
     /// The words that both sides share.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tracer_ebpf::{
-    abi::{Context, Live, MapSet, Measured, Name, Parts, SiteHits, StackKey, StackTotals},
+    abi::{Context, Live, MapSet, Measured, Name, Parts, SiteHits, StackKey, StackTotals, Task},
     unwind::Row,
 };
 
@@ -27,7 +27,7 @@ macro_rules! plain {
         )*
     };
 }
-plain!((), u32, u64, SiteHits, Live, Parts, Context, Name, StackKey, StackTotals, Row, MapSet, Measured);
+plain!(u32, u64, SiteHits, Live, Parts, Context, Name, StackKey, StackTotals, Row, MapSet, Measured, Task);
 
 /// A map operation that the kernel refused.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +43,6 @@ pub struct MapError {
 
 /// `bpf(2)` commands (`include/uapi/linux/bpf.h`).
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
-const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
@@ -151,30 +150,6 @@ impl<K: Plain, V: Plain> RawMap<K, V> {
         Ok(())
     }
 
-    /// Removes every element of a map whose values are too large to be read for it.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub(super) fn clear(&self) -> Result<(), MapError> {
-        loop {
-            let mut key: MaybeUninit<K> = MaybeUninit::uninit();
-            // Without a key to start from: the first one.
-            let mut attr = ElementAttr {
-                map_fd: self.raw_fd(),
-                pad: 0,
-                key: 0,
-                value: key.as_mut_ptr() as u64,
-                flags: 0,
-            };
-            match bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) {
-                // SAFETY: the kernel has filled it.
-                Ok(()) => self.remove(&[unsafe { key.assume_init() }])?,
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
-                Err(error) => return Err(self.error("clear", error)),
-            }
-        }
-    }
-
     /// Every key.
     ///
     /// # Errors
@@ -235,6 +210,22 @@ impl<K: Plain, V: Plain> RawMap<K, V> {
 }
 
 impl<V: Plain> RawMap<u32, V> {
+    /// Makes an element of an array all zero.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn clear_slot(&self, slot: u32) -> Result<(), MapError> {
+        let zero = vec![0_u64; size_of::<V>().div_ceil(8)];
+        let mut attr = ElementAttr {
+            map_fd: self.raw_fd(),
+            pad: 0,
+            key: &raw const slot as u64,
+            value: zero.as_ptr() as u64,
+            flags: 0,
+        };
+        bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map_err(|source| self.error("clear", source))
+    }
+
     /// Writes `values` to the elements from `first` on.
     ///
     /// # Errors

@@ -74,9 +74,8 @@ impl Look {
         }
     }
 
-    /// Looks at the contexts that hold recorded chunks, and walks them.
-    pub fn at_chunks(observed: &Observed, snapshot: &ProcessSnapshot) -> Option<Self> {
-        let contexts: HashSet<u64> = snapshot.chunks.iter().map(|chunk| chunk.context).collect();
+    /// Looks now, and walks the chunks of these contexts.
+    pub fn at_chunks(observed: &Observed, contexts: &HashSet<u64>) -> Option<Self> {
         let mut look = Self::take(Some(observed), 0)?;
         let mut room = MOST_WALKED_OFTEN;
         for context in look.census.contexts.iter().filter(|context| contexts.contains(&context.address.0)) {

@@ -487,16 +487,23 @@ impl Processes {
         }
     }
 
-    /// Takes survivors out of a snapshot that are no longer there, by a look at their contexts; how many. What
-    /// cannot be looked at stays. `of_long_life`: only where the context itself is still there.
-    pub fn drop_gone(&self, snapshot: &mut RawSnapshot, of_long_life: bool) -> u64 {
+    /// Takes survivors of windows out of their snapshots that are no longer there, by one look at their contexts;
+    /// how many. What cannot be looked at stays. `of_long_life`: only where the context itself is still there.
+    /// `beat` between two processes.
+    pub fn drop_gone(&self, cycles: &mut [Cycle], of_long_life: bool, beat: impl Fn()) -> u64 {
         let mut gone = 0;
-        for (number, of_process) in &mut snapshot.processes {
-            let Some(observed) = self.traced.get(number).and_then(|traced| traced.observed.as_ref()) else {
-                continue;
-            };
-            if let Some(look) = Look::at_chunks(observed, of_process) {
-                gone += look.drop_gone(of_process, of_long_life, &snapshot.names);
+        for (number, traced) in &self.traced {
+            let Some(observed) = &traced.observed else { continue };
+            let of_process = cycles.iter().filter_map(|cycle| cycle.survived.processes.get(number));
+            let contexts: HashSet<u64> =
+                of_process.flat_map(|process| &process.chunks).map(|chunk| chunk.context).collect();
+            beat();
+            let Some(look) = Look::at_chunks(observed, &contexts) else { continue };
+            beat();
+            for cycle in &mut *cycles {
+                if let Some(of_process) = cycle.survived.processes.get_mut(number) {
+                    gone += look.drop_gone(of_process, of_long_life, &cycle.survived.names);
+                }
             }
         }
         gone

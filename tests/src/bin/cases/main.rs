@@ -234,7 +234,7 @@ fn start(capture: &mut std::process::Command, is_full: bool, artifacts: &Path) -
 fn finish(running: Running, artifacts: &Path) -> Result<Capture> {
     let finished = running.finish()?;
     if !finished.status.success() {
-        bail!("pgleak: {}", finished.stderr.lines().last().unwrap_or_default());
+        bail!("{}: {}", finished.status, finished.stderr);
     }
     Ok(pgleak::render::read_capture(&artifacts.join("capture.json"))?)
 }
@@ -245,6 +245,8 @@ fn load_for(stage: &Stage, window: Duration, most: u64, each: Duration) -> Resul
     let rounds = (window.as_secs_f64() / ROUND.as_secs_f64()) as u64;
     let fitting = (ROUND.as_secs_f64() / each.as_secs_f64().max(1e-6)) as u64;
     let round = fitting.min(most / rounds.max(1)).max(1);
+    // Few of them are spread over the window.
+    let pace = (window * 9 / 10).div_f64((most / round).max(1) as f64).max(ROUND);
     let mut all = 0;
     loop {
         let begun = Instant::now();
@@ -257,10 +259,10 @@ fn load_for(stage: &Stage, window: Duration, most: u64, each: Duration) -> Resul
         }
         all += round;
         // Twice as long, since the machine has other work.
-        let next = (begun.elapsed() * 2).max(ROUND);
+        let next = (begun.elapsed() * 2).max(pace);
         if all + round > most || started.elapsed() + next > window {
             return Ok(all);
         }
-        std::thread::sleep(ROUND.saturating_sub(begun.elapsed()));
+        std::thread::sleep(pace.saturating_sub(begun.elapsed()));
     }
 }

@@ -78,6 +78,8 @@ pub struct Recorder<'a> {
     unknown_code: Vec<(u32, AbsAddr)>,
     run_time_code: HashSet<(usize, AbsAddr)>,
     notes: Vec<String>,
+    /// Records that were forgotten between windows.
+    cleared: u64,
 }
 
 impl<'a> Recorder<'a> {
@@ -133,6 +135,7 @@ impl<'a> Recorder<'a> {
             unknown_code: Vec::new(),
             run_time_code: HashSet::new(),
             notes: Vec::new(),
+            cleared: 0,
         };
         if options.overhead == Overhead::Full {
             recorder.set_probes()?;
@@ -403,15 +406,11 @@ impl<'a> Recorder<'a> {
         self.drain();
         self.processes.follow_births_and_ends(self.prepared, &self.mapper, &self.tracer)?;
         let counters = self.tracer.counters()?;
-        let removed = counters.get(Counter::LiveRemoved) + self.processes.purged;
+        let removed = counters.get(Counter::LiveRemoved) + self.processes.purged + self.cleared;
         let live = counters.get(Counter::LiveInserted).saturating_sub(removed);
         if self.tracer.control().phase() == Some(Phase::Record) {
             let now = monotonic_ns();
             self.processes.look_at_statements(now);
-        }
-        // What is freed between windows is not known.
-        if self.tracer.control().phase() == Some(Phase::Record) && self.options.overhead == Overhead::Full {
-            let now = monotonic_ns();
             // Twice in each slice.
             let due = self.options.duration.as_nanos() as u64 / (2 * SLICES);
             if self.held.last().is_none_or(|(last, _)| now - last >= due) {

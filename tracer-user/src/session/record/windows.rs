@@ -187,9 +187,9 @@ impl Recorder<'_> {
             drop(removal.take());
             self.measure_speed(&mut budget).await?;
             if let Some(last) = cycles.last_mut() {
-                gone += self.processes.drop_gone(&mut last.survived, false);
+                gone += self.drop_gone(std::slice::from_mut(last), false);
             }
-            self.tracer.clear_chunks()?;
+            self.cleared += self.tracer.clear_chunks()?;
             self.set_probes()?;
             let (cpu, hits) = (self.processes.cpu(), self.tracer.site_hits()?);
             let start_ns = monotonic_ns();
@@ -242,6 +242,10 @@ impl Recorder<'_> {
             self.measure_speed(&mut budget).await?;
         }
         self.progress.end();
+        // What was freed between two windows is not known.
+        if cycles.len() > 1 {
+            self.held.clear();
+        }
         let wall_ns = begun.elapsed().as_nanos() as u64;
         let cpu = self.processes.cpu();
         let all_own = (cpu.since(cpu_before).total_ns as f64 - budget.added_ns()).max(1.0);
@@ -253,11 +257,9 @@ impl Recorder<'_> {
         self.processes.recording_has_ended();
         self.look(|looks| &mut looks.survived);
         if let Some(last) = cycles.last_mut() {
-            gone += self.processes.drop_gone(&mut last.survived, false);
+            gone += self.drop_gone(std::slice::from_mut(last), false);
         }
-        for cycle in &mut cycles {
-            gone += self.processes.drop_gone(&mut cycle.survived, true);
-        }
+        gone += self.drop_gone(&mut cycles, true);
         let windows = Windows {
             count: cycles.len() as u64,
             wall_ns,
@@ -269,6 +271,10 @@ impl Recorder<'_> {
         };
         tracing::debug!(yardstick = ?budget.yardstick, speed = ?budget.speed, "windows");
         Ok(Recorded { cycles, stop: end, end, settled_for, cpu, windows: Some(windows) })
+    }
+
+    fn drop_gone(&self, cycles: &mut [Cycle], of_long_life: bool) -> u64 {
+        self.processes.drop_gone(cycles, of_long_life, || self.watchdog.beat())
     }
 
     /// Counts calls of one function for a moment, with no other probe.
