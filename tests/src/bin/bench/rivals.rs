@@ -35,6 +35,8 @@ enum Kind {
     },
     /// The program, with these arguments.
     Pgleak(&'static [&'static str]),
+    /// The same in windows, which take their time.
+    Low,
     /// The same job as far as bpftrace's language allows, at the first instructions of the functions.
     Bpftrace,
 }
@@ -43,8 +45,12 @@ enum Kind {
 pub(crate) const NOTHING: &str = "nothing";
 /// See [`RIVALS`].
 pub(crate) const FLOOR: &str = "floor";
+/// See [`RIVALS`].
+pub(crate) const LOW: &str = "pgleak-low";
+/// How long that is looked at, and runs: its windows come every few seconds.
+const LOW_SECONDS: u64 = 30;
 
-pub(crate) const RIVALS: [Rival; 9] = [
+pub(crate) const RIVALS: [Rival; 10] = [
     Rival { name: NOTHING, what: "nothing attached", kind: Kind::Nothing },
     Rival {
         name: FLOOR,
@@ -73,6 +79,7 @@ pub(crate) const RIVALS: [Rival; 9] = [
         kind: Kind::Pgleak(&["--attach", "multi"]),
     },
     Rival { name: "pgleak-perf", what: "the same by perf links", kind: Kind::Pgleak(&["--attach", "perf"]) },
+    Rival { name: LOW, what: "pgleak capture --overhead low, for half a minute", kind: Kind::Low },
     Rival {
         name: "bpftrace",
         what: "bpftrace: sizes, user stacks, live pointers, no context resets; at the functions' first instruction",
@@ -93,6 +100,11 @@ pub(crate) enum Working {
 }
 
 impl Rival {
+    /// How long it is looked at, where others are for so long.
+    pub(crate) fn window(&self, others: Duration) -> Duration {
+        if matches!(self.kind, Kind::Low) { Duration::from_secs(LOW_SECONDS) } else { others }
+    }
+
     /// Attaches it to a process; it works when this returns.
     pub(crate) fn begin(&self, pid: u32) -> Result<Working> {
         match self.kind {
@@ -104,13 +116,21 @@ impl Rival {
             Kind::Pgleak(arguments) => {
                 let mut all = vec!["--duration", "1h", "--settle", "0", "--force"];
                 all.extend(arguments);
-                let running = Running::capture(pid, &all)?;
-                running.wait_for("recording for", PATIENCE)?;
-                Ok(Working::Pgleak(running))
+                pgleak(pid, &all, "recording for")
+            }
+            Kind::Low => {
+                let seconds = format!("{}s", LOW_SECONDS + 1);
+                pgleak(pid, &["--overhead", "low", "--duration", &seconds], "recording in windows")
             }
             Kind::Bpftrace => bpftrace(&prepare(pid, None)?),
         }
     }
+}
+
+fn pgleak(pid: u32, arguments: &[&str], begun: &str) -> Result<Working> {
+    let running = Running::capture(pid, arguments)?;
+    running.wait_for(begun, PATIENCE)?;
+    Ok(Working::Pgleak(running))
 }
 
 impl Working {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     load::{Ends, Load, Window},
     options::{self, Options},
-    rivals::{self, NOTHING},
+    rivals::{self, LOW, NOTHING},
 };
 
 /// A rival works for so long before it is looked at.
@@ -102,9 +102,12 @@ fn round(options: &Options, build: &Build, server: &Server, load: Load) -> Resul
     order.push(NOTHING);
     let mut windows = Vec::new();
     for name in order {
-        let working = rivals::named(name)?.begin(pid).with_context(|| format!("cannot begin {name}"))?;
-        std::thread::sleep(WARM_UP);
-        let window = Window::pass(options.window);
+        let rival = rivals::named(name)?;
+        let working = rival.begin(pid).with_context(|| format!("cannot begin {name}"))?;
+        if name != LOW {
+            std::thread::sleep(WARM_UP);
+        }
+        let window = Window::pass(rival.window(options.window));
         let lost = working.end().with_context(|| format!("cannot end {name}"))?;
         windows.push((name, window, lost));
     }
