@@ -14,24 +14,27 @@ const LEAST: usize = 3;
 
 /// Contexts that grew by less than this part of what survivors say keep none of it.
 const LEAST_PART: f64 = 0.2;
-/// Less than this may be in blocks that were there already.
-const NOTABLE: f64 = (256 << 10) as f64;
+/// Less than this is chance.
+const NOTABLE: f64 = (16 << 10) as f64;
 
 /// Where the growth a second lies, by the differences of windows: none is like the other, whatever many chunks each
-/// may hold.
+/// may hold. The growth is the ratio of all bytes to all time, and each window differs from that by what it has more
+/// or less than its time would have it.
 pub(super) fn interval(tallies: &[Tally], slices: &[Slice]) -> Option<[f64; 2]> {
-    let rates: Vec<f64> = (tallies.iter().zip(slices))
-        .map(|(tally, slice)| tally.held as f64 / (slice.length_ns.max(1) as f64 / 1e9))
+    let windows: Vec<(f64, f64)> = (tallies.iter().zip(slices))
+        .map(|(tally, slice)| (tally.held as f64, slice.length_ns.max(1) as f64 / 1e9))
         .collect();
-    if rates.len() < LEAST {
+    if windows.len() < LEAST {
         return None;
     }
-    let count = rates.len() as f64;
-    let mean = rates.iter().sum::<f64>() / count;
-    let variance = rates.iter().map(|rate| (rate - mean).powi(2)).sum::<f64>() / (count - 1.0);
-    let quantile = STUDENT.get(rates.len() - 2).copied().unwrap_or(NORMAL);
-    let half = quantile * (variance / count).sqrt();
-    Some([(mean - half).max(0.0), mean + half])
+    let count = windows.len() as f64;
+    let (held, seconds) =
+        windows.iter().fold((0.0, 0.0), |sums, window| (sums.0 + window.0, sums.1 + window.1));
+    let rate = held / seconds;
+    let squares: f64 = windows.iter().map(|(held, seconds)| (held - rate * seconds).powi(2)).sum();
+    let quantile = STUDENT.get(windows.len() - 2).copied().unwrap_or(NORMAL);
+    let half = quantile * (squares * count / (count - 1.0)).sqrt() / seconds;
+    Some([(rate - half).max(0.0), rate + half])
 }
 
 /// What the contexts of these labels grew by from the first window to the end, and what was to be expected, in
@@ -65,5 +68,10 @@ mod tests {
         assert!((low - 141.9).abs() < 1.0 && (high - 258.1).abs() < 1.0, "{low} {high}");
         assert_eq!(of([0, 0, 0, 400])[0], 0.0);
         assert_eq!(interval(&[Tally::default(); 2], &slices), None);
+        // One that is longer counts for more.
+        let unequal: Vec<Slice> =
+            [1, 1, 2].map(|seconds| Slice { start_ns: 0, length_ns: seconds * 1_000_000_000 }).to_vec();
+        let tallies = [100, 100, 200].map(|held| Tally { count: 1, requested: held, held });
+        assert_eq!(interval(&tallies, &unequal), Some([100.0, 100.0]));
     }
 }

@@ -322,7 +322,7 @@ impl<'a> Judge<'a> {
         if self.capture.window.windows.is_some() {
             course.interval = interval(&slices, &self.capture.window.slices);
         }
-        if course.class == Class::Leak
+        if matches!(course.class, Class::Leak | Class::Held)
             && let Some((grown, expected)) = grew_less(self.capture, &members.context_labels(), &course)
         {
             course.class = Class::Unclear;
