@@ -40,6 +40,8 @@ fn what_makes_no_sense_is_misuse() {
         (["--format", "gif"], "no format 'gif'"),
         (["--allocator", "slab"], "possible values: contexts, malloc, all"),
         (["--allocator=malloc", "--context=ExecutorState"], "leave out --context"),
+        (["--overhead", "some"], "neither full, low nor a part of the time in percent"),
+        (["--overhead=low", "--longer"], "give a longer --duration"),
     ] {
         refused(&capture(1, &arguments).unwrap(), MISUSE, says);
     }

@@ -248,6 +248,11 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
             "--context chooses among memory contexts, and malloc has none: leave out --context or --allocator",
         ));
     }
+    if args.longer.is_some() && args.overhead != Overhead::Full {
+        return Err(Failure::misuse(
+            "--longer goes on until it is clear what grows, which windows cannot tell: give a longer --duration",
+        ));
+    }
     let duration = args.duration.unwrap_or(match args.overhead {
         Overhead::Full => Duration::from_secs(13),
         Overhead::Share(_) => Duration::from_secs(120),
