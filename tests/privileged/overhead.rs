@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use pgleak::profile::{Class, judge};
+use pgleak::profile::{Class, EndReason, Group, judge};
 use pgleak_tests::{
     Build,
-    findings::losses,
-    planted::{self, Call},
+    findings::{groups, losses},
+    pgleak::{Running, capture},
+    planted::{self, CONTEXT, Call},
     workload::{Loop, Pgbench, Script, init_pgbench},
 };
 
@@ -26,9 +27,7 @@ fn a_busy_leak(build: &Build) {
     let sql = format!("{}; {}", Call::PALLOC.sql(&ROUND), Call::IN_FLIGHT.sql(&[3000, 40]));
     let leak = Loop::start(&server, &sql).unwrap();
     let probed = probed_instructions(leak.backend_pid());
-    let running =
-        pgleak_tests::pgleak::Running::capture(leak.backend_pid(), &["--overhead", "5", "--duration", "25s"])
-            .unwrap();
+    let running = Running::capture(leak.backend_pid(), &["--overhead", "5", "--duration", "25s"]).unwrap();
     running.wait_for("recording in windows", PATIENCE).unwrap();
     let (rounds, begun) = (leak.rounds(), std::time::Instant::now());
     let (mut looks, mut with_probes) = (0, 0);
@@ -70,8 +69,7 @@ fn who_allocates_little_is_recorded_all_the_time() {
     planted::install(&server).unwrap();
     let leak =
         Loop::start(&server, &format!("{}; select pg_sleep(0.05)", Call::PALLOC.sql(&[3, 100]))).unwrap();
-    let finished =
-        pgleak_tests::pgleak::capture(leak.backend_pid(), &["--overhead", "20", "--duration", "8s"]).unwrap();
+    let finished = capture(leak.backend_pid(), &["--overhead", "20", "--duration", "8s"]).unwrap();
     let finished = finished.success().unwrap();
     leak.stop().unwrap();
     let capture = finished.capture().unwrap();
@@ -93,11 +91,59 @@ fn busy_work_is_no_leak() {
         init_pgbench(&server).unwrap();
         let bench = Pgbench::start(&server, script, 1, 60).unwrap();
         let arguments = ["--overhead", "low", "--duration", "20s"];
-        let finished = pgleak_tests::pgleak::capture(bench.backend_pid(), &arguments).unwrap();
+        let finished = capture(bench.backend_pid(), &arguments).unwrap();
         let finished = finished.success().unwrap();
         let capture = finished.capture().unwrap();
         assert_eq!(losses(&capture), [], "{}", finished.stdout);
         let verdict = judge(&capture);
         assert!(verdict.suspects.is_empty(), "{}", finished.stdout);
+    }
+}
+
+/// One that ends between two windows, of which what was recorded is not lost.
+#[test]
+fn who_ends_meanwhile_has_a_result() {
+    let server = server(&Build::packaged(15).unwrap());
+    planted::install(&server).unwrap();
+    let leak = Loop::start(
+        &server,
+        &format!("{}; {}", Call::PALLOC.sql(&[20, 200]), Call::IN_FLIGHT.sql(&[3000, 40])),
+    )
+    .unwrap();
+    let running = Running::capture(leak.backend_pid(), &["--overhead", "2", "--duration", "60s"]).unwrap();
+    running.wait_for("recording in windows:", PATIENCE).unwrap();
+    leak.stop().unwrap();
+    let finished = running.finish().unwrap().success().unwrap();
+    let capture = finished.capture().unwrap();
+    assert_eq!(capture.window.end, EndReason::TargetExited, "{}", finished.stdout);
+    assert!(
+        !groups(&capture, CONTEXT, Call::PALLOC.frame).collect::<Vec<_>>().is_empty(),
+        "{}",
+        finished.stdout
+    );
+}
+
+/// A server: each of its processes has its own, scaled alike.
+#[test]
+fn several_processes_in_windows() {
+    let server = server(&Build::packaged(15).unwrap());
+    planted::install(&server).unwrap();
+    let of = |count| format!("{}; select pg_sleep(0.02)", Call::PALLOC.sql(&[count, 100]));
+    let leaks = [1, 3].map(|count| Loop::start(&server, &of(count)).unwrap());
+    let postmaster = server.postmaster_pid().to_string();
+    let scope = ["--postmaster", &*postmaster, "--backend-type", "client"];
+    let running = Running::capture_of(&scope, &["--overhead", "20", "--duration", "10s"]).unwrap();
+    let finished = running.finish().unwrap().success().unwrap();
+    let capture = finished.capture().unwrap();
+    let held = |pid: u32| -> u64 {
+        let of_pid = |group: &&Group| capture.processes[group.process as usize].pid == pid;
+        groups(&capture, CONTEXT, Call::PALLOC.frame).filter(of_pid).map(|group| group.survived.count).sum()
+    };
+    let [one, three] = leaks.each_ref().map(|leak| held(leak.backend_pid()) as f64);
+    assert!(one > 20.0 && (three / one - 3.0).abs() < 0.6, "{one} and {three}: {}", finished.stdout);
+    assert_eq!(judge(&capture).suspects[0].head, Call::PALLOC.frame, "{}", finished.stdout);
+    for leak in leaks {
+        assert_no_probe_is_left(leak.backend_pid());
+        leak.stop().unwrap();
     }
 }

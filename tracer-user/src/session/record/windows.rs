@@ -96,7 +96,8 @@ impl Budget {
         if let Some(own_per_call) = self.own_per_call() {
             return (calls as f64 * own_per_call).min(cpu);
         }
-        (cpu - self.reckoned_ns(&seen.hits).iter().sum::<f64>()).max(0.0)
+        // What is reckoned may be too much, and something was its own.
+        (cpu - self.reckoned_ns(&seen.hits).iter().sum::<f64>()).max(cpu / 10.0)
     }
 
     /// What one window has added.
@@ -185,12 +186,21 @@ impl Recorder<'_> {
         let end = loop {
             // The probes of the last window have to be gone before their numbers are used again.
             drop(removal.take());
-            self.measure_speed(&mut budget).await?;
+            match self.measure_speed(&mut budget).await {
+                Ok(()) => {}
+                // What was recorded of it until then is there.
+                Err(CaptureError::GoneTooEarly { .. }) => break Stop::Exited,
+                Err(error) => return Err(error),
+            }
             if let Some(last) = cycles.last_mut() {
                 gone += self.drop_gone(std::slice::from_mut(last), false);
             }
             self.cleared += self.tracer.clear_chunks()?;
-            self.set_probes()?;
+            match self.set_probes() {
+                Ok(()) => {}
+                Err(CaptureError::GoneTooEarly { .. }) if !cycles.is_empty() => break Stop::Exited,
+                Err(error) => return Err(error),
+            }
             let (cpu, hits) = (self.processes.cpu(), self.tracer.site_hits()?);
             let start_ns = monotonic_ns();
             self.allow();
@@ -239,7 +249,10 @@ impl Recorder<'_> {
         drop(removal);
         // The last window's speed, too.
         if end == Stop::TimeOver {
-            self.measure_speed(&mut budget).await?;
+            match self.measure_speed(&mut budget).await {
+                Ok(()) | Err(CaptureError::GoneTooEarly { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
         self.progress.end();
         // What was freed between two windows is not known.
@@ -250,7 +263,12 @@ impl Recorder<'_> {
         let cpu = self.processes.cpu();
         let all_own = (cpu.since(cpu_before).total_ns as f64 - budget.added_ns()).max(1.0);
         let own: Vec<f64> = budget.seen.iter().map(|seen| budget.own_ns(seen)).collect();
-        let work = (own.iter().sum::<f64>() / all_own).min(1.0);
+        let work = match &cycles[..] {
+            // Without a pause, all of it but for what came while probes were set.
+            [one] => one.stretch.length_ns as f64 / wall_ns.max(1) as f64,
+            _ => own.iter().sum::<f64>() / all_own,
+        };
+        let work = work.min(1.0);
         stand_for(&mut cycles, work * wall_ns as f64);
         self.look(|looks| &mut looks.recorded);
         self.processes.look_at_memory(1);
@@ -286,7 +304,10 @@ impl Recorder<'_> {
         let path = site.library.as_ref().map_or_else(|| exe_link(pid), |library| library.link.clone());
         // Its entry is all that is counted, whatever it does.
         let probe = Probe { role: Role::Free, is_outside: false, ..Probe::of(site) };
-        self.attached.add(&mut self.tracer, chosen_pid(pid, self.processes.are_one()), &path, probe)?;
+        let probed = chosen_pid(pid, self.processes.are_one());
+        self.attached.add(&mut self.tracer, probed, &path, probe).map_err(|error| {
+            if self.prepared.is_there() { error.into() } else { CaptureError::GoneTooEarly { pid } }
+        })?;
         hand_over(&self.attached, 0, &self.watchdog).map_err(CaptureError::Watchdog)?;
         let (cpu, hits) = (self.processes.cpu(), self.tracer.site_hits()?);
         self.tracer.control().advance(Phase::Off, Phase::Count);
@@ -321,6 +342,6 @@ fn stand_for(cycles: &mut [Cycle], all_ns: f64) {
     let length: u64 = cycles.iter().map(|cycle| cycle.stretch.length_ns).sum();
     for cycle in cycles {
         let part = cycle.stretch.length_ns as f64 / length.max(1) as f64;
-        cycle.stretch.stands_for_ns = (all_ns * part) as u64;
+        cycle.stretch.stands_for_ns = ((all_ns * part) as u64).max(1);
     }
 }
