@@ -9,6 +9,7 @@ use tracer_ebpf::{
 
 use crate::{
     addr::{AbsAddr, Bias, VirtAddr},
+    bpf::AttachError,
     census::Observed,
     elf::{FunctionRange, Image},
     guard::EventRates,
@@ -139,6 +140,11 @@ impl Prepared {
     /// Whether the process is still there and still runs the same program.
     pub fn is_there(&self) -> bool {
         self.process.is_same() && self.binary.is_same(self.process.pid)
+    }
+
+    /// Why a probe could not be set: the kernel's word for a process that ended meanwhile is ENOENT, of all things.
+    pub fn refused(&self, error: AttachError) -> CaptureError {
+        if self.is_there() { error.into() } else { CaptureError::GoneTooEarly { pid: self.process.pid } }
     }
 
     /// What hits of the sites and CPU time mean for the guard.

@@ -1,6 +1,7 @@
 //! Attach, count, record, settle, detach.
 
 mod afford;
+mod budget;
 mod clear;
 mod windows;
 
@@ -162,10 +163,9 @@ impl<'a> Recorder<'a> {
         for (object, probes) in groups(&self.prepared.plan.sites, &binary) {
             self.watchdog.beat();
             let before = self.attached.len();
-            // The kernel's word for a process that ended meanwhile is ENOENT, of all things.
-            self.attached.add_alike(&mut self.tracer, probed, object, &probes).map_err(|error| {
-                if self.prepared.is_there() { error.into() } else { CaptureError::GoneTooEarly { pid } }
-            })?;
+            self.attached
+                .add_alike(&mut self.tracer, probed, object, &probes)
+                .map_err(|error| self.prepared.refused(error))?;
             hand_over(&self.attached, before, &self.watchdog).map_err(CaptureError::Watchdog)?;
         }
         let loader = self.mapper.lock().loader_probe(pid);
