@@ -1,13 +1,8 @@
 //! What windows say of all the time: intervals, and whether the contexts grew as much as they should have.
 
-use super::{Capture, Course, OUTSIDE, Slice, Tally};
+use statrs::distribution::{ContinuousCDF as _, StudentsT};
 
-/// Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
-const STUDENT: [f64; 30] = [
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-];
-const NORMAL: f64 = 1.96;
+use super::{Capture, Course, OUTSIDE, Slice, Tally};
 
 /// Fewer windows than this have no interval.
 const LEAST: usize = 3;
@@ -32,7 +27,7 @@ pub(super) fn interval(tallies: &[Tally], slices: &[Slice]) -> Option<[f64; 2]> 
         windows.iter().fold((0.0, 0.0), |sums, window| (sums.0 + window.0, sums.1 + window.1));
     let rate = held / seconds;
     let squares: f64 = windows.iter().map(|(held, seconds)| (held - rate * seconds).powi(2)).sum();
-    let quantile = STUDENT.get(windows.len() - 2).copied().unwrap_or(NORMAL);
+    let quantile = StudentsT::new(0.0, 1.0, count - 1.0).ok()?.inverse_cdf(0.975);
     let half = quantile * (squares * count / (count - 1.0)).sqrt() / seconds;
     Some([(rate - half).max(0.0), rate + half])
 }

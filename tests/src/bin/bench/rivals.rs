@@ -16,6 +16,8 @@ use pgleak_tests::{findings::losses, pgleak::Running};
 use tempfile::NamedTempFile;
 use tracer_ebpf::site::Role;
 
+/// A rival works for so long before it is looked at.
+const WARM_UP: Duration = Duration::from_millis(300);
 /// The longest that a rival may take to begin, or to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -45,9 +47,7 @@ enum Kind {
 pub(crate) const NOTHING: &str = "nothing";
 /// See [`RIVALS`].
 pub(crate) const FLOOR: &str = "floor";
-/// See [`RIVALS`].
-pub(crate) const LOW: &str = "pgleak-low";
-/// How long that is looked at, and runs: its windows come every few seconds.
+/// How long windows are looked at, and run: its windows come every few seconds.
 const LOW_SECONDS: u64 = 30;
 
 pub(crate) const RIVALS: [Rival; 10] = [
@@ -79,7 +79,7 @@ pub(crate) const RIVALS: [Rival; 10] = [
         kind: Kind::Pgleak(&["--attach", "multi"]),
     },
     Rival { name: "pgleak-perf", what: "the same by perf links", kind: Kind::Pgleak(&["--attach", "perf"]) },
-    Rival { name: LOW, what: "pgleak capture --overhead low, for half a minute", kind: Kind::Low },
+    Rival { name: "pgleak-low", what: "pgleak capture --overhead low, for half a minute", kind: Kind::Low },
     Rival {
         name: "bpftrace",
         what: "bpftrace: sizes, user stacks, live pointers, no context resets; at the functions' first instruction",
@@ -100,9 +100,13 @@ pub(crate) enum Working {
 }
 
 impl Rival {
-    /// How long it is looked at, where others are for so long.
-    pub(crate) fn window(&self, others: Duration) -> Duration {
-        if matches!(self.kind, Kind::Low) { Duration::from_secs(LOW_SECONDS) } else { others }
+    /// How long it works before it is looked at, and how long it is looked at where others are for so long.
+    pub(crate) fn times(&self, others: Duration) -> (Duration, Duration) {
+        match self.kind {
+            // What comes before the first window is a part of it.
+            Kind::Low => (Duration::ZERO, Duration::from_secs(LOW_SECONDS)),
+            _ => (WARM_UP, others),
+        }
     }
 
     /// Attaches it to a process; it works when this returns.

@@ -12,11 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     load::{Ends, Load, Window},
     options::{self, Options},
-    rivals::{self, LOW, NOTHING},
+    rivals::{self, NOTHING},
 };
 
-/// A rival works for so long before it is looked at.
-const WARM_UP: Duration = Duration::from_millis(300);
 /// The longest that a round may take.
 const LONGEST: Duration = Duration::from_secs(300);
 
@@ -104,10 +102,9 @@ fn round(options: &Options, build: &Build, server: &Server, load: Load) -> Resul
     for name in order {
         let rival = rivals::named(name)?;
         let working = rival.begin(pid).with_context(|| format!("cannot begin {name}"))?;
-        if name != LOW {
-            std::thread::sleep(WARM_UP);
-        }
-        let window = Window::pass(rival.window(options.window));
+        let (warm_up, length) = rival.times(options.window);
+        std::thread::sleep(warm_up);
+        let window = Window::pass(length);
         let lost = working.end().with_context(|| format!("cannot end {name}"))?;
         windows.push((name, window, lost));
     }
