@@ -393,11 +393,12 @@ fn window(page: &mut Page, capture: &Capture) {
             String::new()
         }
     };
-    let record =
-        format!("{}{}", seconds(window.record_ns), asked(window.requested_record_ns, window.record_ns));
-    let record = if window.windows.is_some() { "in windows, see below".to_owned() } else { record };
-    let settle =
-        format!("{}{}", seconds(window.settle_ns), asked(window.requested_settle_ns, window.settle_ns));
+    let of = |ns, requested_ns| format!("{}{}", seconds(ns), asked(requested_ns, ns));
+    let (record, settle) = if window.windows.is_some() {
+        ("in windows, see below".to_owned(), seconds(window.settle_ns))
+    } else {
+        (of(window.record_ns, window.requested_record_ns), of(window.settle_ns, window.requested_settle_ns))
+    };
     let tool = &capture.tool;
     page.hang(
         "  ",

@@ -15,6 +15,8 @@ use crate::{
 
 /// Fewer calls than this say nothing about speed.
 const LEAST_CALLS: u64 = 50;
+/// What is called less often in a window would not come to that soon.
+const CALLS_A_WINDOW: u64 = 10;
 /// What speed is told by may itself slow the process down by this part.
 const MOST_SLOWED: f64 = 0.15;
 /// A trap in a server takes this much longer than in a loop of nothing else: 2.0 us for what takes 1.3.
@@ -168,17 +170,17 @@ impl Budget {
     /// that is called least; when that has said how fast the process is, the one that is called most of those that
     /// hardly slow it down.
     pub(super) fn choose_yardstick(&mut self) -> Option<usize> {
-        let is_cheap = |site: &usize| self.sites[*site].0 == CostClass::Emulated;
-        let sites = (0..self.sites.len()).filter(is_cheap);
+        let enough = self.seen.len().max(1) as u64 * CALLS_A_WINDOW;
+        let is_fit = |site: &usize| self.sites[*site].0 == CostClass::Emulated && self.calls(*site) >= enough;
+        let sites = (0..self.sites.len()).filter(is_fit);
         let Some(now) = self.yardstick else {
-            let is_called = |site: &usize| self.calls(*site) >= self.seen.len() as u64 * 3;
-            self.yardstick = sites.filter(is_called).min_by_key(|site| self.calls(*site));
+            self.yardstick = sites.min_by_key(|site| self.calls(*site));
             return self.yardstick;
         };
         if let Some(own_per_call) = self.own_per_call().filter(|_| !self.is_final) {
             let trap_ns = self.trap_ns(CostClass::Emulated);
             let slows_by = |site: &usize| {
-                let own_ns = own_per_call * self.calls(now) as f64 / self.calls(*site).max(1) as f64;
+                let own_ns = own_per_call * self.calls(now) as f64 / self.calls(*site) as f64;
                 trap_ns / own_ns
             };
             let better =
@@ -190,5 +192,69 @@ impl Budget {
             }
         }
         self.yardstick
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sites that are emulated, the last one single-stepped; a trap takes 1.5 us in place.
+    fn budget(sites: usize) -> Budget {
+        let costs = ProbeCosts { emulated_ns: 1000.0, stepped_ns: 4000.0, return_ns: 1000.0, record_ns: 0.0 };
+        let mut budget = Budget::new(0.05, costs, &[]);
+        budget.sites = vec![(CostClass::Emulated, false); sites];
+        budget.sites.push((CostClass::SingleStepped, true));
+        budget
+    }
+
+    /// A window of 100 ms in which each site was called so often.
+    fn seen(calls: &[u64]) -> Seen {
+        let hits = calls.iter().map(|calls| SiteHits { entries: *calls, returns: 0 }).collect();
+        Seen { record_ns: 100_000_000, settle_ns: 0, hits }
+    }
+
+    #[test]
+    fn the_yardstick_is_called_often_and_slows_little() {
+        let mut budget = budget(4);
+        assert_eq!(budget.choose_yardstick(), None, "before anything was seen");
+        // The last is called most, and is dear.
+        budget.add(seen(&[20_000, 3, 400, 90, 40_000]));
+        assert_eq!(budget.choose_yardstick(), Some(3), "3 calls are too few");
+        budget.add_speed(40, 45_000_000);
+        assert_eq!(budget.choose_yardstick(), Some(3), "it has not said yet how fast the process is");
+        budget.add_speed(40, 45_000_000);
+        // A call of it each 1.1 ms, of the third each 0.25 ms, of the first each 5 us.
+        assert_eq!(budget.choose_yardstick(), Some(2));
+        assert_eq!(budget.choose_yardstick(), Some(2), "it is looked for once");
+        budget.add_speed(400, 100_000_000);
+        // 400 calls take 100 ms of its own, and their traps 0.6.
+        let own_ms = budget.all_own_ns() / 1e6;
+        assert!((99.0..100.0).contains(&own_ms), "{own_ms}");
+    }
+
+    #[test]
+    fn the_yardstick_stays_where_every_site_slows_more() {
+        let mut budget = budget(3);
+        budget.add(seen(&[24_000, 110, 0, 0]));
+        assert_eq!(budget.choose_yardstick(), Some(1));
+        // A call each 4 us: the trap makes a third of it.
+        budget.add_speed(20_000, 110_000_000);
+        assert_eq!(budget.choose_yardstick(), Some(1), "and not one that is never called");
+    }
+
+    #[test]
+    fn what_was_added_has_to_be_earned() {
+        let mut budget = budget(1);
+        budget.add(seen(&[1000, 0]));
+        assert_eq!(budget.choose_yardstick(), Some(0));
+        // 1000 calls without other probes take 20 ms: 80 of the 100 were added.
+        budget.add_speed(1000, 21_500_000);
+        let added_ms = budget.added_ns() / 1e6;
+        assert!((81.0..82.0).contains(&added_ms), "80, and 1.5 for measuring: {added_ms}");
+        assert_eq!(budget.earned_after(50e6), Duration::from_secs(1));
+        assert!(!budget.affords(&seen(&[1000, 0]), Duration::from_secs(3)));
+        assert!(budget.affords(&seen(&[1000, 0]), Duration::from_secs(4)));
+        assert!(budget.is_spent(Duration::from_secs(3)) && !budget.is_spent(Duration::from_secs(4)));
     }
 }

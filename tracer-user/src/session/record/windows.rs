@@ -102,7 +102,7 @@ impl Recorder<'_> {
         // The last window's speed, too.
         if end == Stop::TimeOver {
             match self.measure_speed(&mut course.budget).await {
-                Ok(()) | Err(CaptureError::GoneTooEarly { .. }) => {}
+                Ok(_) | Err(CaptureError::GoneTooEarly { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -139,7 +139,10 @@ impl Recorder<'_> {
     async fn window_and_pause(&mut self, course: &mut Course) -> Result<Option<Stop>, CaptureError> {
         // The probes of the last window have to be gone before their numbers are used again.
         drop(course.removal.take());
-        self.measure_speed(&mut course.budget).await?;
+        let measured = self.measure_speed(&mut course.budget).await?;
+        if measured != Stop::TimeOver {
+            return Ok(Some(measured));
+        }
         self.drop_gone_of_last(course);
         self.cleared += self.tracer.clear_chunks()?;
         self.set_probes()?;
@@ -195,9 +198,9 @@ impl Recorder<'_> {
         self.processes.drop_gone(cycles, of_long_life, || self.watchdog.beat())
     }
 
-    /// Counts calls of one function for a moment, with no other probe.
-    async fn measure_speed(&mut self, budget: &mut Budget) -> Result<(), CaptureError> {
-        let Some(index) = budget.choose_yardstick() else { return Ok(()) };
+    /// Counts calls of one function for a moment, with no other probe; what ended that.
+    async fn measure_speed(&mut self, budget: &mut Budget) -> Result<Stop, CaptureError> {
+        let Some(index) = budget.choose_yardstick() else { return Ok(Stop::TimeOver) };
         let pid = self.prepared.process.pid;
         let site = &self.prepared.plan.sites[index];
         let path = site.library.as_ref().map_or_else(|| exe_link(pid), |library| library.link.clone());
@@ -210,13 +213,13 @@ impl Recorder<'_> {
         hand_over(&self.attached, 0, &self.watchdog).map_err(CaptureError::Watchdog)?;
         let (cpu, hits) = (self.processes.cpu(), self.tracer.site_hits()?);
         self.tracer.control().advance(Phase::Off, Phase::Count);
-        let _ = self.wait(MEASURE, false).await?;
+        let stop = self.wait(MEASURE, false).await?;
         self.tracer.control().advance(Phase::Count, Phase::Off);
         let seen = since(&self.tracer.site_hits()?, &hits);
         let cpu_ns = self.processes.cpu().since(cpu).total_ns;
         budget.add_speed(seen.get(index).map_or(0, |hits| hits.entries), cpu_ns);
         drop(self.take_probes());
-        Ok(())
+        Ok(stop)
     }
 
     /// Takes every probe away, while something else goes on.
