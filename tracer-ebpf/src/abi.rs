@@ -408,20 +408,12 @@ pub struct Walk {
     pub end: u32,
     /// Number of the set of mappings.
     pub mapset: u32,
-    /// Open calls of the task.
-    pub depth: u32,
     /// Frames walked.
     pub fresh: u32,
     /// Frames taken over from the last walk.
     pub met: u32,
     /// Frames of the last walk that are as they were.
     pub valid: u32,
-    /// Padding.
-    pub pad: u32,
-    /// The process's trampoline area.
-    pub trampoline_start: u64,
-    /// Its end.
-    pub trampoline_end: u64,
 }
 
 /// Header of a record in the `NEW_STACKS` ring; `count` frames of 8 bytes follow, innermost
@@ -561,13 +553,13 @@ const _: () = {
     assert!(size_of::<Context>() == 32);
     assert!(size_of::<StackTotals>() == 48);
     assert!(size_of::<Pending>() == 80);
-    assert!(size_of::<Walk>() == 136);
+    assert!(size_of::<Walk>() == 112);
     assert!(size_of::<StackHeader>() == 16);
     assert!(size_of::<Window>() == 16 + 8 * WINDOW_WORDS);
-    assert!(size_of::<Trail>() == 128 * 48 + 256 + 8);
+    assert!(size_of::<Trail>() == 128 * (48 + 32) + 256 + 8);
     assert!(
         size_of::<Task>()
-            == 8 * 80 + 8 + 136 + 16400 + 6408 + 128 * 32 + 16 + 1024 + 264 + 88 + 16 * 24 + 64 * 24 + 8
+            == 8 * 80 + 8 + 112 + 16400 + 10504 + 128 * 32 + 16 + 1024 + 264 + 88 + 16 * 24 + 64 * 24 + 8
     );
     assert!(KNOWN_CONTEXTS.is_power_of_two() && KNOWN_STACKS.is_power_of_two());
     assert!(WINDOW_WORDS.is_power_of_two() && MAPSET_SLOTS.is_power_of_two());

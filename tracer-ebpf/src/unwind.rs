@@ -92,6 +92,17 @@ impl RowInfo {
         ((self.0 << 16) as i32 >> 24) as i64 * 8
     }
 
+    /// Whether it reads the return address below its CFA and at the most a saved `rbp` there.
+    #[inline(always)]
+    pub const fn is_simple(self) -> bool {
+        let kind = self.kind();
+        let plain = kind == RowKind::RspOffset as u32
+            || kind == RowKind::RbpOffset as u32
+            || kind == RowKind::Plt as u32
+            || kind == RowKind::Bottom as u32;
+        plain && self.rbp_rule() != RbpRule::AtRbp as u32
+    }
+
     /// The CFA rule's offset in bytes.
     #[inline(always)]
     pub const fn cfa_offset(self) -> u64 {

@@ -1,5 +1,7 @@
 //! Reading the memory of the process that runs the program.
 
+use core::arch::asm;
+
 use aya_ebpf::{bindings::pt_regs, helpers::generated};
 use tracer_ebpf::{
     abi::{NAME_BYTES, WINDOW_WORDS, Window},
@@ -105,6 +107,16 @@ fn fill(window: *mut Window, base: u64, bytes: u64) -> bool {
         (*window).bytes = if failed == 0 { bytes } else { 0 };
         failed == 0
     }
+}
+
+/// The same place, of which LLVM takes nothing for known: what was written there is read again. The verifier knows
+/// nothing of memory either, so whatever the ways are that lead here, it looks at what follows once.
+#[inline(always)]
+pub(crate) fn anew<T>(place: *mut T) -> *mut T {
+    let mut place = place;
+    // SAFETY: one move of a register to itself, that may have changed all memory for all LLVM knows.
+    unsafe { asm!("{0} = {0}", inout(reg) place, options(nostack)) };
+    place
 }
 
 /// The 8 bytes at `address`.

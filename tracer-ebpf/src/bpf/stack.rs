@@ -9,7 +9,7 @@ use aya_ebpf::{
 use tracer_ebpf::{
     abi::{
         Control, FRAME_SLOTS, KNOWN_STACKS, KnownStack, MAPSET_SLOTS, MAX_FRAMES, MAX_PENDING, NO_STACK,
-        Process, ROW_CACHE_SLOTS, StackHeader, StackKey, Task, Walk,
+        Process, ROW_CACHE_SLOTS, StackHeader, Task, Walk,
     },
     counters::Counter,
     lookup::{PAGE_BITS, find_range, find_row, opaque},
@@ -21,7 +21,8 @@ use crate::bpf::{
     maps::{
         MAPSETS, NEW_STACKS, PAGES, ROW_CACHE, ROWS, STACK_TOTALS, STACKS, count, count_many, next_stack,
     },
-    read::{self, AtHand, Stack, open_window},
+    process,
+    read::{self, AtHand, Stack, anew, open_window},
     task,
 };
 
@@ -163,6 +164,10 @@ pub(crate) unsafe extern "C" fn copy_frame(index: u32, context: *mut c_void) -> 
 
 /// Walks the stack: first it is seen how much of the last one still stands, then frame by frame
 /// from the innermost until one of those is met, then both are put together.
+///
+/// All of that is done in line as long as it is of the usual kind. What is not is done by callbacks of
+/// `bpf_loop`, which are verified once, however many frames there are; but a callback returns by way of the
+/// kernel's return thunk, which on many processors takes longer than a frame.
 #[inline(always)]
 pub(crate) fn walk(
     control: *mut Control,
@@ -175,89 +180,97 @@ pub(crate) fn walk(
     // `mapset` at any time.
     unsafe {
         let mapset = core::ptr::read_volatile(&raw const (*process).mapset);
-        let anew = core::ptr::read_volatile(&raw const (*control).walk_anew);
-        let last = (*task).walk;
+        let is_anew = core::ptr::read_volatile(&raw const (*control).walk_anew) != 0;
+        let walk = &mut (*task).walk;
         // The mapping of the last walk's last frame is mostly that of this one's first.
-        let hi = if last.mapset == mapset { last.hi } else { 0 };
-        // See `chunk::pending`.
-        let none = opaque(0);
-        (*task).walk = Walk {
-            regs,
-            lo: last.lo,
-            hi,
-            bias: last.bias,
-            first_page: last.first_page,
-            page_count: last.page_count,
-            key: StackKey { a: none, b: none },
-            function,
-            count: none as u32,
-            end: none as u32,
-            mapset,
-            depth: (*task).depth,
-            fresh: none as u32,
-            met: none as u32,
-            valid: none as u32,
-            pad: none as u32,
-            trampoline_start: (*process).trampoline_start,
-            trampoline_end: (*process).trampoline_end,
-        };
-        let mut local = task;
-        let context: *mut c_void = (&raw mut local).cast();
-        let known = if anew == 0 && (*task).trail.mapset == mapset { (*task).trail.len } else { 0 };
-        (*task).window.bytes = 0;
-        if known != 0 {
-            open_window(&raw mut (*task).window, regs.sp, (*task).trail.at(0).sp);
-            let calls = known.div_ceil(CHECKED_A_CALL);
-            generated::bpf_loop(calls, check_frames as *mut c_void, context, 0);
+        if walk.mapset != mapset {
+            walk.hi = 0;
         }
+        // See `chunk::pending`.
+        let none = opaque(0) as u32;
+        (walk.regs, walk.function, walk.mapset) = (regs, function, mapset);
+        (walk.end, walk.fresh, walk.met) = (none, none, none);
+        let known = if !is_anew && (*task).trail.mapset == mapset { (*task).trail.len } else { 0 };
+        (*task).window.bytes = 0;
+        (*task).walk.valid = if known == 0 {
+            0
+        } else {
+            open_window(&raw mut (*task).window, regs.sp, (*task).trail.at(0).sp);
+            (*task).trail.standing(known, &mut AtHand(&raw mut (*task).window))
+        };
         (*task).trail.mapset = mapset;
-        generated::bpf_loop(MAX_FRAMES as u32, next_frame as *mut c_void, context, 0);
+        for _ in 0..IN_LINE {
+            if !plain_frame(&mut *anew(task)) {
+                break;
+            }
+        }
+        let mut local = anew(task);
+        let context: *mut c_void = (&raw mut local).cast();
+        if (*task).walk.end == 0 {
+            generated::bpf_loop(MAX_FRAMES as u32, next_frame as *mut c_void, context, 0);
+        }
         if (*task).walk.end == 0 {
             (*task).walk.end = WalkEnd::Truncated as u32;
         }
-        let calls = (*task).walk.fresh.div_ceil(APPENDED_A_CALL);
-        generated::bpf_loop(calls, append_frames as *mut c_void, context, 0);
+        for number in 0..IN_LINE {
+            if !append(&mut *anew(task), number) {
+                break;
+            }
+        }
+        let task = anew(task);
+        if (*task).walk.fresh > IN_LINE {
+            let calls = ((*task).walk.fresh - IN_LINE).div_ceil(APPENDED_A_CALL);
+            generated::bpf_loop(calls, append_frames as *mut c_void, context, 0);
+        }
         let walk = &mut (*task).walk;
         let frames = walk.met + walk.fresh;
         walk.count = frames + 1;
         walk.key = mixed((*task).trail.at(frames.wrapping_sub(1)).key, function);
         // Only a whole stack is a trail: what is missing of another one is not known.
-        (*task).trail.len = if walk.end == WalkEnd::Bottom as u32 { frames } else { 0 };
+        let is_whole = walk.end == WalkEnd::Bottom as u32 && (*task).trail.is_rooted();
+        (*task).trail.len = if is_whole { frames } else { 0 };
     }
 }
 
-/// A callback returns by way of the kernel's return thunk, which on many processors takes as long
-/// as checking a frame; so where little is done for a frame, each call of one does several.
-const CHECKED_A_CALL: u32 = 8;
+/// Frames that are done in line.
+const IN_LINE: u32 = 8;
+/// Frames that one call of a callback appends.
 const APPENDED_A_CALL: u32 = 4;
 
-/// Index of the `number`th frame of a call of a callback. Hidden from LLVM, which would count the
-/// index instead of the number, and the verifier sees an end of that only for the number.
+/// Walks a frame whose mapping is at hand, whose row is in the cache, and that reads nothing but what is at hand.
+/// False if the walk is over, or this is another frame: it is as it was then.
 #[inline(always)]
-fn nth(call: u32, frames_a_call: u32, number: u32) -> u32 {
-    (u64::from(call * frames_a_call) + opaque(u64::from(number))) as u32
+fn plain_frame(task: &mut Task) -> bool {
+    if let Some(index) = met(task) {
+        task.walk.met = index + 1;
+        task.walk.end = WalkEnd::Bottom as u32;
+        return false;
+    }
+    let pc = task.walk.regs.pc.wrapping_sub(task.walk.regs.is_return);
+    if pc < task.walk.lo || pc >= task.walk.hi {
+        return false;
+    }
+    let Some(info) = cached_row(&task.walk, pc).filter(|info| info.is_simple()) else { return false };
+    let mut regs = task.walk.regs;
+    if step(info, &mut regs, &mut AtHand(&raw mut task.window)).is_err() {
+        return false;
+    }
+    keep(task, info);
+    task.walk.regs = regs;
+    true
 }
 
-/// Whether some more frames of the last walk are as they were; 1 ends the look.
-unsafe extern "C" fn check_frames(call: u32, context: *mut c_void) -> i64 {
-    // SAFETY: `context` is the address of a task pointer on the stack of `walk`.
-    let task = unsafe { &mut **context.cast::<*mut Task>() };
-    for number in 0..CHECKED_A_CALL {
-        let index = nth(call, CHECKED_A_CALL, number);
-        let stands = index < task.trail.len
-            && task.trail.at(index).sp >= task.walk.regs.sp
-            && task.trail.still_leads_on(index, &mut AtHand(&raw mut task.window));
-        if !stands {
-            return 1;
-        }
-        task.walk.valid = index + 1;
-    }
-    0
+/// The index of the frame of the last walk that this one has come to.
+#[inline(always)]
+fn met(task: &Task) -> Option<u32> {
+    let index = task.trail.meets(task.walk.valid, &task.walk.regs)?;
+    // A stack that is cut is cut where a full walk would cut it.
+    (((task.walk.fresh + index) as usize) + 1 < MAX_FRAMES).then_some(index)
 }
 
 /// One frame, for `bpf_loop` (Linux 5.17): 1 ends the walk.
 unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
-    // SAFETY: as above.
+    // SAFETY: `context` is the address of a task pointer on the stack of `walk`.
     let task = unsafe { &mut **context.cast::<*mut Task>() };
     match frame(task) {
         Ok(()) => 0,
@@ -268,20 +281,31 @@ unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
     }
 }
 
-/// Puts new frames behind the frames that were met, outermost first.
+/// Puts some more new frames behind the frames that were met, those in line excepted.
 unsafe extern "C" fn append_frames(call: u32, context: *mut c_void) -> i64 {
     // SAFETY: as above.
     let task = unsafe { &mut **context.cast::<*mut Task>() };
     for number in 0..APPENDED_A_CALL {
-        let index = nth(call, APPENDED_A_CALL, number);
-        if index >= task.walk.fresh {
+        // Hidden from LLVM, which would count the sum instead of the number, and the verifier sees an end of that
+        // only for the number.
+        let number = opaque(u64::from(number)) as u32;
+        if !append(task, IN_LINE + call * APPENDED_A_CALL + number) {
             return 1;
         }
-        let from = task.walk.fresh.wrapping_sub(index + 1);
-        let fresh = task.new_frames[(opaque(u64::from(from)) & FRAME_MASK) as usize];
-        task.trail.append(task.walk.met + index, &fresh);
     }
     0
+}
+
+/// Puts a new frame behind the frames that were met, outermost first; false if there are no more.
+#[inline(always)]
+fn append(task: &mut Task, number: u32) -> bool {
+    if number >= task.walk.fresh {
+        return false;
+    }
+    let from = task.walk.fresh.wrapping_sub(number + 1);
+    let fresh = task.new_frames[(opaque(u64::from(from)) & FRAME_MASK) as usize];
+    task.trail.append(task.walk.met + number, &fresh);
+    true
 }
 
 #[inline(always)]
@@ -290,10 +314,7 @@ fn frame(task: &mut Task) -> Result<(), WalkEnd> {
     if task.walk.fresh as usize + 1 >= MAX_FRAMES {
         return Err(WalkEnd::Truncated);
     }
-    if let Some(index) = task.trail.meets(task.walk.valid, &task.walk.regs)
-        // A stack that is cut is cut where a full walk would cut it.
-        && ((task.walk.fresh + index) as usize + 1) < MAX_FRAMES
-    {
+    if let Some(index) = met(task) {
         task.walk.met = index + 1;
         return Err(WalkEnd::Bottom);
     }
@@ -303,16 +324,28 @@ fn frame(task: &mut Task) -> Result<(), WalkEnd> {
             uncover_return_address(task);
             pc = task.walk.regs.pc.wrapping_sub(task.walk.regs.is_return);
             if !enter_mapping(task, pc) {
-                let hidden = task.walk.regs.pc >= task.walk.trampoline_start
-                    && task.walk.regs.pc < task.walk.trampoline_end;
                 keep(task, RowInfo::NONE);
-                return Err(if hidden { WalkEnd::LostReturn } else { WalkEnd::UnknownMapping });
+                return Err(if is_in_trampoline(task) {
+                    WalkEnd::LostReturn
+                } else {
+                    WalkEnd::UnknownMapping
+                });
             }
         }
     }
     let info = row_at(&task.walk, pc);
     keep(task, info);
     step(info, &mut task.walk.regs, &mut Stack(&raw mut task.window))
+}
+
+/// Whether a walk has come to where return probes return to.
+#[inline(always)]
+fn is_in_trampoline(task: &mut Task) -> bool {
+    let pc = task.walk.regs.pc;
+    let Some(process) = process::of(task) else { return false };
+    // SAFETY: a map value; aligned words.
+    let (start, end) = unsafe { ((*process).trampoline_start, (*process).trampoline_end) };
+    pc >= start && pc < end
 }
 
 #[inline(always)]
@@ -343,7 +376,7 @@ fn enter_mapping(task: &mut Task, pc: u64) -> bool {
 #[inline(always)]
 fn uncover_return_address(task: &mut Task) {
     let slot = task.walk.regs.sp.wrapping_sub(8);
-    let depth = task.walk.depth;
+    let depth = task.depth;
     // Every open call may be the one: MAX_PENDING rounds.
     for index in 0..MAX_PENDING as u32 {
         if index >= depth {
@@ -357,27 +390,46 @@ fn uncover_return_address(task: &mut Task) {
     }
 }
 
+/// Offset of an address in its object, a tag that no other address of any object has, and the place of its row in
+/// the cache.
 #[inline(always)]
-fn row_at(walk: &Walk, pc: u64) -> RowInfo {
+fn cache_slot(walk: &Walk, pc: u64) -> Option<(u64, u32, *mut u64)> {
     let offset = pc.wrapping_sub(walk.bias);
     // An address past an object's last page, or in a mapping without a table, would share its
     // tag with code of another object.
     if offset >> PAGE_BITS >= u64::from(walk.page_count) {
-        return RowInfo::NONE;
+        return None;
     }
     // Unique over all objects: each has its own pages (user space sees to it).
     let tag = (offset as u32).wrapping_add(walk.first_page << PAGE_BITS);
     let slot = (tag.wrapping_mul(0x9e37_79b1)) >> (32 - ROW_CACHE_SLOTS.trailing_zeros());
-    let Some(cached) = ROW_CACHE.get_ptr_mut(slot) else { return RowInfo::NONE };
+    Some((offset, tag, ROW_CACHE.get_ptr_mut(slot)?))
+}
+
+/// The row in a place of the cache, if it is that of the tag.
+#[inline(always)]
+fn cached(tag: u32, slot: *mut u64) -> Option<RowInfo> {
     // SAFETY: a map value; one aligned word, so that tag and row always belong together.
-    let word = unsafe { core::ptr::read_volatile(cached) };
-    if word as u32 == tag && word != 0 {
-        return RowInfo((word >> 32) as u32);
+    let word = unsafe { core::ptr::read_volatile(slot) };
+    (word as u32 == tag && word != 0).then_some(RowInfo((word >> 32) as u32))
+}
+
+#[inline(always)]
+fn cached_row(walk: &Walk, pc: u64) -> Option<RowInfo> {
+    let (_, tag, slot) = cache_slot(walk, pc)?;
+    cached(tag, slot)
+}
+
+#[inline(always)]
+fn row_at(walk: &Walk, pc: u64) -> RowInfo {
+    let Some((offset, tag, slot)) = cache_slot(walk, pc) else { return RowInfo::NONE };
+    if let Some(info) = cached(tag, slot) {
+        return info;
     }
     count(Counter::RowCacheMiss);
     let info = find(walk, offset).map_or(RowInfo::NONE, Row::info);
-    // SAFETY: as above.
-    unsafe { core::ptr::write_volatile(cached, u64::from(tag) | u64::from(info.0) << 32) };
+    // SAFETY: as in `cached`.
+    unsafe { core::ptr::write_volatile(slot, u64::from(tag) | u64::from(info.0) << 32) };
     info
 }
 
