@@ -355,32 +355,43 @@ pub struct Pending {
     pub sp: u64,
     /// The return address, which a return probe hides from the walk while the call is open.
     pub return_address: u64,
-    /// The function's first instruction.
-    pub function: u64,
     /// The probe's cookie.
     pub cookie: u64,
-    /// The context argument, the number of a pool, or 0.
-    pub context: u64,
-    /// The pointer argument, or 0.
-    pub pointer: u64,
     /// The size argument.
     pub size: u64,
+    /// The pointer argument, or 0.
+    pub pointer: u64,
+    /// Of an allocation, the key of its context or the number of a pool; of a realloc, the context argument, the
+    /// number of a pool, or 0.
+    pub context: u64,
+    /// Of an allocation, the epoch of its context.
+    pub epoch: u64,
+    /// Of an allocation, its stack, or [`NO_STACK`].
+    pub stack: u32,
+    /// Why nothing will be recorded ([`PENDING_NESTED`] and its like), and [`PENDING_OLD_KNOWN`].
+    pub flags: u32,
+    /// Of an allocation that is timed, nanoseconds that its entry took; 0 of others.
+    pub timed_ns: u64,
+    /// Of a realloc, the function's first instruction.
+    pub function: u64,
     /// Realloc of an unknown chunk: its usable size before the call.
     pub old_usable: u64,
     /// The same with its overhead.
     pub old_held: u64,
-    /// [`PENDING_NESTED`], [`PENDING_OLD_KNOWN`], [`PENDING_INNER`], [`PENDING_NOT_OWN`].
-    pub flags: u64,
 }
 
 /// Flag of [`Pending`]: made by a realloc for itself.
-pub const PENDING_NESTED: u64 = 1;
+pub const PENDING_NESTED: u32 = 1;
 /// Flag of [`Pending`]: `old_usable` and `old_held` were read.
-pub const PENDING_OLD_KNOWN: u64 = 2;
+pub const PENDING_OLD_KNOWN: u32 = 2;
 /// Flag of [`Pending`]: memory that an allocator gets for itself.
-pub const PENDING_INNER: u64 = 4;
+pub const PENDING_INNER: u32 = 4;
 /// Flag of [`Pending`]: a mapping of a file, or of memory that is shared.
-pub const PENDING_NOT_OWN: u64 = 8;
+pub const PENDING_NOT_OWN: u32 = 8;
+/// Flag of [`Pending`]: in a context that nothing is recorded in, or that there is no room for.
+pub const PENDING_LEFT_OUT: u32 = 16;
+/// Flag of [`Pending`]: begun while user space was not heard of.
+pub const PENDING_LATE: u32 = 32;
 
 /// State of the walk in progress.
 #[derive(Clone, Copy, Debug)]
@@ -481,6 +492,10 @@ pub struct Task {
     pub depth: u32,
     /// Index of its process in `PROCESSES`.
     pub process: u32,
+    /// Allocations that were recorded or might have been, for one in some to be timed.
+    pub allocations: u32,
+    /// 1 if user space was not heard of when the last allocation returned.
+    pub is_late: u32,
     /// The walk in progress.
     pub walk: Walk,
     /// The stack.
@@ -552,14 +567,14 @@ const _: () = {
     assert!(size_of::<Parts>() == 264);
     assert!(size_of::<Context>() == 32);
     assert!(size_of::<StackTotals>() == 48);
-    assert!(size_of::<Pending>() == 80);
+    assert!(size_of::<Pending>() == 96);
     assert!(size_of::<Walk>() == 112);
     assert!(size_of::<StackHeader>() == 16);
     assert!(size_of::<Window>() == 16 + 8 * WINDOW_WORDS);
     assert!(size_of::<Trail>() == 128 * (48 + 32) + 256 + 8);
     assert!(
         size_of::<Task>()
-            == 8 * 80 + 8 + 112 + 16400 + 10504 + 128 * 32 + 16 + 1024 + 264 + 88 + 16 * 24 + 64 * 24 + 8
+            == 8 * 96 + 16 + 112 + 16400 + 10504 + 128 * 32 + 16 + 1024 + 264 + 88 + 16 * 24 + 64 * 24 + 8
     );
     assert!(KNOWN_CONTEXTS.is_power_of_two() && KNOWN_STACKS.is_power_of_two());
     assert!(WINDOW_WORDS.is_power_of_two() && MAPSET_SLOTS.is_power_of_two());

@@ -8,8 +8,8 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{
     abi::{
-        ChunkKey, Control, Live, PENDING_INNER, PENDING_NESTED, PENDING_NOT_OWN, Pending, Phase, Process,
-        Task, key,
+        ChunkKey, Control, Live, PENDING_INNER, PENDING_LATE, PENDING_LEFT_OUT, PENDING_NESTED,
+        PENDING_NOT_OWN, Pending, Phase, Process, Task, key,
     },
     counters::Counter,
     lookup::opaque,
@@ -39,33 +39,41 @@ pub(crate) fn entered<const SLEEPS: bool>(ctx: &ProbeContext) -> Option<(u64, u3
     (phase != Phase::Count as u32).then_some((cookie, phase, process))
 }
 
+/// A call that begins, of which nothing is known but its arguments.
 #[inline(always)]
-pub(crate) fn pending<const OUTSIDE: bool>(regs: &pt_regs, sp: u64, cookie: u64) -> Pending {
+pub(crate) fn begun<const OUTSIDE: bool>(regs: &pt_regs, sp: u64, cookie: u64) -> Pending {
+    // Hidden from LLVM, which would call a memset, byte by byte, for some words.
+    let nothing = opaque(0);
     Pending {
         sp,
-        // Not there yet when the probe's instruction is the function's first: the caller's push
-        // is on top of the stack all the same.
-        return_address: match read::word(sp) {
-            Some(address) => address,
-            None => {
-                count(Counter::ReturnAddressUnreadable);
-                0
-            }
-        },
-        function: regs.rip.wrapping_sub(Site::skew_of(cookie)),
+        return_address: nothing,
         cookie,
+        size: if OUTSIDE { size_outside(regs, cookie) } else { read::argument(regs, cookie, ArgField::Size) },
+        pointer: read::argument(regs, cookie, ArgField::Pointer),
         context: if OUTSIDE {
             Site::pool_of(cookie)
         } else {
             read::argument(regs, cookie, ArgField::Context)
         },
-        pointer: read::argument(regs, cookie, ArgField::Pointer),
-        size: if OUTSIDE { size_outside(regs, cookie) } else { read::argument(regs, cookie, ArgField::Size) },
-        // Hidden from LLVM, which would call a memset, byte by byte, for three words.
-        old_usable: opaque(0),
-        old_held: opaque(0),
-        flags: opaque(0),
+        epoch: nothing,
+        stack: nothing as u32,
+        flags: nothing as u32,
+        timed_ns: nothing,
+        function: nothing,
+        old_usable: nothing,
+        old_held: nothing,
     }
+}
+
+/// The return address of a call that begins, 0 if it cannot be read.
+#[inline(always)]
+pub(crate) fn return_address(sp: u64) -> u64 {
+    // Not there yet when the probe's instruction is the function's first: the caller's push
+    // is on top of the stack all the same.
+    read::word(sp).unwrap_or_else(|| {
+        count(Counter::ReturnAddressUnreadable);
+        0
+    })
 }
 
 /// The size that malloc and its like are asked for.
@@ -88,9 +96,12 @@ fn is_own_memory(regs: &pt_regs) -> bool {
     regs.rcx & OWN == OWN
 }
 
-/// A call that will return a new chunk begins. Nothing is recorded before it returns: an error
-/// may leave it. `OUTSIDE` is memory that is in no context: programs of their own, since what is one
-/// branch to the reader is twice as many paths to the verifier.
+/// Of so many allocations of a task one is timed: the guard wants to know what recording costs here and now.
+const TIMED: u32 = 64;
+
+/// A call that will return a new chunk begins: its stack is taken, while all of it is at hand. Nothing is
+/// recorded before it returns: an error may leave it. `OUTSIDE` is memory that is in no context: programs of
+/// their own, since what is one branch to the reader is twice as many paths to the verifier.
 #[inline(always)]
 pub(crate) fn alloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
     // SAFETY: the registers are the program's own context.
@@ -100,23 +111,44 @@ pub(crate) fn alloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
     if phase != Phase::Record as u32 {
         return;
     }
-    let Some(task) = task::current_or_new(process) else { return };
+    let (Some(control), Some(task)) = (control(), task::current_or_new(process)) else { return };
     task::drop_left(task, sp);
-    let mut call = pending::<OUTSIDE>(regs, sp, cookie);
-    if OUTSIDE {
+    let mut call = begun::<OUTSIDE>(regs, sp, cookie);
+    // SAFETY: a map value that only this task uses.
+    let (number, is_late) = unsafe {
+        (*task).allocations = (*task).allocations.wrapping_add(1);
+        ((*task).allocations, (*task).is_late)
+    };
+    let start = if number & (TIMED - 1) == 0 { now() } else { 0 };
+    if is_late != 0 {
+        call.flags = PENDING_LATE;
+    } else if OUTSIDE {
         // What an allocator gets for itself is its caller's, and counted there.
         if task::innermost(task, sp).is_some() {
             call.flags = PENDING_INNER;
         } else if Site::pool_of(cookie) == Pool::Mmap as u64 && !is_own_memory(regs) {
             call.flags = PENDING_NOT_OWN;
         }
-    } else if let Some(outer) = task::innermost_realloc(task, sp) {
+    } else if task::innermost_realloc(task, sp)
         // A realloc that moves a chunk allocates as much as it was asked for. Anything else that
         // is allocated in it, such as the text of a warning, is an allocation like others.
         // SAFETY: a map value that only this task uses.
-        if unsafe { (*outer).size } == call.size {
-            call.flags = PENDING_NESTED;
-        }
+        .is_some_and(|outer| unsafe { (*outer).size } == call.size)
+    {
+        call.flags = PENDING_NESTED;
+    } else if let Some((context, epoch)) = context::epoch(control, process, task, call.context) {
+        (call.context, call.epoch) = (context, epoch);
+    } else {
+        call.flags = PENDING_LEFT_OUT;
+    }
+    if call.flags == 0 {
+        (call.stack, call.return_address) = stack::id_at_entry(control, process, task, cookie, (regs, sp));
+    } else {
+        call.return_address = return_address(sp);
+    }
+    if start != 0 {
+        // Not 0, which says that it is not timed.
+        call.timed_ns = now().wrapping_sub(start) | 1;
     }
     task::push(task, call);
 }
@@ -126,42 +158,53 @@ pub(crate) fn alloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
 pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
     let Some((control, process, task, call, regs)) = returned(ctx) else { return };
     if call.flags != 0 {
-        count(match call.flags {
-            PENDING_NESTED => Counter::NestedInRealloc,
-            PENDING_INNER => Counter::NestedInAllocator,
-            _ => Counter::NotOwnMemory,
-        });
+        match call.flags {
+            PENDING_NESTED => count(Counter::NestedInRealloc),
+            PENDING_INNER => count(Counter::NestedInAllocator),
+            PENDING_NOT_OWN => count(Counter::NotOwnMemory),
+            PENDING_LATE => {
+                if within_deadline(control).is_some() {
+                    // User space is heard of again: the next one is recorded.
+                    // SAFETY: a map value that only this task uses.
+                    unsafe { (*task).is_late = 0 };
+                    count(Counter::AfterDeadline);
+                }
+            }
+            // Counted when it began.
+            _ => {}
+        }
         return;
     }
     let Some(pointer) = new_chunk::<OUTSIDE>(call, regs) else {
         count(Counter::NullReturn);
         return;
     };
-    let Some(now) = within_deadline(control) else { return };
-    let context = if OUTSIDE {
-        (call.context, 0)
-    } else {
-        let Some(context) = context::epoch(control, process, task, call.context) else { return };
-        context
+    let Some(now_ns) = within_deadline(control) else {
+        // SAFETY: as above.
+        unsafe { (*task).is_late = 1 };
+        return;
     };
     let held = held_bytes::<false>(call, pointer, call.size);
-    let stack = stack::id(control, process, task, call.function, regs);
-    let live = Live::new(context, (call.size, held), now, stack);
+    let live = Live::new((call.context, call.epoch), (call.size, held), now_ns, call.stack);
     if put(key(process::number(process), pointer), &live) {
         if are_several() {
             process::note_recorded(process, call.size);
         }
         count(Counter::Recorded);
         count_many(Counter::RecordedBytes, call.size);
-        add_allocated(stack, 1, call.size, held);
+        add_allocated(call.stack, 1, call.size, held);
     }
     sweep(control);
-    // One of 64, by chance: the guard wants to know what this costs here and now.
-    if now & 63 == 0 {
+    if call.timed_ns != 0 {
         count(Counter::RecordTimed);
-        // SAFETY: a helper without arguments.
-        count_many(Counter::RecordNs, unsafe { bpf_ktime_get_ns() }.wrapping_sub(now));
+        count_many(Counter::RecordNs, call.timed_ns + now().wrapping_sub(now_ns));
     }
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_ns() }
 }
 
 /// The chunk that a call returns, unless it has failed.
@@ -277,8 +320,7 @@ pub(crate) fn returned<'a>(
 /// The time, unless user space has not been heard of for too long.
 #[inline(always)]
 pub(crate) fn within_deadline(control: *mut Control) -> Option<u64> {
-    // SAFETY: a helper without arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = now();
     // SAFETY: a map value; an aligned word that user space moves on.
     if now > unsafe { core::ptr::read_volatile(&raw const (*control).deadline_ns) } {
         count(Counter::AfterDeadline);

@@ -33,6 +33,7 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
     }
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
+    let sp = read::sp(regs);
     // Its memory was allocated just now, and is its own from here on.
     if Site::pool_of(cookie) != 0 {
         take_over(key(process::number(process), read::argument(regs, cookie, ArgField::Context)));
@@ -46,7 +47,7 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
     let Some(control) = control() else { return };
     let Some(task) = task::current_or_new(process) else { return };
     let Some(now) = within_deadline(control) else { return };
-    task::drop_left(task, read::sp(regs));
+    task::drop_left(task, sp);
     let key = key(process::number(process), read::argument(regs, cookie, ArgField::Context));
     let name = name_of(process, read::argument(regs, cookie, ArgField::Name));
     let mut context = Context {
@@ -57,8 +58,7 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
         left_out: is_left_out(control, name),
     };
     if context.left_out == 0 {
-        let function = regs.rip.wrapping_sub(Site::skew_of(cookie));
-        context.stack = stack::id_at_entry(control, process, task, function, regs);
+        (context.stack, _) = stack::id_at_entry(control, process, task, cookie, (regs, sp));
     }
     if add(key, &context) && context.left_out == 0 {
         count(Counter::Creates);

@@ -11,7 +11,9 @@ use tracer_ebpf::{
 };
 
 use crate::bpf::{
-    chunk::{entered, free, held_bytes, pending, returned, returned_pointer, sizes, within_deadline},
+    chunk::{
+        begun, entered, free, held_bytes, return_address, returned, returned_pointer, sizes, within_deadline,
+    },
     context,
     maps::{LIVE, PARTS, count, phase},
     process, read,
@@ -28,7 +30,9 @@ pub(crate) fn realloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
     let Some((cookie, phase, process)) = entered::<true>(ctx) else { return };
     let Some(task) = task::current_or_new(process) else { return };
     task::drop_left(task, sp);
-    let mut call = pending::<OUTSIDE>(regs, sp, cookie);
+    let mut call = begun::<OUTSIDE>(regs, sp, cookie);
+    call.return_address = return_address(sp);
+    call.function = regs.rip.wrapping_sub(Site::skew_of(cookie));
     if OUTSIDE && task::innermost(task, sp).is_some() {
         call.flags = PENDING_INNER;
     } else if phase == Phase::Record as u32 {

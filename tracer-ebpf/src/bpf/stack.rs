@@ -13,8 +13,9 @@ use tracer_ebpf::{
     },
     counters::Counter,
     lookup::{PAGE_BITS, find_range, find_row, opaque},
+    site::Site,
     trail::{Fresh, mixed},
-    unwind::{Registers, Row, RowInfo, WalkEnd, step},
+    unwind::{Registers, Row, RowInfo, StackReader as _, WalkEnd, step},
 };
 
 use crate::bpf::{
@@ -22,7 +23,7 @@ use crate::bpf::{
         MAPSETS, NEW_STACKS, PAGES, ROW_CACHE, ROWS, STACK_TOTALS, STACKS, count, count_many, next_stack,
     },
     process,
-    read::{self, AtHand, Stack, anew, open_window},
+    read::{AtHand, Stack, anew, open_window},
     task,
 };
 
@@ -38,38 +39,34 @@ pub(crate) fn id(
     regs: &pt_regs,
 ) -> u32 {
     let caller = Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp, is_return: 1 };
-    of_caller(control, process, task, function, caller)
+    open(control, process, task, caller.sp);
+    of_caller(control, task, function, caller)
 }
 
-/// The id of the stack that calls `function`, which begins: `regs` are those at its probe, where
-/// the return address is on top of the stack.
+/// The id of the stack that calls a function, which begins, and the return address: `regs` are those at
+/// its probe, where the return address is on top of the stack. 0 if that cannot be read.
 #[inline(always)]
 pub(crate) fn id_at_entry(
     control: *mut Control,
     process: *mut Process,
     task: *mut Task,
-    function: u64,
-    regs: &pt_regs,
-) -> u32 {
-    let sp = read::sp(regs);
-    let Some(return_address) = read::word(sp) else {
+    cookie: u64,
+    (regs, sp): (&pt_regs, u64),
+) -> (u32, u64) {
+    open(control, process, task, sp);
+    // SAFETY: a map value that only this task uses.
+    let Some(return_address) = Stack(unsafe { &raw mut (*task).window }).read_word(sp) else {
         count(Counter::ReturnAddressUnreadable);
-        return NO_STACK;
+        return (NO_STACK, 0);
     };
-    let sp = sp.wrapping_add(8);
-    let caller = Registers { pc: return_address, sp, bp: regs.rbp, is_return: 1 };
-    of_caller(control, process, task, function, caller)
+    let caller = Registers { pc: return_address, sp: sp.wrapping_add(8), bp: regs.rbp, is_return: 1 };
+    let function = regs.rip.wrapping_sub(Site::skew_of(cookie));
+    (of_caller(control, task, function, caller), return_address)
 }
 
 #[inline(always)]
-fn of_caller(
-    control: *mut Control,
-    process: *mut Process,
-    task: *mut Task,
-    function: u64,
-    caller: Registers,
-) -> u32 {
-    walk(control, process, task, function, caller);
+fn of_caller(control: *mut Control, task: *mut Task, function: u64, caller: Registers) -> u32 {
+    walk_on(task, function, caller);
     // SAFETY: a map value that only this task uses.
     let walk = unsafe { &(*task).walk };
     count(Counter::StacksWalked);
@@ -176,6 +173,13 @@ pub(crate) fn walk(
     function: u64,
     regs: Registers,
 ) {
+    open(control, process, task, regs.sp);
+    walk_on(task, function, regs);
+}
+
+/// Reads the stack from `sp` on, and looks how much of the last walk still stands.
+#[inline(always)]
+fn open(control: *mut Control, process: *mut Process, task: *mut Task, sp: u64) {
     // SAFETY: map values; the words of both records are aligned, and user space switches
     // `mapset` at any time.
     unsafe {
@@ -186,19 +190,29 @@ pub(crate) fn walk(
         if walk.mapset != mapset {
             walk.hi = 0;
         }
-        // See `chunk::pending`.
-        let none = opaque(0) as u32;
-        (walk.regs, walk.function, walk.mapset) = (regs, function, mapset);
-        (walk.end, walk.fresh, walk.met) = (none, none, none);
+        walk.mapset = mapset;
         let known = if !is_anew && (*task).trail.mapset == mapset { (*task).trail.len } else { 0 };
         (*task).window.bytes = 0;
         (*task).walk.valid = if known == 0 {
             0
         } else {
-            open_window(&raw mut (*task).window, regs.sp, (*task).trail.at(0).sp);
+            open_window(&raw mut (*task).window, sp, (*task).trail.at(0).sp);
             (*task).trail.standing(known, &mut AtHand(&raw mut (*task).window))
         };
         (*task).trail.mapset = mapset;
+    }
+}
+
+/// The rest of [`walk`].
+#[inline(always)]
+fn walk_on(task: *mut Task, function: u64, regs: Registers) {
+    // SAFETY: a map value that only this task uses.
+    unsafe {
+        let walk = &mut (*task).walk;
+        // See `chunk::begun`.
+        let none = opaque(0) as u32;
+        (walk.regs, walk.function) = (regs, function);
+        (walk.end, walk.fresh, walk.met) = (none, none, none);
         for _ in 0..IN_LINE {
             if !plain_frame(&mut *anew(task)) {
                 break;
