@@ -1,6 +1,7 @@
 //! Layouts of every map, shared by the eBPF programs and user space.
 
 use crate::{
+    counters::OWN,
     trail::{Fresh, Trail},
     unwind::Registers,
 };
@@ -522,6 +523,8 @@ pub struct Task {
     pub known_contexts: [KnownContext; KNOWN_CONTEXTS],
     /// Stacks by bits of their keys.
     pub known_stacks: [KnownStack; KNOWN_STACKS],
+    /// What it has counted, by the index of [`OWN`]; goes on with the next task that has the slot.
+    pub own_counts: [u64; OWN.len()],
     /// The task's id, 0 for a free slot.
     pub owner: u64,
 }
@@ -574,7 +577,20 @@ const _: () = {
     assert!(size_of::<Trail>() == 128 * (48 + 32) + 256 + 8);
     assert!(
         size_of::<Task>()
-            == 8 * 96 + 16 + 112 + 16400 + 10504 + 128 * 32 + 16 + 1024 + 264 + 88 + 16 * 24 + 64 * 24 + 8
+            == 8 * 96
+                + 16
+                + 112
+                + 16400
+                + 10504
+                + 128 * 32
+                + 16
+                + 1024
+                + 264
+                + 88
+                + 16 * 24
+                + 64 * 24
+                + 12 * 8
+                + 8
     );
     assert!(KNOWN_CONTEXTS.is_power_of_two() && KNOWN_STACKS.is_power_of_two());
     assert!(WINDOW_WORDS.is_power_of_two() && MAPSET_SLOTS.is_power_of_two());

@@ -107,6 +107,38 @@ counters! {
 /// How many counters there are.
 pub const COUNT: usize = COUNTERS.len();
 
+/// What is counted so often that each task does it for itself, in [`crate::abi::Task::own_counts`]: without an
+/// atomic operation, and without a line of memory that goes from one processor to the other.
+pub const OWN: [Counter; 12] = [
+    Counter::Recorded,
+    Counter::RecordedBytes,
+    Counter::Freed,
+    Counter::LiveInserted,
+    Counter::LiveRemoved,
+    Counter::StacksWalked,
+    Counter::FramesWalked,
+    Counter::FramesReused,
+    Counter::WalkBottom,
+    Counter::OverwroteDead,
+    Counter::FreeUnknown,
+    Counter::FreeDead,
+];
+
+impl Counter {
+    /// Its index in [`OWN`], if it is there.
+    #[inline(always)]
+    pub const fn own_index(self) -> Option<usize> {
+        let mut index = 0;
+        while index < OWN.len() {
+            if OWN[index] as u32 == self as u32 {
+                return Some(index);
+            }
+            index += 1;
+        }
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,5 +149,13 @@ mod tests {
             assert_eq!(info.counter as usize, index);
             assert!(COUNTERS.iter().filter(|other| other.name == info.name).count() == 1);
         }
+    }
+
+    #[test]
+    fn each_own_counter_is_found_and_no_other() {
+        for (index, counter) in OWN.into_iter().enumerate() {
+            assert_eq!(counter.own_index(), Some(index));
+        }
+        assert_eq!(Counter::LiveFull.own_index(), None);
     }
 }

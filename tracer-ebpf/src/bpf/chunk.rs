@@ -21,7 +21,7 @@ use tracer_ebpf::{
 
 use crate::bpf::{
     context,
-    maps::{LIVE, are_several, control, count, count_many, hit_entry, hit_return, phase},
+    maps::{LIVE, are_several, control, count, count_many, count_own, hit_entry, hit_return, phase},
     process, read,
     record::{add_allocated, add_freed, free_parts, put, remove, sweep},
     stack, task,
@@ -186,15 +186,15 @@ pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
     };
     let held = held_bytes::<false>(call, pointer, call.size);
     let live = Live::new((call.context, call.epoch), (call.size, held), now_ns, call.stack);
-    if put(key(process::number(process), pointer), &live) {
+    if put(Some(task), key(process::number(process), pointer), &live) {
         if are_several() {
             process::note_recorded(process, call.size);
         }
-        count(Counter::Recorded);
-        count_many(Counter::RecordedBytes, call.size);
+        count_own(Some(task), Counter::Recorded, 1);
+        count_own(Some(task), Counter::RecordedBytes, call.size);
         add_allocated(call.stack, 1, call.size, held);
     }
-    sweep(control);
+    sweep(control, task);
     if call.timed_ns != 0 {
         count(Counter::RecordTimed);
         count_many(Counter::RecordNs, call.timed_ns + now().wrapping_sub(now_ns));
@@ -231,7 +231,8 @@ pub(crate) fn free_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
     let regs = unsafe { &*ctx.regs };
     let pointer = read::argument(regs, cookie, ArgField::Pointer);
     let chunk = key(process::number(process), pointer);
-    if let Some(task) = task::current()
+    let task = task::current();
+    if let Some(task) = task
         && let Some(outer) = task::innermost_realloc(task, read::sp(regs))
         // SAFETY: a map value that only this task uses.
         && unsafe { (*outer).pointer } == pointer
@@ -240,7 +241,7 @@ pub(crate) fn free_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
         return;
     }
     let Some(live) = LIVE.get_ptr(&chunk) else {
-        count(Counter::FreeUnknown);
+        count_own(task, Counter::FreeUnknown, 1);
         return;
     };
     // SAFETY: a map value; copied because its slot is used again as soon as it is removed.
@@ -249,32 +250,38 @@ pub(crate) fn free_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
         // munmap may take a part only.
         let length = rounded(ChunkHeader::Pages as u64, read::argument(regs, cookie, ArgField::Size));
         if length < live.full_held {
-            unmap_head(chunk, key(process::number(process), pointer.wrapping_add(length)), &live, length);
+            unmap_head(
+                task,
+                chunk,
+                key(process::number(process), pointer.wrapping_add(length)),
+                &live,
+                length,
+            );
             return;
         }
     }
-    free(chunk, &live);
+    free(task, chunk, &live);
 }
 
 /// A chunk is no more.
 #[inline(always)]
-pub(crate) fn free(chunk: ChunkKey, live: &Live) {
+pub(crate) fn free(task: Option<*mut Task>, chunk: ChunkKey, live: &Live) {
     let alive = context::is_alive(live);
     if live.has_parts != 0 {
         free_parts(chunk, alive);
     }
-    remove(chunk);
+    remove(task, chunk);
     if !alive {
-        count(Counter::FreeDead);
+        count_own(task, Counter::FreeDead, 1);
         return;
     }
-    count(Counter::Freed);
+    count_own(task, Counter::Freed, 1);
     add_freed(live.stack, 1, live.requested, live.held);
 }
 
 /// A mapping begins later than before. What is cut off at its other end is not noticed.
 #[inline(always)]
-fn unmap_head(chunk: ChunkKey, left: ChunkKey, live: &Live, length: u64) {
+fn unmap_head(task: Option<*mut Task>, chunk: ChunkKey, left: ChunkKey, live: &Live, length: u64) {
     let mut rest = *live;
     let gone = (rest.requested.min(length), rest.held.min(length));
     rest.requested -= gone.0;
@@ -282,8 +289,8 @@ fn unmap_head(chunk: ChunkKey, left: ChunkKey, live: &Live, length: u64) {
     rest.full_requested = rest.full_requested.saturating_sub(length);
     rest.full_held -= length;
     add_freed(rest.stack, 0, gone.0, gone.1);
-    remove(chunk);
-    put(left, &rest);
+    remove(task, chunk);
+    put(task, left, &rest);
 }
 
 /// What every return does first: count it and find the call that it ends.
@@ -293,12 +300,6 @@ pub(crate) fn returned<'a>(
 ) -> Option<(*mut Control, *mut Process, *mut Task, &'a Pending, &'a pt_regs)> {
     let phase = phase()?;
     let process = process::current::<false>()?;
-    // SAFETY: the helper takes the program's own context (Linux 5.15).
-    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    hit_return(phase, Site::index_of(cookie));
-    if phase == Phase::Count as u32 {
-        return None;
-    }
     let control = control()?;
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
@@ -307,11 +308,16 @@ pub(crate) fn returned<'a>(
         None => None,
     };
     let Some((task, call)) = call else {
+        // SAFETY: the helper takes the program's own context (Linux 5.15).
+        let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+        hit_return(phase, Site::index_of(cookie));
         if phase == Phase::Record as u32 {
             count(Counter::ReturnOfUnseenCall);
         }
         return None;
     };
+    // SAFETY: a map value that only this task uses.
+    hit_return(phase, Site::index_of(unsafe { (*call).cookie }));
     // SAFETY: a map value that only this task uses. The slot is free, but the next call that takes
     // it cannot begin before this program ends.
     Some((control, process, task, unsafe { &*call }, regs))

@@ -36,7 +36,10 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
     let sp = read::sp(regs);
     // Its memory was allocated just now, and is its own from here on.
     if Site::pool_of(cookie) != 0 {
-        take_over(key(process::number(process), read::argument(regs, cookie, ArgField::Context)));
+        take_over(
+            task::current(),
+            key(process::number(process), read::argument(regs, cookie, ArgField::Context)),
+        );
     }
     // The end of a context whose methods are not probed would not be seen.
     if Site::arg_of(cookie, ArgField::Tag) != u64::from(NO_ARG)
@@ -68,12 +71,12 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
 
 /// Forgets an allocation of malloc that a context has become.
 #[inline(always)]
-fn take_over(chunk: ChunkKey) {
+fn take_over(task: Option<*mut Task>, chunk: ChunkKey) {
     let Some(live) = LIVE.get_ptr(&chunk) else { return };
     // SAFETY: a map value; copied because its slot is used again as soon as it is removed.
     let live = unsafe { *live };
     if is_pool(live.context) {
-        remove(chunk);
+        remove(task, chunk);
         add_allocated(
             live.stack,
             1u64.wrapping_neg(),

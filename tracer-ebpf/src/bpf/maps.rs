@@ -61,9 +61,9 @@ pub(crate) static SITE_HITS: Array<SiteHits> = Array::with_max_entries(MAX_SITES
 /// Everything that is counted.
 #[map]
 pub(crate) static COUNTERS: Array<u64> = Array::with_max_entries(COUNT as u32, 0);
-/// Scratch of each task, in a slot by its id.
+/// Scratch of each task, in a slot by its id. Mapped into user space, which reads what they have counted.
 #[map]
-pub(crate) static TASKS: Array<Task> = Array::with_max_entries(64, 0);
+pub(crate) static TASKS: Array<Task> = Array::with_max_entries(64, BPF_F_MMAPABLE);
 /// Live chunks.
 #[map]
 pub(crate) static LIVE: HashMap<ChunkKey, Live> = HashMap::with_max_entries(1 << 18, 0);
@@ -160,6 +160,16 @@ pub(crate) fn count_many(counter: Counter, value: u64) {
 #[inline(always)]
 pub(crate) fn count(counter: Counter) {
     count_many(counter, 1);
+}
+
+/// Counts what is among [`tracer_ebpf::counters::OWN`], for the task if there is one.
+#[inline(always)]
+pub(crate) fn count_own(task: Option<*mut Task>, counter: Counter, value: u64) {
+    match (task, counter.own_index()) {
+        // SAFETY: a map value that only this task writes.
+        (Some(task), Some(index)) => unsafe { (*task).own_counts[index] += value },
+        _ => count_many(counter, value),
+    }
 }
 
 /// The control record.

@@ -15,7 +15,7 @@ use crate::bpf::{
         begun, entered, free, held_bytes, return_address, returned, returned_pointer, sizes, within_deadline,
     },
     context,
-    maps::{LIVE, PARTS, count, phase},
+    maps::{LIVE, PARTS, count, count_own, phase},
     process, read,
     record::{add_allocated, give_back, grow, put, remove, settle_in},
     stack, task,
@@ -84,7 +84,7 @@ pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
         {
             // SAFETY: a map value; copied because its slot is used again as soon as it is removed.
             let live = unsafe { *live };
-            free(old_key, &live);
+            free(Some(task), old_key, &live);
         }
         count(Counter::NullReturn);
         return;
@@ -132,7 +132,7 @@ pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
         }
         (live.requested, live.held) = growth;
         (live.born_ns, live.stack) = (now, stack);
-        if put(key(number, pointer), &live) {
+        if put(Some(task), key(number, pointer), &live) {
             count(Counter::ReallocGrown);
             add_allocated(stack, 1, growth.0, growth.1);
         }
@@ -170,8 +170,8 @@ fn remember<const OUTSIDE: bool>(task: *mut Task, chunk: ChunkKey) -> bool {
     if live.has_parts != 0 {
         let _ = PARTS.remove(&chunk);
     }
-    remove(chunk);
-    count(Counter::FreeDead);
+    remove(Some(task), chunk);
+    count_own(Some(task), Counter::FreeDead, 1);
     false
 }
 

@@ -8,12 +8,12 @@ use tracer_ebpf::{
 
 use crate::bpf::{
     context,
-    maps::{DOOMED, LIVE, PARTS, STACK_TOTALS, add, count},
+    maps::{DOOMED, LIVE, PARTS, STACK_TOTALS, add, count, count_own},
 };
 
 /// Writes a record. A record that is there already is overwritten in place.
 #[inline(always)]
-pub(crate) fn put(key: ChunkKey, live: &Live) -> bool {
+pub(crate) fn put(task: Option<*mut Task>, key: ChunkKey, live: &Live) -> bool {
     if let Some(old) = LIVE.get_ptr_mut(&key) {
         // SAFETY: a map value; the target's allocations are made by one thread at a time.
         let was = unsafe { *old };
@@ -23,7 +23,7 @@ pub(crate) fn put(key: ChunkKey, live: &Live) -> bool {
         if is_alive {
             count(Counter::OverwroteLive);
         } else {
-            count(Counter::OverwroteDead);
+            count_own(task, Counter::OverwroteDead, 1);
         }
         if was.has_parts != 0 && live.has_parts == 0 {
             let _ = PARTS.remove(&key);
@@ -36,14 +36,14 @@ pub(crate) fn put(key: ChunkKey, live: &Live) -> bool {
         count(Counter::LiveFull);
         return false;
     }
-    count(Counter::LiveInserted);
+    count_own(task, Counter::LiveInserted, 1);
     true
 }
 
 #[inline(always)]
-pub(crate) fn remove(key: ChunkKey) {
+pub(crate) fn remove(task: Option<*mut Task>, key: ChunkKey) {
     if LIVE.remove(&key).is_ok() {
-        count(Counter::LiveRemoved);
+        count_own(task, Counter::LiveRemoved, 1);
     }
 }
 
@@ -60,8 +60,8 @@ pub(crate) fn settle_in(task: *mut Task, old: ChunkKey, new: ChunkKey, live: &mu
     if live.has_parts != 0 {
         move_parts(task, old, new, live);
     }
-    remove(old);
-    put(new, live);
+    remove(Some(task), old);
+    put(Some(task), new, live);
 }
 
 /// Gives the parts of a chunk its new address. The old entry goes first, so that there is room.
@@ -203,7 +203,7 @@ pub(crate) fn add_freed(stack: u32, chunks: u64, requested: u64, held: u64) {
 
 /// Removes some of the records that user space found dead, if they still are.
 #[inline(always)]
-pub(crate) fn sweep(control: *mut Control) {
+pub(crate) fn sweep(control: *mut Control, task: *mut Task) {
     // SAFETY: a map value; aligned words. User space moves only the head, this only the tail.
     let (head, mut tail) =
         unsafe { (core::ptr::read_volatile(&raw const (*control).doomed_head), (*control).doomed_tail) };
@@ -220,7 +220,7 @@ pub(crate) fn sweep(control: *mut Control) {
                 if live.has_parts != 0 {
                     let _ = PARTS.remove(&key);
                 }
-                remove(key);
+                remove(Some(task), key);
                 count(Counter::SweptDead);
             }
         }

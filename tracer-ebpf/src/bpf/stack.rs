@@ -19,9 +19,7 @@ use tracer_ebpf::{
 };
 
 use crate::bpf::{
-    maps::{
-        MAPSETS, NEW_STACKS, PAGES, ROW_CACHE, ROWS, STACK_TOTALS, STACKS, count, count_many, next_stack,
-    },
+    maps::{MAPSETS, NEW_STACKS, PAGES, ROW_CACHE, ROWS, STACK_TOTALS, STACKS, count, count_own, next_stack},
     process,
     read::{AtHand, Stack, anew, open_window},
     task,
@@ -69,10 +67,14 @@ fn of_caller(control: *mut Control, task: *mut Task, function: u64, caller: Regi
     walk_on(task, function, caller);
     // SAFETY: a map value that only this task uses.
     let walk = unsafe { &(*task).walk };
-    count(Counter::StacksWalked);
-    count_many(Counter::FramesWalked, u64::from(walk.fresh));
-    count_many(Counter::FramesReused, u64::from(walk.met));
-    count_end(walk.end);
+    count_own(Some(task), Counter::StacksWalked, 1);
+    count_own(Some(task), Counter::FramesWalked, u64::from(walk.fresh));
+    count_own(Some(task), Counter::FramesReused, u64::from(walk.met));
+    if walk.end == WalkEnd::Bottom as u32 {
+        count_own(Some(task), Counter::WalkBottom, 1);
+    } else {
+        count_cut(walk.end);
+    }
     // SAFETY: as above; the index is masked.
     let known = unsafe {
         let slot = (opaque(walk.key.a) & (KNOWN_STACKS as u64 - 1)) as usize;
@@ -455,9 +457,9 @@ fn find(walk: &Walk, offset: u64) -> Option<Row> {
     find_row(lo, hi, offset, |index| ROWS.get(index).map(|row| Row(*row)))
 }
 
+/// Counts a stack that did not reach the bottom.
 #[inline(always)]
-fn count_end(end: u32) {
-    const BOTTOM: u32 = WalkEnd::Bottom as u32;
+fn count_cut(end: u32) {
     const UNKNOWN_MAPPING: u32 = WalkEnd::UnknownMapping as u32;
     const NO_ROW: u32 = WalkEnd::NoRow as u32;
     const UNSUPPORTED: u32 = WalkEnd::Unsupported as u32;
@@ -465,7 +467,6 @@ fn count_end(end: u32) {
     const TRUNCATED: u32 = WalkEnd::Truncated as u32;
     const BAD_SP: u32 = WalkEnd::BadSp as u32;
     count(match end {
-        BOTTOM => Counter::WalkBottom,
         UNKNOWN_MAPPING => Counter::WalkUnknownMapping,
         NO_ROW => Counter::WalkNoRow,
         UNSUPPORTED => Counter::WalkUnsupported,

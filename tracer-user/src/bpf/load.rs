@@ -16,9 +16,9 @@ use aya::{
 use tracer_ebpf::{
     abi::{
         Context, DOOMED_SLOTS, Family, Live, MAX_FAMILIES, Measured, Name, PROCESS_SLOTS, Parts,
-        ProcessState, SiteHits, StackTotals, Task, key_process,
+        ProcessState, SiteHits, StackTotals, key_process,
     },
-    counters::{COUNTERS, Counter, CounterInfo},
+    counters::{COUNTERS, Counter, CounterInfo, OWN},
     site::is_pool,
 };
 
@@ -28,6 +28,7 @@ use super::{
     multi::{Mechanism, MultiPrograms, SESSION_SUFFIX},
     processes::ProcessTable,
     rawmap::RawMap,
+    tasks::TaskTable,
     walks::Walks,
 };
 use crate::catalog::Layout;
@@ -228,7 +229,7 @@ pub struct Tracer {
     pub(super) live: RawMap<u64, Live>,
     pub(super) parts: RawMap<u64, Parts>,
     pub(super) contexts: RawMap<u64, Context>,
-    tasks: RawMap<u32, Task>,
+    tasks: TaskTable,
     pub(super) names: RawMap<u64, Name>,
     pub(super) stack_totals: RawMap<u32, StackTotals>,
     doomed: RawMap<u32, u64>,
@@ -378,7 +379,7 @@ impl Tracer {
             live: RawMap::new(map_fd(&ebpf, "LIVE")?, "LIVE")?,
             parts: RawMap::new(map_fd(&ebpf, "PARTS")?, "PARTS")?,
             contexts: RawMap::new(map_fd(&ebpf, "CONTEXTS")?, "CONTEXTS")?,
-            tasks: RawMap::new(map_fd(&ebpf, "TASKS")?, "TASKS")?,
+            tasks: TaskTable::map(map_fd(&ebpf, "TASKS")?, limits.tasks)?,
             names: RawMap::new(map_fd(&ebpf, "NAMES")?, "NAMES")?,
             stack_totals: RawMap::new(map_fd(&ebpf, "STACK_TOTALS")?, "STACK_TOTALS")?,
             measured: RawMap::new(map_fd(&ebpf, "MEASURED")?, "MEASURED")?,
@@ -553,7 +554,8 @@ impl Tracer {
         self.live.remove(&live)?;
         self.parts.remove(&self.parts.keys()?)?;
         self.contexts.remove(&self.contexts.keys()?)?;
-        (0..self.limits.tasks).try_for_each(|slot| self.tasks.clear_slot(slot))?;
+        self.tasks.free_all();
+        self.control.forget_contexts();
         Ok(live.len() as u64)
     }
 
@@ -572,6 +574,9 @@ impl Tracer {
             if let Some(slot) = values.get_mut(index as usize) {
                 *slot = value;
             }
+        }
+        for (counter, value) in OWN.into_iter().zip(self.tasks.own_counts()) {
+            values[counter as usize] += value;
         }
         Ok(Counters(values))
     }

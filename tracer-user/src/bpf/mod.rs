@@ -10,6 +10,7 @@ mod rawmap;
 mod sample;
 mod snapshot;
 mod stacks;
+mod tasks;
 mod uprobe;
 mod walks;
 

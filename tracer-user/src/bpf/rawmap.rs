@@ -210,22 +210,6 @@ impl<K: Plain, V: Plain> RawMap<K, V> {
 }
 
 impl<V: Plain> RawMap<u32, V> {
-    /// Makes an element of an array all zero.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub(super) fn clear_slot(&self, slot: u32) -> Result<(), MapError> {
-        let zero = vec![0_u64; size_of::<V>().div_ceil(8)];
-        let mut attr = ElementAttr {
-            map_fd: self.raw_fd(),
-            pad: 0,
-            key: &raw const slot as u64,
-            value: zero.as_ptr() as u64,
-            flags: 0,
-        };
-        bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map_err(|source| self.error("clear", source))
-    }
-
     /// Writes `values` to the elements from `first` on.
     ///
     /// # Errors
