@@ -238,7 +238,7 @@ pub struct Live {
     pub full_requested: u64,
     /// Bytes that the whole chunk takes.
     pub full_held: u64,
-    /// `CLOCK_MONOTONIC` of the allocation.
+    /// `CLOCK_MONOTONIC` of the allocation, or up to a tick of the kernel before.
     pub born_ns: u64,
     /// Stack of the allocation, or [`NO_STACK`].
     pub stack: u32,
@@ -264,7 +264,7 @@ pub struct Part {
     pub requested: u64,
     /// Bytes taken.
     pub held: u64,
-    /// When it last grew.
+    /// When it last grew, likewise.
     pub born_ns: u64,
     /// Whose it is.
     pub stack: u32,
@@ -523,6 +523,10 @@ pub struct Task {
     pub known_contexts: [KnownContext; KNOWN_CONTEXTS],
     /// Stacks by bits of their keys.
     pub known_stacks: [KnownStack; KNOWN_STACKS],
+    /// The kernel's tick that the task was last seen in, and `CLOCK_MONOTONIC` then.
+    pub tick: u64,
+    /// See there.
+    pub tick_ns: u64,
     /// What it has counted, by the index of [`OWN`]; goes on with the next task that has the slot.
     pub own_counts: [u64; OWN.len()],
     /// The task's id, 0 for a free slot.
@@ -589,6 +593,7 @@ const _: () = {
                 + 88
                 + 16 * 24
                 + 64 * 24
+                + 16
                 + 12 * 8
                 + 8
     );

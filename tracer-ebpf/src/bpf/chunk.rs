@@ -3,7 +3,10 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::pt_regs,
-    helpers::{bpf_ktime_get_ns, generated::bpf_get_attach_cookie},
+    helpers::{
+        bpf_ktime_get_ns,
+        generated::{bpf_get_attach_cookie, bpf_jiffies64},
+    },
     programs::{ProbeContext, RetProbeContext},
 };
 use tracer_ebpf::{
@@ -163,7 +166,7 @@ pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
             PENDING_INNER => count(Counter::NestedInAllocator),
             PENDING_NOT_OWN => count(Counter::NotOwnMemory),
             PENDING_LATE => {
-                if within_deadline(control).is_some() {
+                if within_deadline(control, task).is_some() {
                     // User space is heard of again: the next one is recorded.
                     // SAFETY: a map value that only this task uses.
                     unsafe { (*task).is_late = 0 };
@@ -179,13 +182,14 @@ pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
         count(Counter::NullReturn);
         return;
     };
-    let Some(now_ns) = within_deadline(control) else {
+    let Some(born_ns) = within_deadline(control, task) else {
         // SAFETY: as above.
         unsafe { (*task).is_late = 1 };
         return;
     };
+    let start = if call.timed_ns == 0 { 0 } else { now() };
     let held = held_bytes::<false>(call, pointer, call.size);
-    let live = Live::new((call.context, call.epoch), (call.size, held), now_ns, call.stack);
+    let live = Live::new((call.context, call.epoch), (call.size, held), born_ns, call.stack);
     if put(Some(task), key(process::number(process), pointer), &live) {
         if are_several() {
             process::note_recorded(process, call.size);
@@ -195,14 +199,15 @@ pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
         add_allocated(call.stack, 1, call.size, held);
     }
     sweep(control, task);
-    if call.timed_ns != 0 {
+    if start != 0 {
         count(Counter::RecordTimed);
-        count_many(Counter::RecordNs, call.timed_ns + now().wrapping_sub(now_ns));
+        count_many(Counter::RecordNs, call.timed_ns + now().wrapping_sub(start));
     }
 }
 
+/// `CLOCK_MONOTONIC`.
 #[inline(always)]
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     // SAFETY: a helper without arguments.
     unsafe { bpf_ktime_get_ns() }
 }
@@ -323,16 +328,26 @@ pub(crate) fn returned<'a>(
     Some((control, process, task, unsafe { &*call }, regs))
 }
 
-/// The time, unless user space has not been heard of for too long.
+/// The time, unless user space has not been heard of for too long. In steps of the kernel's tick, 1 to 10 ms: births
+/// need be no more exact, and a look at the clock takes as long as one into a map.
 #[inline(always)]
-pub(crate) fn within_deadline(control: *mut Control) -> Option<u64> {
-    let now = now();
+pub(crate) fn within_deadline(control: *mut Control, task: *mut Task) -> Option<u64> {
+    // SAFETY: a helper without arguments (Linux 5.6), which the kernel replaces by one load; a map value that only
+    // this task uses.
+    let now_ns = unsafe {
+        let tick = bpf_jiffies64();
+        if (*task).tick != tick {
+            (*task).tick = tick;
+            (*task).tick_ns = now();
+        }
+        (*task).tick_ns
+    };
     // SAFETY: a map value; an aligned word that user space moves on.
-    if now > unsafe { core::ptr::read_volatile(&raw const (*control).deadline_ns) } {
+    if now_ns > unsafe { core::ptr::read_volatile(&raw const (*control).deadline_ns) } {
         count(Counter::AfterDeadline);
         return None;
     }
-    Some(now)
+    Some(now_ns)
 }
 
 /// A chunk's usable bytes and all that it takes, by its header, of which `word` is the one with the

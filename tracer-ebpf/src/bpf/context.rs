@@ -17,7 +17,7 @@ use tracer_ebpf::{
 };
 
 use crate::bpf::{
-    chunk::{entered, within_deadline},
+    chunk::{entered, now, within_deadline},
     maps::{CONTEXTS, LIVE, NAMES, control, count, name_offset, names_are_copies, next_epoch},
     process, read,
     record::{add_allocated, add_freed, remove},
@@ -49,14 +49,17 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
     }
     let Some(control) = control() else { return };
     let Some(task) = task::current_or_new(process) else { return };
-    let Some(now) = within_deadline(control) else { return };
+    if within_deadline(control, task).is_none() {
+        return;
+    }
     task::drop_left(task, sp);
     let key = key(process::number(process), read::argument(regs, cookie, ArgField::Context));
     let name = name_of(process, read::argument(regs, cookie, ArgField::Name));
     let mut context = Context {
         epoch: next_epoch(control),
         name,
-        born_ns: now,
+        // Exact: it tells contexts apart that were at one address.
+        born_ns: now(),
         stack: NO_STACK,
         left_out: is_left_out(control, name),
     };

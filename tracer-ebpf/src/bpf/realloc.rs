@@ -97,7 +97,7 @@ pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
     };
     // A chunk that is known is followed whatever the hour; growth after recording has ended, or
     // while user space is not well, belongs to nobody new.
-    let now = within_deadline(control);
+    let now = within_deadline(control, task);
     let recording = now.is_some() && phase() == Some(Phase::Record as u32);
     let now = now.unwrap_or(0);
     // SAFETY: a map value that only this task uses.
