@@ -34,7 +34,7 @@ pub enum Mechanism {
 
 impl Mechanism {
     /// All of them, the best first.
-    pub const ALL: [Self; 3] = [Self::Session, Self::Multi, Self::PerfLinks];
+    pub const ALL: [Self; 3] = [Self::Multi, Self::Session, Self::PerfLinks];
 
     /// What it is called.
     pub fn name(self) -> &'static str {
