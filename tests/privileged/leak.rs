@@ -120,6 +120,29 @@ fn a_cache_that_fills_is_no_suspect() {
     assert_eq!(heads, ["planted_leak_palloc"], "{}", finished.stdout);
 }
 
+/// What a session knows of a sequence it keeps when the sequence is dropped: `seqhashtab` of
+/// `commands/sequence.c` loses no entry but by DISCARD SEQUENCES.
+#[test]
+fn dropped_sequences() {
+    let server = server(&Build::npm(15).unwrap());
+    let leak =
+        Loop::start(&server, "create temp sequence s; select nextval('s'); drop sequence s;\n").unwrap();
+    while leak.rounds() < 30 {
+        std::thread::yield_now();
+    }
+    let running = recording(leak.backend_pid(), &["--duration", "6s", "--settle", "1s"]);
+    let finished = running.finish().unwrap().success().unwrap();
+    leak.stop().unwrap();
+    let verdict = judge(&finished.capture().unwrap());
+    let leaks: Vec<(&str, &str)> = verdict
+        .suspects
+        .iter()
+        .filter(|place| place.course.class == Class::Leak)
+        .map(|place| (place.head.as_str(), place.contexts[0].name.as_str()))
+        .collect();
+    assert_eq!(leaks, [("init_sequence", "dynahash Sequence values")], "{}", finished.stdout);
+}
+
 #[test]
 fn forty_paths_are_one_suspect_and_forty_leaves_their_root() {
     let server = server(&Build::npm(15).unwrap());

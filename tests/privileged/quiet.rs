@@ -57,9 +57,10 @@ const WORK: [(&str, &str); 14] = [
         "aggregates",
         "select k, string_agg(v, ',' order by id), jsonb_agg(j) from numbers group by k order by 2 limit 1",
     ),
+    // No `serial`: what a session knows of a sequence outlives it (test `leak::dropped_sequences`).
     (
         "ddl",
-        "create table d (id serial primary key, v text); create index on d (v); alter table d add c int; drop table d",
+        "create table d (id int primary key, v text); create index on d (v); alter table d add c int; drop table d",
     ),
     (
         "temporary tables",

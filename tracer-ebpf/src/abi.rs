@@ -497,6 +497,8 @@ pub struct Task {
     pub allocations: u32,
     /// 1 if user space was not heard of when the last allocation returned.
     pub is_late: u32,
+    /// When the allocation that begins came, if it is timed, else 0: here, where the verifier knows nothing of it.
+    pub started_ns: u64,
     /// The walk in progress.
     pub walk: Walk,
     /// The stack.
@@ -582,7 +584,7 @@ const _: () = {
     assert!(
         size_of::<Task>()
             == 8 * 96
-                + 16
+                + 24
                 + 112
                 + 16400
                 + 10504

@@ -53,20 +53,20 @@ pub struct Link {
     pub at: u64,
     /// The return address.
     pub pc: u64,
-    /// Where the caller's `rbp` is saved; 0 if that does not matter.
+    /// Where the caller's `rbp` is saved; as `at` if that does not matter.
     pub bp_at: u64,
-    /// The caller's `rbp`.
+    /// The caller's `rbp`; then as `pc`.
     pub bp: u64,
 }
 
 impl Link {
     /// One that never holds: no word is at this address.
-    const NEVER: Self = Self { at: 1, pc: 0, bp_at: 0, bp: 0 };
+    const NEVER: Self = Self { at: 1, pc: 0, bp_at: 1, bp: 0 };
 
+    /// 0 if it holds.
     #[inline(always)]
-    fn holds<R: StackReader>(&self, reader: &mut R) -> bool {
-        reader.read_word(self.at) == Some(self.pc)
-            && (self.bp_at == 0 || reader.read_word(self.bp_at) == Some(self.bp))
+    fn differs<R: StackReader>(&self, reader: &mut R) -> u64 {
+        reader.differs(self.at, self.pc) | reader.differs(self.bp_at, self.bp)
     }
 }
 
@@ -121,17 +121,26 @@ impl Trail {
         self.frames[0].info == RowKind::Bottom as u32
     }
 
-    /// How many of the first `known` frames are as they were; the root, of which there is nothing to be seen, is.
+    /// How many of the first `known` frames are as they were, of which `MOST` are looked at; the root, of which there
+    /// is nothing to be seen, is.
     #[inline(always)]
-    pub fn standing<R: StackReader>(&self, known: u32, reader: &mut R) -> u32 {
-        for number in 1..FRAME_SLOTS as u64 {
+    pub fn standing<const MOST: u64, R: StackReader>(&self, known: u32, reader: &mut R) -> u32 {
+        for number in 1..MOST {
             // Hidden from LLVM, which would count something else that the verifier sees no end of.
             let index = opaque(number);
-            if index >= u64::from(known) || !self.links[(index & FRAME_MASK) as usize].holds(reader) {
+            let after_last = (u64::from(known) - 1).wrapping_sub(index) >> 63;
+            // One way out of each round: the verifier follows every one.
+            if after_last | self.differs(index, reader) != 0 {
                 return index as u32;
             }
         }
-        FRAME_SLOTS as u32
+        MOST as u32
+    }
+
+    /// 0 if a frame is as it was, and its caller was.
+    #[inline(always)]
+    pub fn differs<R: StackReader>(&self, index: u64, reader: &mut R) -> u64 {
+        self.links[(opaque(index) & FRAME_MASK) as usize].differs(reader)
     }
 
     /// The index of the frame that the walk has come to, if it is one of the first `valid`.
@@ -184,12 +193,11 @@ impl Frame {
         if !info.is_simple() {
             return Link::NEVER;
         }
-        let is_saved = self.flags & NEEDS_BP != 0 && info.rbp_rule() == RbpRule::AtCfa as u32;
-        Link {
-            at: self.sp.wrapping_sub(8),
-            pc: self.pc,
-            bp_at: if is_saved { self.sp.wrapping_add(info.rbp_offset() as u64) } else { 0 },
-            bp: self.bp,
+        let (at, pc) = (self.sp.wrapping_sub(8), self.pc);
+        if self.flags & NEEDS_BP != 0 && info.rbp_rule() == RbpRule::AtCfa as u32 {
+            Link { at, pc, bp_at: self.sp.wrapping_add(info.rbp_offset() as u64), bp: self.bp }
+        } else {
+            Link { at, pc, bp_at: at, bp: pc }
         }
     }
 }
@@ -280,6 +288,8 @@ mod tests {
         }
     }
 
+    const SLOTS: u64 = FRAME_SLOTS as u64;
+
     /// Walks as the kernel does, with what is known of the last walk or without; gives the pcs,
     /// root first, and how many were walked.
     fn walk(
@@ -290,7 +300,8 @@ mod tests {
     ) -> (Vec<u64>, StackKey, usize) {
         let known = if anew { 0 } else { trail.len };
         // What is below the stack pointer is not looked at.
-        let valid = if known == 0 { 0 } else { trail.standing(known, &mut Above(memory, regs.sp)) };
+        let valid =
+            if known == 0 { 0 } else { trail.standing::<SLOTS, _>(known, &mut Above(memory, regs.sp)) };
         let mut fresh = Vec::new();
         let mut met = 0;
         let end = loop {
@@ -461,7 +472,7 @@ mod tests {
             for slot in slots {
                 let mut changed = Memory(memory.0.clone());
                 *changed.slot(slot) ^= 0x10;
-                assert_eq!(trail.standing(trail.len, &mut &changed), index, "slot {slot:#x}");
+                assert_eq!(trail.standing::<SLOTS, _>(trail.len, &mut &changed), index, "slot {slot:#x}");
             }
         }
     }

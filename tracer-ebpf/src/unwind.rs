@@ -203,6 +203,12 @@ const SIGFRAME_RIP: u64 = 40 + 16 * 8;
 pub trait StackReader {
     /// The 8 bytes at `address`.
     fn read_word(&mut self, address: u64) -> Option<u64>;
+
+    /// 0 if `word` is at `address`.
+    #[inline(always)]
+    fn differs(&mut self, address: u64, word: u64) -> u64 {
+        u64::from(self.read_word(address) != Some(word))
+    }
 }
 
 /// Goes from a frame to its caller.

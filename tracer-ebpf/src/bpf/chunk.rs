@@ -42,16 +42,16 @@ pub(crate) fn entered<const SLEEPS: bool>(ctx: &ProbeContext) -> Option<(u64, u3
     (phase != Phase::Count as u32).then_some((cookie, phase, process))
 }
 
-/// A call that begins, of which nothing is known but its arguments.
+/// Writes down a call that begins, of which nothing is known but its arguments.
 #[inline(always)]
-pub(crate) fn begun<const OUTSIDE: bool>(regs: &pt_regs, sp: u64, cookie: u64) -> Pending {
+pub(crate) fn begin<const OUTSIDE: bool>(call: &mut Pending, regs: &pt_regs, sp: u64, cookie: u64) {
     // Hidden from LLVM, which would call a memset, byte by byte, for some words.
     let nothing = opaque(0);
-    Pending {
+    *call = Pending {
         sp,
         return_address: nothing,
         cookie,
-        size: if OUTSIDE { size_outside(regs, cookie) } else { read::argument(regs, cookie, ArgField::Size) },
+        size: size::<OUTSIDE>(regs, cookie),
         pointer: read::argument(regs, cookie, ArgField::Pointer),
         context: if OUTSIDE {
             Site::pool_of(cookie)
@@ -65,7 +65,13 @@ pub(crate) fn begun<const OUTSIDE: bool>(regs: &pt_regs, sp: u64, cookie: u64) -
         function: nothing,
         old_usable: nothing,
         old_held: nothing,
-    }
+    };
+}
+
+/// The size that is asked for.
+#[inline(always)]
+fn size<const OUTSIDE: bool>(regs: &pt_regs, cookie: u64) -> u64 {
+    if OUTSIDE { size_outside(regs, cookie) } else { read::argument(regs, cookie, ArgField::Size) }
 }
 
 /// The return address of a call that begins, 0 if it cannot be read.
@@ -116,44 +122,61 @@ pub(crate) fn alloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
     }
     let (Some(control), Some(task)) = (control(), task::current_or_new(process)) else { return };
     task::drop_left(task, sp);
-    let mut call = begun::<OUTSIDE>(regs, sp, cookie);
     // SAFETY: a map value that only this task uses.
-    let (number, is_late) = unsafe {
-        (*task).allocations = (*task).allocations.wrapping_add(1);
-        ((*task).allocations, (*task).is_late)
+    let is_late = unsafe {
+        let number = (*task).allocations.wrapping_add(1);
+        (*task).allocations = number;
+        let start = if number & (TIMED - 1) == 0 { now() } else { 0 };
+        core::ptr::write_volatile(&raw mut (*task).started_ns, start);
+        (*task).is_late
     };
-    let start = if number & (TIMED - 1) == 0 { now() } else { 0 };
-    if is_late != 0 {
-        call.flags = PENDING_LATE;
-    } else if OUTSIDE {
-        // What an allocator gets for itself is its caller's, and counted there.
-        if task::innermost(task, sp).is_some() {
-            call.flags = PENDING_INNER;
-        } else if Site::pool_of(cookie) == Pool::Mmap as u64 && !is_own_memory(regs) {
-            call.flags = PENDING_NOT_OWN;
+    let flags = if is_late != 0 { PENDING_LATE } else { own_flags::<OUTSIDE>(task, regs, sp, cookie) };
+    let Some(call) = task::next(task) else { return };
+    begin::<OUTSIDE>(call, regs, sp, cookie);
+    call.flags = flags;
+    if !OUTSIDE && flags == 0 {
+        match context::epoch(control, process, task, call.context) {
+            Some((context, epoch)) => (call.context, call.epoch) = (context, epoch),
+            None => call.flags = PENDING_LEFT_OUT,
         }
-    } else if task::innermost_realloc(task, sp)
-        // A realloc that moves a chunk allocates as much as it was asked for. Anything else that
-        // is allocated in it, such as the text of a warning, is an allocation like others.
-        // SAFETY: a map value that only this task uses.
-        .is_some_and(|outer| unsafe { (*outer).size } == call.size)
-    {
-        call.flags = PENDING_NESTED;
-    } else if let Some((context, epoch)) = context::epoch(control, process, task, call.context) {
-        (call.context, call.epoch) = (context, epoch);
-    } else {
-        call.flags = PENDING_LEFT_OUT;
     }
+    // Read again: what the verifier does not know it follows once.
+    // SAFETY: as `next` gave it.
+    let call = unsafe { &mut *read::anew(call) };
     if call.flags == 0 {
-        (call.stack, call.return_address) = stack::id_at_entry(control, process, task, cookie, (regs, sp));
+        (call.stack, call.return_address) =
+            stack::id_at_entry::<{ stack::IN_LINE }>(control, process, task, cookie, (regs, sp));
     } else {
         call.return_address = return_address(sp);
     }
+    // SAFETY: as above.
+    let start = unsafe { core::ptr::read_volatile(&raw const (*task).started_ns) };
     if start != 0 {
         // Not 0, which says that it is not timed.
         call.timed_ns = now().wrapping_sub(start) | 1;
     }
-    task::push(task, call);
+    task::push(task);
+}
+
+/// Why a call is part of another one, or not of the process's own memory.
+#[inline(always)]
+fn own_flags<const OUTSIDE: bool>(task: *mut Task, regs: &pt_regs, sp: u64, cookie: u64) -> u32 {
+    if OUTSIDE {
+        // What an allocator gets for itself is its caller's, and counted there.
+        if task::innermost(task, sp).is_some() {
+            return PENDING_INNER;
+        }
+        if Site::pool_of(cookie) == Pool::Mmap as u64 && !is_own_memory(regs) {
+            return PENDING_NOT_OWN;
+        }
+        return 0;
+    }
+    // A realloc that moves a chunk allocates as much as it was asked for. Anything else that
+    // is allocated in it, such as the text of a warning, is an allocation like others.
+    let is_nested = task::innermost_realloc(task, sp)
+        // SAFETY: a map value that only this task uses.
+        .is_some_and(|outer| unsafe { (*outer).size } == size::<OUTSIDE>(regs, cookie));
+    if is_nested { PENDING_NESTED } else { 0 }
 }
 
 /// The call returns.

@@ -64,7 +64,8 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
         left_out: is_left_out(control, name),
     };
     if context.left_out == 0 {
-        (context.stack, _) = stack::id_at_entry(control, process, task, cookie, (regs, sp));
+        (context.stack, _) =
+            stack::id_at_entry::<{ stack::NOT_IN_LINE }>(control, process, task, cookie, (regs, sp));
     }
     if add(key, &context) && context.left_out == 0 {
         count(Counter::Creates);

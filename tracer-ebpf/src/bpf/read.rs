@@ -62,6 +62,18 @@ impl StackReader for AtHand {
         }
         None
     }
+
+    /// Without a branch: the verifier would follow each.
+    #[inline(always)]
+    fn differs(&mut self, address: u64, word: u64) -> u64 {
+        // SAFETY: as above.
+        let window = unsafe { &*self.0 };
+        let offset = address.wrapping_sub(window.base);
+        // The highest bit says that it is below the window, or after it.
+        let outside = (offset | window.bytes.wrapping_sub(1).wrapping_sub(offset)) >> 63;
+        let there = window.words[(opaque(offset >> 3) & (WINDOW_WORDS as u64 - 1)) as usize];
+        there ^ word | outside | offset & 7
+    }
 }
 
 /// Reads what lies between two addresses, or the upper end of it if that is too much.
@@ -97,10 +109,10 @@ fn refill(window: *mut Window, address: u64) -> u64 {
 /// Reads `bytes`, at most a window, without faulting.
 #[inline(always)]
 fn fill(window: *mut Window, base: u64, bytes: u64) -> bool {
-    // 1 ..= WINDOW_BYTES, for the verifier to see.
-    let bytes = (opaque(bytes.wrapping_sub(1)) & (WINDOW_BYTES - 1)) + 1;
     // SAFETY: a map value that only this task uses, with room for a window.
     unsafe {
+        // 1 ..= WINDOW_BYTES, for the verifier to see.
+        let bytes = (opaque(bytes.wrapping_sub(1)) & (WINDOW_BYTES - 1)) + 1;
         (*window).base = base;
         let failed =
             generated::bpf_probe_read_user((&raw mut (*window).words).cast(), bytes as u32, base as *const _);

@@ -12,7 +12,7 @@ use tracer_ebpf::{
 
 use crate::bpf::{
     chunk::{
-        begun, entered, free, held_bytes, return_address, returned, returned_pointer, sizes, within_deadline,
+        begin, entered, free, held_bytes, return_address, returned, returned_pointer, sizes, within_deadline,
     },
     context,
     maps::{LIVE, PARTS, count, count_own, phase},
@@ -30,15 +30,17 @@ pub(crate) fn realloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
     let Some((cookie, phase, process)) = entered::<true>(ctx) else { return };
     let Some(task) = task::current_or_new(process) else { return };
     task::drop_left(task, sp);
-    let mut call = begun::<OUTSIDE>(regs, sp, cookie);
+    let is_inner = OUTSIDE && task::innermost(task, sp).is_some();
+    let Some(call) = task::next(task) else { return };
+    begin::<OUTSIDE>(call, regs, sp, cookie);
     call.return_address = return_address(sp);
     call.function = regs.rip.wrapping_sub(Site::skew_of(cookie));
-    if OUTSIDE && task::innermost(task, sp).is_some() {
+    if is_inner {
         call.flags = PENDING_INNER;
     } else if phase == Phase::Record as u32 {
-        remember_old::<OUTSIDE>(&mut call, cookie);
+        remember_old::<OUTSIDE>(call, cookie);
     }
-    task::push(task, call);
+    task::push(task);
 }
 
 /// What the chunk was, should nobody know it: the call overwrites its header.
@@ -105,15 +107,17 @@ pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
         core::ptr::write_volatile(&raw mut (*task).held, held);
         core::ptr::write_volatile(&raw mut (*task).is_recording, u64::from(recording));
     }
-    if !remember::<OUTSIDE>(task, old_key) && !(recording && begin::<OUTSIDE>(control, process, task, call)) {
+    if !remember::<OUTSIDE>(task, old_key)
+        && !(recording && begin_unknown::<OUTSIDE>(control, process, task, call))
+    {
         return;
     }
     // What was found out is in the task's memory, of which the verifier knows nothing: so it looks at the
     // walk once, and not once for each way here.
     // SAFETY: a map value that only this task uses.
-    let (mut live, held, recording) = unsafe {
+    let (live, held, recording) = unsafe {
         (
-            (*task).resized,
+            &mut (*task).resized,
             core::ptr::read_volatile(&raw const (*task).held),
             core::ptr::read_volatile(&raw const (*task).is_recording) != 0,
         )
@@ -132,7 +136,7 @@ pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
         }
         (live.requested, live.held) = growth;
         (live.born_ns, live.stack) = (now, stack);
-        if put(Some(task), key(number, pointer), &live) {
+        if put(Some(task), key(number, pointer), live) {
             count(Counter::ReallocGrown);
             add_allocated(stack, 1, growth.0, growth.1);
         }
@@ -140,17 +144,17 @@ pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
     }
     let loss = (old.0.saturating_sub(call.size), old.1.saturating_sub(held));
     if loss.0 | loss.1 != 0 {
-        give_back(&mut live, old_key, loss);
+        give_back(live, old_key, loss);
         count(Counter::ReallocShrunk);
     }
     if grows {
         count(Counter::ReallocGrown);
         let owner = if recording { stack } else { live.stack };
-        grow(task, &mut live, old_key, owner, growth, now);
+        grow(task, live, old_key, owner, growth, now);
     } else if loss.0 | loss.1 == 0 {
         count(Counter::ReallocSame);
     }
-    settle_in(task, old_key, key(number, pointer), &mut live);
+    settle_in(task, old_key, key(number, pointer), live);
 }
 
 /// Puts what is known of a chunk that is alive into the task's memory; what is known of a dead one goes.
@@ -178,7 +182,7 @@ fn remember<const OUTSIDE: bool>(task: *mut Task, chunk: ChunkKey) -> bool {
 /// The same for a chunk that nobody knew, by what its header said before the call. A function of its own, which
 /// the verifier prefers.
 #[inline(never)]
-fn begin<const OUTSIDE: bool>(
+fn begin_unknown<const OUTSIDE: bool>(
     control: *mut Control,
     process: *mut Process,
     task: *mut Task,

@@ -38,13 +38,14 @@ pub(crate) fn id(
 ) -> u32 {
     let caller = Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp, is_return: 1 };
     open(control, process, task, caller.sp);
-    of_caller(control, task, function, caller)
+    of_caller::<NOT_IN_LINE>(control, task, function, caller)
 }
 
 /// The id of the stack that calls a function, which begins, and the return address: `regs` are those at
-/// its probe, where the return address is on top of the stack. 0 if that cannot be read.
+/// its probe, where the return address is on top of the stack. 0 if that cannot be read. `IN_LINE`: [`IN_LINE`] or
+/// [`NOT_IN_LINE`].
 #[inline(always)]
-pub(crate) fn id_at_entry(
+pub(crate) fn id_at_entry<const IN_LINE: u32>(
     control: *mut Control,
     process: *mut Process,
     task: *mut Task,
@@ -59,12 +60,17 @@ pub(crate) fn id_at_entry(
     };
     let caller = Registers { pc: return_address, sp: sp.wrapping_add(8), bp: regs.rbp, is_return: 1 };
     let function = regs.rip.wrapping_sub(Site::skew_of(cookie));
-    (of_caller(control, task, function, caller), return_address)
+    (of_caller::<IN_LINE>(control, task, function, caller), return_address)
 }
 
 #[inline(always)]
-fn of_caller(control: *mut Control, task: *mut Task, function: u64, caller: Registers) -> u32 {
-    walk_on(task, function, caller);
+fn of_caller<const IN_LINE: u32>(
+    control: *mut Control,
+    task: *mut Task,
+    function: u64,
+    caller: Registers,
+) -> u32 {
+    walk_on::<IN_LINE>(task, function, caller);
     // SAFETY: a map value that only this task uses.
     let walk = unsafe { &(*task).walk };
     count_own(Some(task), Counter::StacksWalked, 1);
@@ -110,12 +116,14 @@ fn publish(control: *mut Control, task: *mut Task) -> u32 {
     }
     let id = next_stack(control);
     let mut local = task;
-    let frames = opaque(u64::from(walk.count)) & FRAME_MASK;
     // SAFETY: a map value that only this task uses. Header and frames are neighbours in `Task`,
     // and at most FRAME_SLOTS − 1 frames are sent, so the record ends inside of it.
     let sent = unsafe {
         generated::bpf_loop(walk.count, copy_frame as *mut c_void, (&raw mut local).cast(), 0);
         (*task).header = StackHeader { id, count: walk.count, end: walk.end, mapset: walk.mapset };
+        // See `read::through`.
+        let frames =
+            opaque(u64::from(core::ptr::read_volatile(&raw const (*task).header.count))) & FRAME_MASK;
         generated::bpf_ringbuf_output(
             (&raw const NEW_STACKS).cast_mut().cast(),
             (&raw mut (*task).header).cast(),
@@ -176,7 +184,7 @@ pub(crate) fn walk(
     regs: Registers,
 ) {
     open(control, process, task, regs.sp);
-    walk_on(task, function, regs);
+    walk_on::<IN_LINE>(task, function, regs);
 }
 
 /// Reads the stack from `sp` on, and looks how much of the last walk still stands.
@@ -194,24 +202,47 @@ fn open(control: *mut Control, process: *mut Process, task: *mut Task, sp: u64) 
         }
         walk.mapset = mapset;
         let known = if !is_anew && (*task).trail.mapset == mapset { (*task).trail.len } else { 0 };
-        (*task).window.bytes = 0;
-        (*task).walk.valid = if known == 0 {
-            0
-        } else {
-            open_window(&raw mut (*task).window, sp, (*task).trail.at(0).sp);
-            (*task).trail.standing(known, &mut AtHand(&raw mut (*task).window))
-        };
         (*task).trail.mapset = mapset;
+        (*task).window.bytes = 0;
+        (*task).walk.valid = known;
+        if known == 0 {
+            return;
+        }
+        open_window(&raw mut (*task).window, sp, (*task).trail.at(0).sp);
+        let task = anew(task);
+        (*task).walk.valid =
+            (*task).trail.standing::<STANDING_IN_LINE, _>(known, &mut AtHand(&raw mut (*task).window));
+        if (*task).walk.valid == STANDING_IN_LINE as u32 {
+            let mut local = task;
+            generated::bpf_loop(
+                known - STANDING_IN_LINE as u32,
+                stands as *mut c_void,
+                (&raw mut local).cast(),
+                0,
+            );
+        }
     }
 }
 
-/// The rest of [`walk`].
+/// Whether one more frame of the last walk stands.
+unsafe extern "C" fn stands(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `context` is the address of a task pointer on the stack of `open`.
+    let task = unsafe { &mut **context.cast::<*mut Task>() };
+    let differs = task.trail.differs(u64::from(task.walk.valid), &mut AtHand(&raw mut task.window));
+    if differs != 0 {
+        return 1;
+    }
+    task.walk.valid += 1;
+    0
+}
+
+/// The rest of [`walk`], up to `IN_LINE` frames of it in line.
 #[inline(always)]
-fn walk_on(task: *mut Task, function: u64, regs: Registers) {
+fn walk_on<const IN_LINE: u32>(task: *mut Task, function: u64, regs: Registers) {
     // SAFETY: a map value that only this task uses.
     unsafe {
         let walk = &mut (*task).walk;
-        // See `chunk::begun`.
+        // See `chunk::begin`.
         let none = opaque(0) as u32;
         (walk.regs, walk.function) = (regs, function);
         (walk.end, walk.fresh, walk.met) = (none, none, none);
@@ -236,7 +267,7 @@ fn walk_on(task: *mut Task, function: u64, regs: Registers) {
         let task = anew(task);
         if (*task).walk.fresh > IN_LINE {
             let calls = ((*task).walk.fresh - IN_LINE).div_ceil(APPENDED_A_CALL);
-            generated::bpf_loop(calls, append_frames as *mut c_void, context, 0);
+            generated::bpf_loop(calls, append_frames::<IN_LINE> as *mut c_void, context, 0);
         }
         let walk = &mut (*task).walk;
         let frames = walk.met + walk.fresh;
@@ -248,8 +279,12 @@ fn walk_on(task: *mut Task, function: u64, regs: Registers) {
     }
 }
 
-/// Frames that are done in line.
-const IN_LINE: u32 = 8;
+/// Frames that are done in line in programs that are hit often.
+pub(crate) const IN_LINE: u32 = 8;
+/// The same in others: what is in line is verified for each way that leads to it.
+pub(crate) const NOT_IN_LINE: u32 = 0;
+/// Frames of the last walk that are looked at in line.
+const STANDING_IN_LINE: u64 = 32;
 /// Frames that one call of a callback appends.
 const APPENDED_A_CALL: u32 = 4;
 
@@ -298,7 +333,7 @@ unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
 }
 
 /// Puts some more new frames behind the frames that were met, those in line excepted.
-unsafe extern "C" fn append_frames(call: u32, context: *mut c_void) -> i64 {
+unsafe extern "C" fn append_frames<const IN_LINE: u32>(call: u32, context: *mut c_void) -> i64 {
     // SAFETY: as above.
     let task = unsafe { &mut **context.cast::<*mut Task>() };
     for number in 0..APPENDED_A_CALL {

@@ -159,20 +159,24 @@ fn is_open(task: *mut Task, call: &Pending) -> bool {
     if end == 0 { word != call.return_address } else { word >= start && word < end }
 }
 
-/// Notes a call that begins.
+/// The place of a call that begins inside of those that are open. It is open once [`push`] was called.
 #[inline(always)]
-pub(crate) fn push(task: *mut Task, call: Pending) {
+pub(crate) fn next<'a>(task: *mut Task) -> Option<&'a mut Pending> {
     // SAFETY: a map value that only this task uses.
     let depth = unsafe { (*task).depth };
     if depth as usize >= MAX_PENDING {
         count(Counter::NestedTooDeep);
-        return;
+        return None;
     }
-    // SAFETY: a map value that only this task uses; the index is masked.
-    unsafe {
-        *at(task, depth) = call;
-        (*task).depth = depth + 1;
-    }
+    // SAFETY: as above; nobody else has a reference to what is not open.
+    Some(unsafe { &mut *at(task, depth) })
+}
+
+/// The call in the place that [`next`] gave is open.
+#[inline(always)]
+pub(crate) fn push(task: *mut Task) {
+    // SAFETY: a map value that only this task uses.
+    unsafe { (*task).depth += 1 };
 }
 
 /// Takes the call that returns with stack pointer `sp_after` off, and what an error has left
