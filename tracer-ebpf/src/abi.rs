@@ -238,7 +238,8 @@ pub struct Live {
     pub full_requested: u64,
     /// Bytes that the whole chunk takes.
     pub full_held: u64,
-    /// `CLOCK_MONOTONIC` of the allocation, or up to a tick of the kernel before.
+    /// `CLOCK_MONOTONIC` of the allocation, or of one before it in the same tick of the kernel, since when no context
+    /// was made, reset or deleted.
     pub born_ns: u64,
     /// Stack of the allocation, or [`NO_STACK`].
     pub stack: u32,
@@ -525,9 +526,11 @@ pub struct Task {
     pub known_contexts: [KnownContext; KNOWN_CONTEXTS],
     /// Stacks by bits of their keys.
     pub known_stacks: [KnownStack; KNOWN_STACKS],
-    /// The kernel's tick that the task was last seen in, and `CLOCK_MONOTONIC` then.
+    /// The kernel's tick when the task last looked at the clock.
     pub tick: u64,
-    /// See there.
+    /// [`Control::next_epoch`] then.
+    pub tick_epoch: u64,
+    /// `CLOCK_MONOTONIC` then.
     pub tick_ns: u64,
     /// What it has counted, by the index of [`OWN`]; goes on with the next task that has the slot.
     pub own_counts: [u64; OWN.len()],
@@ -595,7 +598,7 @@ const _: () = {
                 + 88
                 + 16 * 24
                 + 64 * 24
-                + 16
+                + 24
                 + 12 * 8
                 + 8
     );

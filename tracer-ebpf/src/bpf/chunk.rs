@@ -351,16 +351,19 @@ pub(crate) fn returned<'a>(
     Some((control, process, task, unsafe { &*call }, regs))
 }
 
-/// The time, unless user space has not been heard of for too long. In steps of the kernel's tick, 1 to 10 ms: births
-/// need be no more exact, and a look at the clock takes as long as one into a map.
+/// The time, unless user space has not been heard of for too long. The clock is looked at once in each tick of the
+/// kernel, 1 to 10 ms, and again when contexts have been made or emptied: a look takes as long as one into a map. A
+/// statement makes contexts before it allocates what may outlive it, so no birth in it seems to be before it.
 #[inline(always)]
 pub(crate) fn within_deadline(control: *mut Control, task: *mut Task) -> Option<u64> {
     // SAFETY: a helper without arguments (Linux 5.6), which the kernel replaces by one load; a map value that only
     // this task uses.
     let now_ns = unsafe {
         let tick = bpf_jiffies64();
-        if (*task).tick != tick {
+        let epoch = core::ptr::read_volatile(&raw const (*control).next_epoch);
+        if (*task).tick != tick || (*task).tick_epoch != epoch {
             (*task).tick = tick;
+            (*task).tick_epoch = epoch;
             (*task).tick_ns = now();
         }
         (*task).tick_ns
