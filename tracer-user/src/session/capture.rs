@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tracer_ebpf::{counters::Class, site::Role};
+use tracer_ebpf::{abi::SiteHits, counters::Class, site::Role};
 use tracing::debug;
 
 use super::{
@@ -377,17 +377,11 @@ fn limits(
 
 fn sites(prepared: &Prepared, recording: &Recording) -> Vec<SiteReport> {
     let hits = recording.hits.iter();
-    prepared
-        .plan
-        .sites
-        .iter()
-        .zip(hits)
-        .map(|(site, hits)| site_report(site, hits.entries, hits.returns))
-        .collect()
+    prepared.plan.sites.iter().zip(hits).map(|(site, hits)| site_report(site, hits)).collect()
 }
 
 /// What a capture says of a site.
-fn site_report(site: &ProbeSite, entries: u64, returns: u64) -> SiteReport {
+fn site_report(site: &ProbeSite, hits: &SiteHits) -> SiteReport {
     let role = site.site.role;
     SiteReport {
         function: site.function.name().to_owned(),
@@ -402,8 +396,9 @@ fn site_report(site: &ProbeSite, entries: u64, returns: u64) -> SiteReport {
         .to_owned(),
         found_by: site.function.found_by.to_string(),
         library: site.library.as_ref().map(|library| library.path.display().to_string()),
-        entries,
-        returns: role.needs_return().then_some(returns),
+        entries: hits.entries,
+        returns: role.needs_return().then_some(hits.returns + hits.foreseen),
+        foreseen: hits.foreseen,
     }
 }
 
