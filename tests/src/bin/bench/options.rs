@@ -25,6 +25,8 @@ pub(crate) struct Options {
     pub(crate) file: PathBuf,
     /// `false`: only show what was kept.
     pub(crate) measures: bool,
+    /// Whether the page and the picture of the documentation are written from what was kept.
+    pub(crate) writes: bool,
 }
 
 impl Options {
@@ -39,7 +41,7 @@ impl Options {
 pub(crate) const BUILDS: [&str; 4] = ["debian-15", "npm-15", "npm-17", "npm-18"];
 
 const HELP: &str = "bench [--builds debian-15,npm-17] [--loads select,tpcb,query,malloc] [--rivals floor,pgleak] \
-                    [--rounds 20] [--window-ms 1500] [--file rounds.jsonl] [--show]";
+                    [--rounds 20] [--window-ms 1500] [--file rounds.jsonl] [--show] [--write]";
 
 pub(crate) fn parse() -> Result<Options> {
     let mut options = Options {
@@ -50,12 +52,17 @@ pub(crate) fn parse() -> Result<Options> {
         window: Duration::from_millis(1500),
         file: workspace::root().join("target/bench/overhead.jsonl"),
         measures: true,
+        writes: false,
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--show" => {
                 options.measures = false;
+                continue;
+            }
+            "--write" => {
+                options.writes = true;
                 continue;
             }
             "--help" => bail!("{HELP}"),
