@@ -1,29 +1,38 @@
 //! Events of tracefs at the functions of AllocSets, which are deleted again whatever happens.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result};
-use xtask::process::{is_running, output};
+use xtask::process::output;
 
 use super::plan::{AllocSet, Place};
 
 const TRACEFS: &str = "/sys/kernel/tracing";
-/// What the names of our groups begin with, before the pid of who made them.
-const GROUP: &str = "pgleak_bench_";
-/// An event that is open in perf cannot be deleted, and perf's end takes a moment.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Registers of the arguments by position, System V ABI for x86_64, as tracefs calls them.
 const ARGUMENTS: [&str; 6] = ["%di", "%si", "%dx", "%cx", "%r8", "%r9"];
+
+/// Deletes all events of the group `$2` from the list `$1` as soon as its input ends, and so however the process ends
+/// that made them. One that is still open in perf cannot be deleted yet, which may take a moment.
+const DELETER: &str = r#"
+while read -r _; do :; done
+tries=0
+while events=$(grep -o "^[pr]:$2/[^ ]*" "$1"); do
+    [ $tries -lt 500 ] || exit 1
+    for event in $events; do echo "-:${event#?:}" >> "$1"; done 2>/dev/null
+    tries=$((tries + 1))
+    sleep 0.02
+done
+"#;
 
 /// A group of events. Dropping it deletes them.
 pub(super) struct Events {
     list: PathBuf,
     group: String,
+    deleter: Child,
 }
 
 impl Events {
@@ -33,8 +42,12 @@ impl Events {
         if !list.exists() {
             output(Command::new("mount").args(["-t", "tracefs", "nodev", TRACEFS]))?;
         }
-        delete(&list, |owner| !is_running(owner));
-        let events = Self { list, group: format!("{GROUP}{}", std::process::id()) };
+        let group = format!("pgleak_bench_{}", std::process::id());
+        let mut deleter = Command::new("sh");
+        deleter.args(["-c", DELETER, "sh"]).arg(&list).arg(&group).stdin(Stdio::piped());
+        // Ctrl-C is not for it.
+        let deleter = deleter.process_group(0).spawn().context("cannot start sh")?;
+        let events = Self { list, group, deleter };
         for line in definitions(&events.group, set) {
             append(&events.list, &line).with_context(|| format!("the kernel refuses the event `{line}`"))?;
         }
@@ -48,30 +61,11 @@ impl Events {
 
 impl Drop for Events {
     fn drop(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
-        while !delete(&self.list, |owner| owner == std::process::id()) {
-            if Instant::now() > deadline {
-                eprintln!("events of {} could not be deleted from {}", self.group, self.list.display());
-                break;
-            }
-            thread::sleep(Duration::from_millis(20));
+        drop(self.deleter.stdin.take());
+        if !self.deleter.wait().is_ok_and(|status| status.success()) {
+            eprintln!("events of {} could not be deleted from {}", self.group, self.list.display());
         }
     }
-}
-
-/// Deletes the events of our groups whose maker is meant; whether all of them are gone.
-fn delete(list: &Path, meant: impl Fn(u32) -> bool) -> bool {
-    let text = fs::read_to_string(list).unwrap_or_default();
-    let ours = text.lines().filter_map(event).filter(|(owner, _)| meant(*owner));
-    // Each on its own: one may still be in use. `and` must not end at the first.
-    ours.fold(true, |all, (_, event)| append(list, &format!("-:{event}")).is_ok() && all)
-}
-
-/// Whose event it is, and its name, from a line of the list: `p:GROUP/NAME FILE:OFFSET …`.
-fn event(line: &str) -> Option<(u32, &str)> {
-    let name = line.split_once(':')?.1.split(' ').next()?;
-    let owner = name.strip_prefix(GROUP)?.split_once('/')?.0.parse().ok()?;
-    Some((owner, name))
 }
 
 fn append(list: &Path, line: &str) -> Result<()> {
@@ -118,15 +112,5 @@ mod tests {
         assert_eq!(lines[1], "r:pgleak_bench_7/alloc_return /srv/postgres:0x104 chunk=$retval:u64");
         assert_eq!(lines[3], "p:pgleak_bench_7/realloc /srv/postgres:0x304 chunk=%di:u64 size=%si:u64");
         assert_eq!(lines[6], "p:pgleak_bench_7/delete /srv/postgres:0x504");
-    }
-
-    #[test]
-    fn only_our_events_are_ours() {
-        assert_eq!(
-            event("p:pgleak_bench_12/alloc /srv/postgres:0x104 size=%si:u64"),
-            Some((12, "pgleak_bench_12/alloc"))
-        );
-        assert_eq!(event("p:probe_postgres/palloc /srv/postgres:0x104"), None);
-        assert_eq!(event(""), None);
     }
 }
