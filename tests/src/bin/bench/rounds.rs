@@ -12,6 +12,7 @@ use pgleak_tests::{
     workload::{Pgbench, init_pgbench},
 };
 use serde::{Deserialize, Serialize};
+use xtask::process::is_running;
 
 use crate::{
     code,
@@ -175,6 +176,10 @@ impl Look {
                 let (warm_up, length) = rival.times(length);
                 thread::sleep(warm_up);
                 look.window = Some(Window::pass(length));
+                if !is_running(pid) {
+                    look.error = Some("the backend has ended while it was looked at".into());
+                    return look;
+                }
                 if rival.stays() {
                     look.staying = Some(working);
                     return look;
