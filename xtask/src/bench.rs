@@ -23,6 +23,8 @@ enum What {
     Overhead,
     /// Walking a stack: by way of the last one, anew, and by the kernel's bpf_get_stack
     Unwind,
+    /// What a capture costs as processes, live chunks and stacks become more; writes docs/scale.svg
+    Scale,
 }
 
 impl Bench {
@@ -40,6 +42,10 @@ impl Bench {
                 "bench"
             }
             What::Unwind => "unwind-bench",
+            What::Scale => {
+                build::program(true)?;
+                "scale-bench"
+            }
         };
         let mut command = cargo(["run", "--release", "--package", "pgleak-tests", "--bin", program, "--"]);
         run(command.args(self.arguments).env("PGLEAK_BIN", workspace::pgleak(true)))

@@ -5,9 +5,11 @@ use std::{
     io::{self, BufWriter, Write as _},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use tempfile::NamedTempFile;
+use tracing::debug;
 
 use super::{FORMATS, RenderOptions};
 use crate::profile::Capture;
@@ -100,9 +102,11 @@ impl OutputDir {
         for format in FORMATS {
             let Some(file) = format.file else { continue };
             let path = self.path.join(file);
+            let begun = Instant::now();
             let temporary = self
                 .write_one(|out| (format.write)(capture, options, out))
                 .map_err(|source| WriteError::File { path: path.clone(), source })?;
+            debug!("{file} written in {:?}", begun.elapsed());
             written.push((temporary, path));
         }
         let mut paths = Vec::new();

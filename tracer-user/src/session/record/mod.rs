@@ -264,10 +264,12 @@ impl<'a> Recorder<'a> {
         let start = Instant::now();
         let start_ns = monotonic_ns();
         self.tracer.control().advance(Phase::Count, Phase::Record);
+        tracing::debug!("recording begins");
         // While everything is recorded, so that what is allocated meanwhile is known.
         self.look(|looks| &mut looks.before);
         let stop = self.record(start, start_ns).await?;
         let recorded_for = start.elapsed();
+        tracing::debug!("recording has ended");
         let cpu = self.processes.cpu();
         if stop == Stop::MapFull {
             self.say_that_it_was_full(recorded_for);
@@ -476,7 +478,9 @@ impl<'a> Recorder<'a> {
     }
 
     fn snapshot(&mut self) -> Result<RawSnapshot, CaptureError> {
+        let begun = Instant::now();
         let snapshot = take_snapshot(&self.tracer, &self.processes.gone())?;
+        tracing::debug!("{} records drained in {:?}", snapshot.records, begun.elapsed());
         // After the maps, so that no chunk in them has a stack that is not here.
         self.drain();
         Ok(snapshot)
