@@ -40,6 +40,7 @@ pub(crate) fn measure(options: &Options) -> Result<Axis> {
         axis.add("one drain", Unit::Milliseconds, count, drained);
         axis.add("assembling", Unit::Milliseconds, count, assembled);
         axis.add("all after the recording", Unit::Milliseconds, count, cost.after_ms);
+        axis.add("processor time of it all", Unit::Milliseconds, count, cost.usage.cpu_ns as f64 / 1e6);
         cost.add_memory(&mut axis, count);
     }
     Ok(axis)
@@ -47,7 +48,7 @@ pub(crate) fn measure(options: &Options) -> Result<Axis> {
 
 fn one(server: &Server, count: u64) -> Result<Cost> {
     let mut session = planted::session(server)?;
-    let map_bytes = DEFAULT.max((48 << 20) + count * A_CHUNK);
+    let map_bytes = DEFAULT.max((40 << 20) + count * A_CHUNK);
     let pid = session.backend_pid();
     capture::of(pid, map_bytes, || Call::PALLOC.run(&mut session, &[count as i64, 16]).map(drop))
 }

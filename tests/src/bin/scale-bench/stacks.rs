@@ -37,6 +37,7 @@ pub(crate) fn measure(options: &Options) -> Result<Axis> {
         axis.add("naming", Unit::Milliseconds, count, named);
         axis.add("writing all artifacts", Unit::Milliseconds, count, written);
         axis.add("all after the recording", Unit::Milliseconds, count, cost.after_ms);
+        axis.add("processor time of it all", Unit::Milliseconds, count, cost.usage.cpu_ns as f64 / 1e6);
         cost.add_memory(&mut axis, count);
     }
     Ok(axis)
