@@ -604,30 +604,34 @@ impl Tracer {
 
     /// Looks for dead chunks and asks the programs to sweep them, if the map of live chunks, of
     /// which `live` entries are used, fills up. Every look reads the whole map, so there is one
-    /// only after it has grown by an eighth since the last.
+    /// only after it has grown by an eighth since the last. `sign_of_life` is called all along.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn sweep_when_filling(&mut self, live: u64) -> Result<(), MapError> {
+    pub fn sweep_when_filling(
+        &mut self,
+        live: u64,
+        sign_of_life: &dyn Fn(&ControlPage),
+    ) -> Result<(), MapError> {
         let room = u64::from(self.limits.live);
         // The smallest since: a sweep that found something is worth another look sooner.
         self.swept_at = self.swept_at.min(live);
         let (head, tail) = self.control.doomed();
         if live > room / 2 && live >= self.swept_at + room / 8 && head == tail {
             self.swept_at = live;
-            self.doom_dead_chunks()?;
+            self.doom_dead_chunks(&|| sign_of_life(&self.control))?;
         }
         Ok(())
     }
 
     /// Nothing is removed here: between this look and a removal by key, the process may have
     /// been given the same address again.
-    fn doom_dead_chunks(&self) -> Result<(), MapError> {
+    fn doom_dead_chunks(&self, sign_of_life: &dyn Fn()) -> Result<(), MapError> {
         let contexts: FastMap<u64, u64> =
             self.contexts.all()?.into_iter().map(|(key, context)| (key, context.epoch)).collect();
         // Only when everything asked for was done is more asked for, so all slots are free.
         let mut dead: Vec<u64> = Vec::new();
-        self.live.for_each(|key, live| {
+        self.live.for_each_with(sign_of_life, |key, live| {
             let is_dead = !is_pool(live.context) && contexts.get(&live.context) != Some(&live.epoch);
             if is_dead && dead.len() < DOOMED_SLOTS as usize {
                 dead.push(key);

@@ -174,7 +174,19 @@ impl<K: Plain, V: Plain> RawMap<K, V> {
     ///
     /// # Errors
     /// What the kernel says.
-    pub(super) fn for_each(&self, mut visit: impl FnMut(K, V)) -> Result<(), MapError> {
+    pub(super) fn for_each(&self, visit: impl FnMut(K, V)) -> Result<(), MapError> {
+        self.for_each_with(&|| (), visit)
+    }
+
+    /// The same with a sign of life after each batch: ten million records take seconds.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn for_each_with(
+        &self,
+        sign_of_life: &dyn Fn(),
+        mut visit: impl FnMut(K, V),
+    ) -> Result<(), MapError> {
         let mut capacity = BATCH;
         let mut keys: Vec<MaybeUninit<K>> = Vec::new();
         let mut values: Vec<MaybeUninit<V>> = Vec::new();
@@ -212,6 +224,7 @@ impl<K: Plain, V: Plain> RawMap<K, V> {
                 let (key, value) = unsafe { (key.assume_init(), value.assume_init()) };
                 visit(key, value);
             }
+            sign_of_life();
             if done {
                 return Ok(());
             }

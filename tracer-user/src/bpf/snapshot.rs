@@ -71,10 +71,11 @@ impl RawSnapshot {
 
 /// Takes a snapshot of all processes but those in `gone`. Exact once the probes are off or the process is idle; while it works, chunks
 /// that come and go during the few milliseconds of reading may be on either side.
+/// `sign_of_life` is called all along.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn take(tracer: &Tracer, gone: &HashSet<u32>) -> Result<RawSnapshot, MapError> {
+pub fn take(tracer: &Tracer, gone: &HashSet<u32>, sign_of_life: &dyn Fn()) -> Result<RawSnapshot, MapError> {
     let parts: FastMap<u64, _> = tracer.parts.all()?.into_iter().collect();
     let raw = |context: Context| RawContext {
         epoch: context.epoch,
@@ -93,7 +94,7 @@ pub fn take(tracer: &Tracer, gone: &HashSet<u32>) -> Result<RawSnapshot, MapErro
         contexts.insert(key_address(key), raw(context));
     })?;
     let mut records = 0;
-    tracer.live.for_each(|key, chunk| {
+    tracer.live.for_each_with(sign_of_life, |key, chunk| {
         records += 1;
         // The same test as in the kernel: alive means the context has kept its epoch.
         if !is_pool(chunk.context) && epochs.get(&chunk.context) != Some(&chunk.epoch) {
