@@ -413,6 +413,36 @@ planted_hub(int32 count, Size size)
 FORTY(DEFINE_PATH)
 FORTY(DEFINE_LEAF)
 
+/* As many stacks as numbers: each bit of `number`, below `depth`, calls one function or the other. */
+FRAME int64 planted_left(uint32_t number, int32 depth, Size size);
+FRAME int64 planted_right(uint32_t number, int32 depth, Size size);
+
+static inline int64
+branch(uint32_t number, int32 depth, Size size)
+{
+	if (depth <= 0)
+		return planted_leak_palloc(1, size);
+	return number & 1 ? planted_right(number >> 1, depth - 1, size) : planted_left(number >> 1, depth - 1, size);
+}
+
+FRAME int64
+planted_left(uint32_t number, int32 depth, Size size)
+{
+	int64		held = branch(number, depth, size);
+
+	NO_TAIL_CALL();
+	return held;
+}
+
+FRAME int64
+planted_right(uint32_t number, int32 depth, Size size)
+{
+	int64		held = branch(number, depth, size);
+
+	NO_TAIL_CALL();
+	return held;
+}
+
 /*
  * A function that fetches what its caller throws away, in the cache's context, as Greenplum's
  * GpPolicyFetch did below RelationBuildDesc (greenplum-db/gpdb issue 11244).
@@ -740,6 +770,18 @@ planted_many_paths(PG_FUNCTION_ARGS)
 	int64		held = 0;
 
 	FORTY(CALL_PATH)
+	PG_RETURN_INT64(held);
+}
+
+/* A chunk by each of `count` different stacks, below as many frames as the third argument says. */
+PG_FUNCTION_INFO_V1(planted_branches);
+Datum
+planted_branches(PG_FUNCTION_ARGS)
+{
+	int64		held = 0;
+
+	for (int32 i = 0; i < COUNT; i++)
+		held += branch((uint32_t) i, PG_GETARG_INT32(2), SIZE);
 	PG_RETURN_INT64(held);
 }
 

@@ -78,6 +78,9 @@ impl Call {
     pub const MANY_PATHS: Self = call("planted_many_paths", "int, bigint", "planted_leak_palloc");
     /// `(count, size)`: as PALLOC by each of `planted_leaf_00` … `39`, below `planted_root`; bytes held.
     pub const MANY_LEAVES: Self = call("planted_many_leaves", "int, bigint", "planted_leak_palloc");
+    /// `(count, size, depth)`: a chunk that stays by each of `count` different stacks of `depth` frames and some, at
+    /// most two to the power of `depth`; bytes held.
+    pub const BRANCHES: Self = call("planted_branches", "int, bigint, int", "planted_leak_palloc");
     /// `(count, size, path)`: chunks that stay in `CacheMemoryContext` for good, two for each of `count`, by
     /// one of `planted_fetch_00` … `39`, through `planted_policy_fetch`; bytes held.
     pub const FETCH: Self = call("planted_fetch", "int, bigint, int", "planted_policy_fetch");
@@ -103,7 +106,7 @@ impl Call {
         call("planted_subtransaction", "int, bigint, int", "planted_leak_palloc");
 
     /// Every function there is.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::PALLOC,
         Self::PALLOC0,
         Self::HUGE,
@@ -123,6 +126,7 @@ impl Call {
         Self::SPARSE,
         Self::MANY_PATHS,
         Self::MANY_LEAVES,
+        Self::BRANCHES,
         Self::FETCH,
         Self::NULL,
         Self::RESET,

@@ -6,6 +6,8 @@
 pub mod addr;
 pub mod elf;
 
+mod hash;
+
 pub mod target;
 
 pub mod catalog;

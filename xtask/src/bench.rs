@@ -25,13 +25,15 @@ enum What {
     Micro,
     /// Walking a stack: by way of the last one, anew, and by the kernel's bpf_get_stack
     Unwind,
+    /// What a capture costs as processes, live chunks and stacks become more; writes docs/scale.svg
+    Scale,
 }
 
 impl Bench {
     pub(crate) fn run(self) -> Result<()> {
         // What was measured before is shown without any set-up.
         let shows = self.arguments.iter().any(|argument| argument == "--show");
-        let measures = !(matches!(self.what, What::Overhead) && shows);
+        let measures = !(matches!(self.what, What::Overhead | What::Scale) && shows);
         if measures && !matches!(self.what, What::Micro) && !is_root() {
             bail!("probes need root: run it with sudo");
         }
@@ -52,6 +54,12 @@ impl Bench {
             What::Unwind => {
                 setup::for_tests()?;
                 "unwind-bench"
+            }
+            What::Scale if shows => "scale-bench",
+            What::Scale => {
+                setup::for_tests()?;
+                build::program(true)?;
+                "scale-bench"
             }
         };
         let mut command = cargo(["run", "--release", "--package", "pgleak-tests", "--bin", program, "--"]);

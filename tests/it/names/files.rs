@@ -54,7 +54,7 @@ fn a_debug_file_of_another_build_is_refused_and_told() {
 }
 
 /// A stripped program with a debug link to `names.debug`, which is not there yet.
-fn linked(flags: &[&str]) -> Program {
+pub(super) fn linked(flags: &[&str]) -> Program {
     let program = Program::compile(flags).strip();
     let debug = program.debug_file(Path::new("build/names.debug"));
     let link = PathBuf::from(format!("--add-gnu-debuglink={}", debug.display()));

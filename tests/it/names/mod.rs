@@ -2,5 +2,6 @@
 
 mod debuginfod;
 mod files;
+mod large;
 mod program;
 mod render;

@@ -76,29 +76,42 @@ impl Program {
 
     /// Names the addresses of the running program.
     pub(super) fn named(&self, files: DebugFiles) -> Named {
-        self.named_and(files, |_| Vec::new())
+        self.named_and(files, |_| Vec::new(), || ()).0
+    }
+
+    /// The same, with a look at something while all files are open.
+    pub(super) fn named_while<T>(&self, files: DebugFiles, look: impl FnOnce() -> T) -> (Named, T) {
+        self.named_and(files, |_| Vec::new(), look)
     }
 
     /// The same, and one address in the C library, last.
     pub(super) fn named_with_libc(&self, files: DebugFiles) -> Named {
-        self.named_and(files, |modules| {
+        let of_libc = |modules: &LoadedModules| {
             let is_libc = |module: &&LoadedModule| module.path.to_string_lossy().contains("libc.so");
             vec![modules.modules().iter().find(is_libc).unwrap().ranges[0].0.offset(1)]
-        })
+        };
+        self.named_and(files, of_libc, || ()).0
     }
 
-    fn named_and(&self, files: DebugFiles, more: impl FnOnce(&LoadedModules) -> Vec<AbsAddr>) -> Named {
+    fn named_and<T>(
+        &self,
+        files: DebugFiles,
+        more: impl FnOnce(&LoadedModules) -> Vec<AbsAddr>,
+        look: impl FnOnce() -> T,
+    ) -> (Named, T) {
         let running = Running::start(&self.path);
         let modules = LoadedModules::read(running.child.id()).unwrap();
         let mut symbolizer = Symbolizer::new(vec![&modules], BTreeMap::new(), files);
         let addresses = running.addresses.iter().copied().chain(more(&modules));
         let frames = addresses.map(|address| symbolizer.frame(0, address, true)).collect();
-        Named {
+        let seen = look();
+        let named = Named {
             frames,
             modules: symbolizer.modules(),
             notes: symbolizer.notes().iter().map(ToString::to_string).collect(),
             advice: symbolizer.advice(&OsRelease::default()),
-        }
+        };
+        (named, seen)
     }
 
     /// The same with debug files of its machine alone.

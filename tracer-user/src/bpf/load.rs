@@ -1,7 +1,7 @@
 //! Loads the eBPF object and holds its maps.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     sync::Arc,
@@ -32,7 +32,7 @@ use super::{
     tasks::TaskTable,
     walks::Walks,
 };
-use crate::catalog::Layout;
+use crate::{catalog::Layout, hash::FastMap};
 
 /// The compiled eBPF programs, aligned for the ELF parser.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer.o"));
@@ -542,7 +542,8 @@ impl Tracer {
     /// What the kernel says.
     pub fn purge(&self, numbers: &HashSet<u32>) -> Result<u64, MapError> {
         let is_gone = |key: &u64| numbers.contains(&key_process(*key));
-        let live: Vec<u64> = self.live.keys()?.into_iter().filter(is_gone).collect();
+        let mut live: Vec<u64> = Vec::new();
+        self.live.for_each(|key, _| live.extend(Some(key).filter(is_gone)))?;
         self.live.remove(&live)?;
         self.parts.remove(&self.parts.keys()?.into_iter().filter(is_gone).collect::<Vec<_>>())?;
         self.contexts.remove(&self.contexts.keys()?.into_iter().filter(is_gone).collect::<Vec<_>>())?;
@@ -613,36 +614,39 @@ impl Tracer {
 
     /// Looks for dead chunks and asks the programs to sweep them, if the map of live chunks, of
     /// which `live` entries are used, fills up. Every look reads the whole map, so there is one
-    /// only after it has grown by an eighth since the last.
+    /// only after it has grown by an eighth since the last. `sign_of_life` is called all along.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn sweep_when_filling(&mut self, live: u64) -> Result<(), MapError> {
+    pub fn sweep_when_filling(
+        &mut self,
+        live: u64,
+        sign_of_life: &dyn Fn(&ControlPage),
+    ) -> Result<(), MapError> {
         let room = u64::from(self.limits.live);
         // The smallest since: a sweep that found something is worth another look sooner.
         self.swept_at = self.swept_at.min(live);
         let (head, tail) = self.control.doomed();
         if live > room / 2 && live >= self.swept_at + room / 8 && head == tail {
             self.swept_at = live;
-            self.doom_dead_chunks()?;
+            self.doom_dead_chunks(&|| sign_of_life(&self.control))?;
         }
         Ok(())
     }
 
     /// Nothing is removed here: between this look and a removal by key, the process may have
     /// been given the same address again.
-    fn doom_dead_chunks(&self) -> Result<(), MapError> {
-        let contexts: HashMap<u64, u64> =
+    fn doom_dead_chunks(&self, sign_of_life: &dyn Fn()) -> Result<(), MapError> {
+        let contexts: FastMap<u64, u64> =
             self.contexts.all()?.into_iter().map(|(key, context)| (key, context.epoch)).collect();
         // Only when everything asked for was done is more asked for, so all slots are free.
-        let dead: Vec<u64> = self
-            .live
-            .all()?
-            .into_iter()
-            .filter(|(_, live)| !is_pool(live.context) && contexts.get(&live.context) != Some(&live.epoch))
-            .map(|(key, _)| key)
-            .take(DOOMED_SLOTS as usize)
-            .collect();
+        let mut dead: Vec<u64> = Vec::new();
+        self.live.for_each_with(sign_of_life, |key, live| {
+            let is_dead = !is_pool(live.context) && contexts.get(&live.context) != Some(&live.epoch);
+            if is_dead && dead.len() < DOOMED_SLOTS as usize {
+                dead.push(key);
+            }
+        })?;
         let (head, _) = self.control.doomed();
         let first = (head % u64::from(DOOMED_SLOTS)) as u32;
         let (to_the_end, from_the_start) = dead.split_at(dead.len().min((DOOMED_SLOTS - first) as usize));

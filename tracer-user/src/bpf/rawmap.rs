@@ -155,7 +155,9 @@ impl<K: Plain, V: Plain> RawMap<K, V> {
     /// # Errors
     /// What the kernel says.
     pub(super) fn keys(&self) -> Result<Vec<K>, MapError> {
-        Ok(self.all()?.into_iter().map(|(key, _)| key).collect())
+        let mut keys = Vec::new();
+        self.for_each(|key, _| keys.push(key))?;
+        Ok(keys)
     }
 
     /// Every element. Elements that come or go meanwhile may or may not be among them.
@@ -164,6 +166,27 @@ impl<K: Plain, V: Plain> RawMap<K, V> {
     /// What the kernel says.
     pub(super) fn all(&self) -> Result<Vec<(K, V)>, MapError> {
         let mut found = Vec::new();
+        self.for_each(|key, value| found.push((key, value)))?;
+        Ok(found)
+    }
+
+    /// The same one by one, as they are read: a million of them are not to be held twice.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn for_each(&self, visit: impl FnMut(K, V)) -> Result<(), MapError> {
+        self.for_each_with(&|| (), visit)
+    }
+
+    /// The same with a sign of life after each batch: ten million records take seconds.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn for_each_with(
+        &self,
+        sign_of_life: &dyn Fn(),
+        mut visit: impl FnMut(K, V),
+    ) -> Result<(), MapError> {
         let mut capacity = BATCH;
         let mut keys: Vec<MaybeUninit<K>> = Vec::new();
         let mut values: Vec<MaybeUninit<V>> = Vec::new();
@@ -198,10 +221,12 @@ impl<K: Plain, V: Plain> RawMap<K, V> {
             let count = (attr.count as usize).min(capacity);
             for (key, value) in keys.iter().zip(&values).take(count) {
                 // SAFETY: the kernel has filled the first `count` of both.
-                found.push(unsafe { (key.assume_init(), value.assume_init()) });
+                let (key, value) = unsafe { (key.assume_init(), value.assume_init()) };
+                visit(key, value);
             }
+            sign_of_life();
             if done {
-                return Ok(found);
+                return Ok(());
             }
             cursor = next;
             first = false;

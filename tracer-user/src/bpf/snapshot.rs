@@ -8,6 +8,7 @@ use tracer_ebpf::{
 };
 
 use super::{MapError, Tracer};
+use crate::hash::FastMap;
 
 /// Bytes of one chunk that one stack is answerable for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,12 +71,12 @@ impl RawSnapshot {
 
 /// Takes a snapshot of all processes but those in `gone`. Exact once the probes are off or the process is idle; while it works, chunks
 /// that come and go during the few milliseconds of reading may be on either side.
+/// `sign_of_life` is called all along.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn take(tracer: &Tracer, gone: &HashSet<u32>) -> Result<RawSnapshot, MapError> {
-    let parts: HashMap<u64, _> = tracer.parts.all()?.into_iter().collect();
-    let live = tracer.live.all()?;
+pub fn take(tracer: &Tracer, gone: &HashSet<u32>, sign_of_life: &dyn Fn()) -> Result<RawSnapshot, MapError> {
+    let parts: FastMap<u64, _> = tracer.parts.all()?.into_iter().collect();
     let raw = |context: Context| RawContext {
         epoch: context.epoch,
         name: context.name,
@@ -84,19 +85,23 @@ pub fn take(tracer: &Tracer, gone: &HashSet<u32>) -> Result<RawSnapshot, MapErro
         born_ns: context.born_ns,
     };
     let mut processes: BTreeMap<u32, ProcessSnapshot> = BTreeMap::new();
-    for (key, context) in tracer.contexts.all()? {
+    let mut epochs: FastMap<u64, u64> = FastMap::default();
+    // Before the chunks: of those that are recorded meanwhile, none can be in a context that is not here yet, since
+    // nothing new is recorded in contexts that are made while settling.
+    tracer.contexts.for_each(|key, context| {
+        epochs.insert(key, context.epoch);
         let contexts = &mut processes.entry(key_process(key)).or_default().contexts;
         contexts.insert(key_address(key), raw(context));
-    }
-    let records = live.len();
-    for (key, chunk) in live {
+    })?;
+    let mut records = 0;
+    tracer.live.for_each_with(sign_of_life, |key, chunk| {
+        records += 1;
+        // The same test as in the kernel: alive means the context has kept its epoch.
+        if !is_pool(chunk.context) && epochs.get(&chunk.context) != Some(&chunk.epoch) {
+            return;
+        }
         let process = processes.entry(key_process(key)).or_default();
         let context = if is_pool(chunk.context) { chunk.context } else { key_address(chunk.context) };
-        // The same test as in the kernel: alive means the context has kept its epoch.
-        let is_reset = || process.contexts.get(&context).is_none_or(|context| context.epoch != chunk.epoch);
-        if !is_pool(chunk.context) && is_reset() {
-            continue;
-        }
         let of = |stack, requested, held, born_ns| LiveChunk {
             stack,
             chunk: key_address(key),
@@ -113,7 +118,7 @@ pub fn take(tracer: &Tracer, gone: &HashSet<u32>) -> Result<RawSnapshot, MapErro
             let used = parts.parts.iter().take(parts.count as usize);
             chunks.extend(used.map(|part| of(part.stack, part.requested, part.held, part.born_ns)));
         }
-    }
+    })?;
     processes.retain(|number, _| !gone.contains(number));
     let names = tracer.names.all()?.into_iter().map(|(address, name)| {
         let end = name.bytes.iter().position(|byte| *byte == 0).unwrap_or(name.bytes.len());

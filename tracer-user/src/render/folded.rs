@@ -1,7 +1,7 @@
 //! `stacks.folded`: one line a stack, root first, with the bytes that it still holds.
 
 use std::{
-    collections::BTreeMap,
+    collections::HashMap,
     io::{self, Write},
 };
 
@@ -13,40 +13,97 @@ use crate::profile::{Capture, ContextPlace, Frame, Group, Stack, StackEnd};
 /// # Errors
 /// Of the writer.
 pub(super) fn write(capture: &Capture, options: &RenderOptions, out: &mut dyn Write) -> io::Result<()> {
-    for line in lines(capture, options) {
+    for line in folded(capture, options).lines {
         writeln!(out, "{line}")?;
     }
     Ok(())
 }
 
-/// The lines; stacks that read the same are one. Sorted by frames and not by text, so that stacks
-/// with a common root stand together: `f.part.0` would fall between `f` and `f;g`.
-pub(super) fn lines(capture: &Capture, options: &RenderOptions) -> Vec<String> {
-    stacks(capture, options)
-        .into_iter()
-        .map(|(names, bytes)| format!("{} {bytes}", names.join(";")))
-        .collect()
+/// The stacks as text.
+pub(super) struct Folded {
+    /// Stacks that read the same are one line. Sorted by frames and not by text, so that stacks with a common root
+    /// stand together: `f.part.0` would fall between `f` and `f;g`.
+    pub(super) lines: Vec<String>,
+    /// Bytes of all lines.
+    pub(super) bytes: u64,
 }
 
-/// Bytes held by names, root first.
-pub(super) fn stacks(capture: &Capture, options: &RenderOptions) -> BTreeMap<Vec<String>, u64> {
-    let mut held: BTreeMap<Vec<String>, u64> = BTreeMap::new();
+/// Folds a capture. Names are compared by their place in the alphabet: ten thousand stacks have half a million names,
+/// and only some hundred different ones.
+pub(super) fn folded(capture: &Capture, options: &RenderOptions) -> Folded {
+    let mut names = Names::default();
+    let frames: Vec<Vec<usize>> =
+        capture.profile.frames.iter().map(|frame| names.all(frame_names(frame))).collect();
+    let places: Vec<Vec<usize>> = match options.by_context {
+        true => capture.profile.contexts.iter().map(|place| names.all(contexts(place))).collect(),
+        false => Vec::new(),
+    };
+    let mut stacks: Vec<(Vec<usize>, u64)> = Vec::new();
     for group in &capture.profile.groups {
         if !options.shows(capture, group) || group.weight() == 0 {
             continue;
         }
         let Some(stack) = capture.profile.stacks.get(group.stack.0 as usize) else { continue };
-        let mut names = path(capture, stack, options.reverse);
-        if options.by_context {
-            names.splice(0..0, contexts(capture.profile.place(group)));
-        }
+        let mut path = Vec::with_capacity(stack.frames.len() + 4);
         if options.by_kind {
-            names.insert(0, format!("[{}]", clean(kind(capture, group))));
+            path.push(names.number(format!("[{}]", clean(kind(capture, group)))));
         }
-        *held.entry(names).or_default() += group.weight();
+        path.extend(places.get(group.context.0 as usize).into_iter().flatten());
+        let start = path.len();
+        add_path(capture, stack, &frames, &mut names, &mut path);
+        if options.reverse {
+            path[start..].reverse();
+        }
+        stacks.push((path, group.weight()));
     }
-    held.retain(|_, bytes| *bytes >= options.min_bytes);
-    held
+    let (alphabet, ranks) = names.by_alphabet();
+    for (path, _) in &mut stacks {
+        path.iter_mut().for_each(|name| *name = ranks[*name]);
+    }
+    stacks.sort_unstable();
+    stacks.dedup_by(|next, first| {
+        let is_same = next.0 == first.0;
+        if is_same {
+            first.1 += next.1;
+        }
+        is_same
+    });
+    stacks.retain(|(_, bytes)| *bytes >= options.min_bytes);
+    let line = |(path, bytes): &(Vec<usize>, u64)| {
+        let mut line = String::with_capacity(path.len() * 24);
+        for (depth, name) in path.iter().enumerate() {
+            line.push_str(if depth > 0 { ";" } else { "" });
+            line.push_str(&alphabet[*name]);
+        }
+        line + &format!(" {bytes}")
+    };
+    Folded { lines: stacks.iter().map(line).collect(), bytes: stacks.iter().map(|(_, bytes)| bytes).sum() }
+}
+
+/// Different names, numbered as they come.
+#[derive(Default)]
+struct Names(HashMap<String, usize>);
+
+impl Names {
+    fn number(&mut self, name: String) -> usize {
+        let next = self.0.len();
+        *self.0.entry(name).or_insert(next)
+    }
+
+    fn all(&mut self, names: impl IntoIterator<Item = String>) -> Vec<usize> {
+        names.into_iter().map(|name| self.number(name)).collect()
+    }
+
+    /// All names in order, and for each number the place in it.
+    fn by_alphabet(self) -> (Vec<String>, Vec<usize>) {
+        let mut sorted: Vec<(String, usize)> = self.0.into_iter().collect();
+        sorted.sort_unstable();
+        let mut ranks = vec![0; sorted.len()];
+        for (rank, (_, number)) in sorted.iter().enumerate() {
+            ranks[*number] = rank;
+        }
+        (sorted.into_iter().map(|(name, _)| name).collect(), ranks)
+    }
 }
 
 /// The kind of the process of a group.
@@ -61,33 +118,40 @@ fn contexts(place: &ContextPlace) -> Vec<String> {
     path.into_iter().chain([place.label()]).map(|name| format!("[{}]", clean(&name))).collect()
 }
 
-fn path(capture: &Capture, stack: &Stack, reverse: bool) -> Vec<String> {
-    let mut names: Vec<String> = Vec::new();
+/// Adds the frames of a stack, root first.
+fn add_path(
+    capture: &Capture,
+    stack: &Stack,
+    frames: &[Vec<usize>],
+    names: &mut Names,
+    path: &mut Vec<usize>,
+) {
+    let start = path.len();
     // A stack that was cut says so where its callers would be.
     let cut_at = cut(stack.end);
-    names.extend(cut_at.map(str::to_owned));
-    for frame in stack.frames.iter().rev().filter_map(|id| capture.profile.frames.get(id.0 as usize)) {
+    path.extend(cut_at.map(|cut_at| names.number(cut_at.to_owned())));
+    for id in stack.frames.iter().rev() {
+        let index = id.0 as usize;
+        let Some((frame, frame_names)) = capture.profile.frames.get(index).zip(frames.get(index)) else {
+            continue;
+        };
         // The code that it was cut at may be all that is known of it.
-        if frame.names.is_empty() && cut_at == Some(&frame.fallback) && names.len() == 1 {
+        if frame.names.is_empty() && cut_at == Some(&frame.fallback) && path.len() == start + 1 {
             continue;
         }
-        push_names(frame, &mut names);
+        path.extend(frame_names);
     }
-    if names.is_empty() {
-        names.extend(cut(StackEnd::Unknown).map(str::to_owned));
+    if path.len() == start {
+        path.extend(cut(StackEnd::Unknown).map(|unknown| names.number(unknown.to_owned())));
     }
-    if reverse {
-        names.reverse();
-    }
-    names
 }
 
 /// A frame's names, outermost first: the function that is really called, then what was inlined.
-fn push_names(frame: &Frame, names: &mut Vec<String>) {
+fn frame_names(frame: &Frame) -> Vec<String> {
     if frame.names.is_empty() {
-        names.push(clean(&frame.fallback));
+        return vec![clean(&frame.fallback)];
     }
-    names.extend(frame.names.iter().rev().map(|name| clean(&name.function)));
+    frame.names.iter().rev().map(|name| clean(&name.function)).collect()
 }
 
 /// A name without what the format gives a meaning: `;` parts frames, a line ends a stack, `#`

@@ -1,6 +1,6 @@
 //! Every format in one table: `capture`, `render` and the tests go through it.
 
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 
 use super::{RenderOptions, folded, report, stap, svg};
 use crate::profile::Capture;
@@ -44,8 +44,11 @@ pub fn format(name: &str) -> Result<&'static Format, UnknownFormat> {
 
 /// The capture itself, whatever the options: it is what the others are made from.
 fn write_json(capture: &Capture, _: &RenderOptions, out: &mut dyn Write) -> io::Result<()> {
-    serde_json::to_writer_pretty(&mut *out, capture)?;
-    writeln!(out)
+    // A large buffer of its own: a number or a blank is one write.
+    let mut buffered = BufWriter::with_capacity(1 << 16, out);
+    serde_json::to_writer_pretty(&mut buffered, capture)?;
+    writeln!(buffered)?;
+    buffered.flush()
 }
 
 fn write_report(capture: &Capture, _: &RenderOptions, out: &mut dyn Write) -> io::Result<()> {

@@ -5,7 +5,10 @@ use std::io::{self, Write};
 
 use inferno::flamegraph::{Direction, Options, from_lines};
 
-use super::{RenderOptions, folded};
+use super::{
+    RenderOptions,
+    folded::{Folded, folded},
+};
 use crate::profile::Capture;
 
 /// Width of the picture; a line of the header holds this many characters of 12-pixel Verdana.
@@ -59,9 +62,8 @@ fn draw(
     out: &mut dyn Write,
 ) -> io::Result<()> {
     let options = RenderOptions { reverse, ..options.clone() };
-    let lines = folded::lines(capture, &options);
-    let total: u64 = folded::stacks(capture, &options).values().sum();
-    let header: Vec<String> = header(capture, &options, total).iter().flat_map(|line| wrap(line)).collect();
+    let Folded { lines, bytes } = folded(capture, &options);
+    let header: Vec<String> = header(capture, &options, bytes).iter().flat_map(|line| wrap(line)).collect();
     let title = shorten(&options.title.clone().unwrap_or_else(|| title(capture, &options)));
     if lines.is_empty() {
         return out.write_all(nothing_survived(&title, &header).as_bytes());

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     addr::AbsAddr,
     bpf::{ProcessSnapshot, RawSnapshot, RawStack},
+    hash::{FastMap, FastSet},
     profile::{
         ContextId, ContextPlace, FrameId, Group, Profile, Query, QueryShare, Slice, Stack, StackEnd, StackId,
         StackSummary, Tally, What,
@@ -111,7 +112,7 @@ pub fn assemble(
         ids: &ids,
         of_blocks: of_blocks(drained, frame),
         places: HashMap::new(),
-        groups: HashMap::new(),
+        groups: FastMap::default(),
     };
     let snapshots =
         drained.cycles.iter().flat_map(|cycle| [(false, &cycle.recorded), (true, &cycle.survived)]);
@@ -151,7 +152,7 @@ pub fn assemble(
 fn add_course(
     drained: &Drained,
     timeline: &Timeline,
-    ids: &HashMap<u32, StackId>,
+    ids: &FastMap<u32, StackId>,
     slices: &[Slice],
     profile: &mut Profile<RawFrame>,
 ) {
@@ -195,12 +196,12 @@ struct Groups<'a> {
     drained: &'a Drained,
     timeline: &'a Timeline,
     slices: &'a [Slice],
-    ids: &'a HashMap<u32, StackId>,
+    ids: &'a FastMap<u32, StackId>,
     /// Stacks that get memory for blocks of contexts.
     of_blocks: HashSet<u32>,
     places: HashMap<ContextPlace, ContextId>,
     /// With the contexts of each.
-    groups: HashMap<GroupKey, Making>,
+    groups: FastMap<GroupKey, Making>,
 }
 
 /// Stack, place, kind and process of a group.
@@ -209,8 +210,8 @@ type GroupKey = (StackId, ContextId, What, u32);
 /// A group, its contexts, and how much of it each statement allocated.
 struct Making {
     group: Group,
-    contexts: HashSet<u64>,
-    queries: HashMap<u32, u64>,
+    contexts: FastSet<u64>,
+    queries: FastMap<u32, u64>,
 }
 
 /// The process that something is of.
@@ -234,12 +235,10 @@ impl Making {
 
 impl Groups<'_> {
     fn add(&mut self, number: u32, watched: &Watched, snapshot: &ProcessSnapshot, is_last: bool) {
-        let pinned = if is_last { pinned(&watched.looks, snapshot) } else { HashMap::new() };
+        let mut pinned = if is_last { pinned(&watched.looks, snapshot) } else { FastMap::default() };
         let by = By { number, watched };
-        let mut places: HashMap<u64, ContextId> = HashMap::new();
-        let mut traced: HashMap<u64, u64> = HashMap::new();
-        // Parts of one chunk pin its block once.
-        let mut has_pinned = HashSet::new();
+        let mut places: FastMap<u64, ContextId> = FastMap::default();
+        let mut traced: FastMap<u64, u64> = FastMap::default();
         for chunk in snapshot.chunks.iter().filter(|chunk| chunk.requested != 0 || chunk.held != 0) {
             let is_block = is_pool(chunk.context) && self.of_blocks.contains(&chunk.stack);
             let context = if is_block { BLOCKS } else { chunk.context };
@@ -248,9 +247,8 @@ impl Groups<'_> {
             let tally = Tally { count: 1, requested: chunk.requested, held: chunk.held };
             let key = (self.stack(chunk.stack), place, What::Chunks, watched.index);
             let group = self.count(key, &by, chunk.context, tally, chunk.born_ns, is_last);
-            if is_last && has_pinned.insert(chunk.chunk) {
-                group.pinned += pinned.get(&chunk.chunk).copied().unwrap_or(0);
-            }
+            // Parts of one chunk pin its block once.
+            group.pinned += pinned.remove(&chunk.chunk).unwrap_or(0);
         }
         let looks = &watched.looks;
         let look = if is_last { looks.survived.as_ref() } else { looks.recorded.as_ref() };
@@ -304,7 +302,7 @@ impl Groups<'_> {
                 queries: Vec::new(),
                 slices: vec![none; slices.len()],
             };
-            Making { group, contexts: HashSet::new(), queries: HashMap::new() }
+            Making { group, contexts: FastSet::default(), queries: FastMap::default() }
         });
         let group = &mut making.group;
         if is_last {
@@ -328,10 +326,12 @@ fn intern_stacks(
     drained: &Drained,
     profile: &mut Profile<RawFrame>,
     frame: &dyn Fn(u32, AbsAddr, bool) -> RawFrame,
-) -> HashMap<u32, StackId> {
-    let mut frame_ids: HashMap<RawFrame, FrameId> = HashMap::new();
-    let mut stack_ids: HashMap<(Vec<FrameId>, StackEnd), StackId> = HashMap::new();
-    let mut ids = HashMap::from([(NO_STACK, StackId(0))]);
+) -> FastMap<u32, StackId> {
+    let mut frame_ids: FastMap<RawFrame, FrameId> = FastMap::default();
+    // Most addresses stand in many stacks.
+    let mut address_ids: FastMap<(u32, AbsAddr, bool), FrameId> = FastMap::default();
+    let mut stack_ids: FastMap<(Vec<FrameId>, StackEnd), StackId> = FastMap::default();
+    let mut ids = FastMap::from_iter([(NO_STACK, StackId(0))]);
     profile.stacks.push(Stack {
         frames: Vec::new(),
         end: StackEnd::Unknown,
@@ -344,10 +344,12 @@ fn intern_stacks(
             .iter()
             .enumerate()
             .map(|(depth, address)| {
-                let frame = frame(raw.mapset, *address, depth > 0);
-                *frame_ids.entry(frame).or_insert_with(|| {
-                    profile.frames.push(frame);
-                    FrameId(profile.frames.len() as u32 - 1)
+                *address_ids.entry((raw.mapset, *address, depth > 0)).or_insert_with(|| {
+                    let frame = frame(raw.mapset, *address, depth > 0);
+                    *frame_ids.entry(frame).or_insert_with(|| {
+                        profile.frames.push(frame);
+                        FrameId(profile.frames.len() as u32 - 1)
+                    })
                 })
             })
             .collect();
@@ -372,7 +374,7 @@ fn intern_stacks(
 
 /// What became of each stack's chunks. What was recorded and neither freed nor still there went
 /// with a reset or delete of its context.
-fn summarize(drained: &Drained, ids: &HashMap<u32, StackId>, profile: &mut Profile<RawFrame>) {
+fn summarize(drained: &Drained, ids: &FastMap<u32, StackId>, profile: &mut Profile<RawFrame>) {
     for (raw, totals) in drained.last().into_iter().flat_map(|last| &last.totals) {
         let StackTotals { count, requested, held, freed_count, freed_requested, freed_held } = *totals;
         let id = ids.get(raw).copied().unwrap_or(StackId(0));

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tracer_ebpf::{abi::SiteHits, counters::Class, site::Role};
@@ -177,7 +177,9 @@ fn finish(
     let slices = recording.drained.timeline().slices(SLICES);
     let mappings = &prepared.mappings;
     let frame = |mapset, address, is_return| mappings.frame(mapset, address, is_return);
+    let begun = Instant::now();
     let profile = assemble(&recording.drained, &slices, &frame);
+    debug!("{} groups assembled in {:?}", profile.groups.len(), begun.elapsed());
     let known: BTreeMap<AbsAddr, String> = prepared
         .plan
         .sites
@@ -194,6 +196,7 @@ fn finish(
     let files = DebugFiles::below(debug_roots).with_debuginfod(debuginfod);
     let mut symbolizer = Symbolizer::new(mappings.all_modules(), known, files);
     let run_time_code = &recording.drained.run_time_code;
+    let begun = Instant::now();
     let profile = profile.map_frames(|frame| {
         if run_time_code.contains(&(frame.space, frame.address)) {
             run_time_frame(frame.address)
@@ -202,6 +205,12 @@ fn finish(
         }
     });
 
+    debug!(
+        "{} frames of {} stacks named in {:?}",
+        profile.frames.len(),
+        profile.stacks.len(),
+        begun.elapsed()
+    );
     let mut notes: Vec<String> = recording.notes.clone();
     if let Some(name) = only {
         notes.push(format!("only what was allocated in contexts named {name} was recorded (--context)"));
@@ -237,6 +246,7 @@ fn finish(
     };
     let nothing = ProcessSnapshot::default();
     let recorded = drained.cycles.last().map(|cycle| &cycle.recorded);
+    let begun = Instant::now();
     let growths = drained.processes.iter().filter_map(|(number, watched)| {
         let memory = recording.memory.get(watched.index as usize)?;
         let anon = [0, 1].map(|moment| memory[moment].map(|memory: Memory| memory.rss_anon));
@@ -254,6 +264,7 @@ fn finish(
     if let (Some(windows), Some(memory)) = (&recording.windows, &mut memory) {
         by_windows(memory, &profile, windows);
     }
+    debug!("contexts compared in {:?}", begun.elapsed());
     let are_several = recording.foreign.is_some();
     let title = &prepared.title;
     let (kind, title_text) = match are_several {

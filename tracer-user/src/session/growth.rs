@@ -1,11 +1,12 @@
 //! The contexts before and after, beside what was traced.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::Looks;
 use crate::{
     bpf::{LiveChunk, ProcessSnapshot},
     census::{Kind, MemoryContext, Usage, UsedChunk},
+    hash::FastMap,
     profile::{ContextGrowth, MemoryGrowth},
 };
 
@@ -20,7 +21,7 @@ pub fn memory_growth(
     anon: [Option<u64>; 2],
 ) -> Option<MemoryGrowth> {
     let (before, after) = (looks.before.as_ref()?, looks.recorded.as_ref()?);
-    let mut traced: HashMap<u64, HashMap<u64, [u64; 2]>> = HashMap::new();
+    let mut traced: FastMap<u64, FastMap<u64, [u64; 2]>> = FastMap::default();
     // What was allocated during the first look is taken to be in it, but for contexts that it has not seen.
     let looked_ns = before.taken_ns + u64::try_from(before.census.took.as_nanos()).unwrap_or(0);
     let was_there = |address: u64| {
@@ -54,7 +55,7 @@ pub fn memory_growth(
         growth.after += context.total.unwrap_or(0);
         growth.overhead += overhead(context);
         let of_context = traced.get(&context.address.0);
-        for [requested, held] in of_context.into_iter().flat_map(HashMap::values) {
+        for [requested, held] in of_context.into_iter().flat_map(FastMap::values) {
             growth.requested += requested;
             growth.traced += held;
         }
@@ -129,7 +130,7 @@ fn overhead(context: &MemoryContext) -> i64 {
 fn others(
     context: &MemoryContext,
     chunks: Option<&Vec<UsedChunk>>,
-    traced: Option<&HashMap<u64, [u64; 2]>>,
+    traced: Option<&FastMap<u64, [u64; 2]>>,
 ) -> Option<u64> {
     let usage = context.usage.as_ref();
     match (chunks, traced) {

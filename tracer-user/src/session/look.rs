@@ -10,6 +10,7 @@ use crate::{
     addr::AbsAddr,
     bpf::{LiveChunk, ProcessSnapshot, RawContext},
     census::{BLOCK_HEADER_BYTES, Block, Census, Limits, MemoryContext, Observed, UsedChunk, used_chunks},
+    hash::{FastMap, FastSet},
     profile::{BLOCKS_OF_CONTEXTS, ContextPlace, OUTSIDE},
 };
 
@@ -57,7 +58,7 @@ impl Look {
 
     /// Walks the chunks of every context that has changed since `before`, or that has recorded chunks.
     pub fn walk_chunks(&mut self, observed: &Observed, before: Option<&Self>, snapshot: &ProcessSnapshot) {
-        let with_chunks: HashSet<u64> = snapshot.chunks.iter().map(|chunk| chunk.context).collect();
+        let with_chunks: FastSet<u64> = snapshot.chunks.iter().map(|chunk| chunk.context).collect();
         let mut room = MOST_WALKED;
         for context in &self.census.contexts {
             let was = before.and_then(|before| before.at(context.address.0));
@@ -96,7 +97,7 @@ impl Look {
         of_long_life: bool,
         names: &HashMap<u64, String>,
     ) -> u64 {
-        let used: HashMap<u64, HashSet<u64>> = (self.chunks.iter())
+        let used: FastMap<u64, FastSet<u64>> = (self.chunks.iter())
             .map(|(context, chunks)| (*context, chunks.iter().map(|chunk| chunk.pointer.0).collect()))
             .collect();
         let is_same = |address: u64| {
@@ -204,15 +205,15 @@ fn not_counted(block: &Block) -> u64 {
 /// Bytes that each surviving chunk keeps from all others, by its address: its part of the header and
 /// of the free chunks of a block that was made since the first look. Contexts that were made while
 /// recording are left out: all of theirs is [`own_bytes`].
-pub(super) fn pinned(looks: &Looks, survived: &ProcessSnapshot) -> HashMap<u64, u64> {
-    let (Some(before), Some(after)) = (&looks.before, &looks.survived) else { return HashMap::new() };
-    let of = |look: &Look| -> HashSet<AbsAddr> {
+pub(super) fn pinned(looks: &Looks, survived: &ProcessSnapshot) -> FastMap<u64, u64> {
+    let mut pinned = FastMap::default();
+    let (Some(before), Some(after)) = (&looks.before, &looks.survived) else { return pinned };
+    let of = |look: &Look| -> FastSet<AbsAddr> {
         let usages = look.census.contexts.iter().filter_map(|context| context.usage.as_ref());
         usages.flat_map(|usage| &usage.blocks).map(|block| block.address).collect()
     };
     let old = of(before);
-    let traced: HashMap<u64, &LiveChunk> = survived.chunks.iter().map(|chunk| (chunk.chunk, chunk)).collect();
-    let mut pinned = HashMap::new();
+    let traced: FastSet<u64> = survived.chunks.iter().map(|chunk| chunk.chunk).collect();
     for (address, chunks) in &after.chunks {
         let is_made = survived.contexts.get(address).is_some_and(|context| context.made_by.is_some());
         let Some(usage) = after.at(*address).and_then(|context| context.usage.as_ref()) else { continue };
@@ -223,7 +224,7 @@ pub(super) fn pinned(looks: &Looks, survived: &ProcessSnapshot) -> HashMap<u64, 
         chunks.iter().for_each(|chunk| used[chunk.block] += chunk.held);
         for chunk in chunks {
             let block = &usage.blocks[chunk.block];
-            if old.contains(&block.address) || !traced.contains_key(&chunk.pointer.0) {
+            if old.contains(&block.address) || !traced.contains(&chunk.pointer.0) {
                 continue;
             }
             let free = block.bytes - block.unused - BLOCK_HEADER_BYTES.min(block.bytes - block.unused);

@@ -63,7 +63,7 @@ pub(crate) fn run(say: &mut impl FnMut(&str, Result<String>)) -> Result<()> {
     let attached = attach(&mut tracer, &fixture, Some(fixture.pid()), mappings.modules())?;
     record(&tracer, &mut fixture)?;
     let stacks = tracer.new_stacks();
-    let snapshot = take_snapshot(&tracer, &HashSet::new())?;
+    let snapshot = take_snapshot(&tracer, &HashSet::new(), &|| ())?;
     for chain in &fixture.chains {
         say(&format!("chain {}", chain.name), exact(chain, fixture.alloc, &stacks, &snapshot));
     }
@@ -124,7 +124,7 @@ fn all_exact(tracer: &mut Tracer, fixture: &mut Fixture) -> Result<String> {
     }
     record(tracer, fixture)?;
     let stacks = tracer.new_stacks();
-    let snapshot = take_snapshot(tracer, &HashSet::new())?;
+    let snapshot = take_snapshot(tracer, &HashSet::new(), &|| ())?;
     for chain in &fixture.chains {
         exact(chain, fixture.alloc, &stacks, &snapshot).with_context(|| chain.name.clone())?;
     }

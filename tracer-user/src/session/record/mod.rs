@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     addr::AbsAddr,
-    bpf::{Attached, Counters, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
+    bpf::{Attached, ControlPage, Counters, Probe, RawSnapshot, RawStack, Tracer, take_snapshot},
     guard::{Manner, ProbeCosts, Watchdog, Yardstick},
     probe::ProbeSite,
     profile::Windows,
@@ -264,10 +264,12 @@ impl<'a> Recorder<'a> {
         let start = Instant::now();
         let start_ns = monotonic_ns();
         self.tracer.control().advance(Phase::Count, Phase::Record);
+        tracing::debug!("recording begins");
         // While everything is recorded, so that what is allocated meanwhile is known.
         self.look(|looks| &mut looks.before);
         let stop = self.record(start, start_ns).await?;
         let recorded_for = start.elapsed();
+        tracing::debug!("recording has ended");
         let cpu = self.processes.cpu();
         if stop == Stop::MapFull {
             self.say_that_it_was_full(recorded_for);
@@ -418,7 +420,11 @@ impl<'a> Recorder<'a> {
             }
         }
         // Dead chunks stay until their address is used again.
-        self.tracer.sweep_when_filling(live)?;
+        let watchdog = &self.watchdog;
+        self.tracer.sweep_when_filling(live, &|control| {
+            watchdog.beat();
+            allow(control);
+        })?;
         self.progress.update(Figures {
             recorded: counters.get(Counter::Recorded),
             live,
@@ -430,7 +436,7 @@ impl<'a> Recorder<'a> {
 
     /// Lets the programs record for some seconds more.
     fn allow(&self) {
-        self.tracer.control().allow_until(monotonic_ns() + DEADLINE.as_nanos() as u64);
+        allow(self.tracer.control());
     }
 
     fn drain(&mut self) {
@@ -476,11 +482,21 @@ impl<'a> Recorder<'a> {
     }
 
     fn snapshot(&mut self) -> Result<RawSnapshot, CaptureError> {
-        let snapshot = take_snapshot(&self.tracer, &self.processes.gone())?;
+        let begun = Instant::now();
+        let snapshot = take_snapshot(&self.tracer, &self.processes.gone(), &|| {
+            self.watchdog.beat();
+            self.allow();
+        })?;
+        tracing::debug!("{} records drained in {:?}", snapshot.records, begun.elapsed());
         // After the maps, so that no chunk in them has a stack that is not here.
         self.drain();
         Ok(snapshot)
     }
+}
+
+/// Lets the programs record for some seconds more.
+fn allow(control: &ControlPage) {
+    control.allow_until(monotonic_ns() + DEADLINE.as_nanos() as u64);
 }
 
 /// Whether something was not recorded for want of room.

@@ -86,7 +86,7 @@ impl Candidates {
         None
     }
 
-    /// The same, if it has the CRC, and the build ID where both files have one.
+    /// The same, if it has the build ID, or the CRC where one of the files has none.
     pub(super) fn open_linked(
         &mut self,
         path: &Path,
@@ -101,6 +101,10 @@ impl Candidates {
             let (wanted, found) = (wanted.clone(), Some(found.clone()));
             notes.push(FileNote::OtherBuild { path: path.to_owned(), wanted, found });
             return None;
+        }
+        // The CRC is of the whole file, which may be gigabytes: equal build IDs say the same without reading it.
+        if id.is_some() && image.build_id().is_some() {
+            return Some(image);
         }
         let found = crc32fast::hash(image.bytes());
         if found != crc {
