@@ -20,6 +20,7 @@ mod overhead;
 mod quiet;
 mod reference;
 mod running;
+mod selection;
 mod several;
 mod shapes;
 mod sites;

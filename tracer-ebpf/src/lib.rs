@@ -12,6 +12,7 @@ pub mod counters;
 pub mod growth;
 pub mod lookup;
 pub mod sample;
+pub mod sampling;
 pub mod site;
 pub mod trail;
 pub mod unwind;

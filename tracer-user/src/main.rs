@@ -31,6 +31,7 @@ use pgleak::{
     target::{find_servers, human_bytes, measure_growth, render_table, sort_by_growth},
     unwind::{InspectError, Inspection},
 };
+use tracer_ebpf::sampling::Selection;
 use tracing_subscriber::EnvFilter;
 
 /// Something was asked for that makes no sense.
@@ -281,6 +282,10 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
             AllocatorChoice::All => Allocators::All,
         },
         context: args.context.clone(),
+        selection: Selection {
+            min_size: args.min_size.filter(|size| *size > 1).unwrap_or(0),
+            sample: args.sample.unwrap_or(0),
+        },
         mechanism: args.attach.map(|attach| match attach {
             AttachChoice::Session => Mechanism::Session,
             AttachChoice::Multi => Mechanism::Multi,

@@ -35,6 +35,7 @@ fn capture(named: Named) -> Capture {
         recorded: tally,
         survived: tally,
         pinned: 0,
+        variance: 0,
         queries: Vec::new(),
         slices: vec![tenth; 10],
     };
@@ -62,6 +63,7 @@ fn capture(named: Named) -> Capture {
         ended: Vec::new(),
         window: Window {
             windows: None,
+            sampling: None,
             started: "2026-03-01T03:07:00Z".into(),
             record_ns: 10 * second,
             settle_ns: second,

@@ -27,7 +27,7 @@ use crate::bpf::{
     maps::{LIVE, are_several, control, count, count_many, count_own, hit_entry, hit_return, phase},
     process, read,
     record::{add_allocated, add_freed, free_parts, put, remove, sweep},
-    stack, task,
+    sampling, stack, task,
 };
 
 /// What every entry does first: count the hit, if the process is traced. `None` if that was all. `SLEEPS`:
@@ -134,7 +134,10 @@ pub(crate) fn alloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
     let Some(call) = task::next(task) else { return };
     begin::<OUTSIDE>(call, regs, sp, cookie);
     call.flags = flags;
-    if !OUTSIDE && flags == 0 {
+    if flags == 0 && sampling::leaves_out(task, call.size, call.size) {
+        call.flags = PENDING_LEFT_OUT;
+    }
+    if !OUTSIDE && call.flags == 0 {
         match context::epoch(control, process, task, call.context) {
             Some((context, epoch)) => (call.context, call.epoch) = (context, epoch),
             None => call.flags = PENDING_LEFT_OUT,
@@ -196,7 +199,8 @@ pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
                     count(Counter::AfterDeadline);
                 }
             }
-            // Counted when it began.
+            // Counted when it began. The guard wants to know what most allocations cost, and most are these.
+            _ if sampling::is_partial() && call.timed_ns != 0 => timed(call.timed_ns),
             _ => {}
         }
         return;
@@ -213,19 +217,26 @@ pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
     let start = if call.timed_ns == 0 { 0 } else { now() };
     let held = held_bytes::<false>(call, pointer, call.size);
     let live = Live::new((call.context, call.epoch), (call.size, held), born_ns, call.stack);
+    let live = Live { sampled: sampling::sampled(call.size), ..live };
     if put(Some(task), key(process::number(process), pointer), &live) {
         if are_several() {
             process::note_recorded(process, call.size);
         }
         count_own(Some(task), Counter::Recorded, 1);
         count_own(Some(task), Counter::RecordedBytes, call.size);
-        add_allocated(call.stack, 1, call.size, held);
+        add_allocated(call.stack, live.sampled, 1, call.size, held);
     }
     sweep(control, task);
     if start != 0 {
-        count(Counter::RecordTimed);
-        count_many(Counter::RecordNs, call.timed_ns + now().wrapping_sub(start));
+        timed(call.timed_ns + now().wrapping_sub(start));
     }
+}
+
+/// Notes what recording one took.
+#[inline(always)]
+fn timed(ns: u64) {
+    count(Counter::RecordTimed);
+    count_many(Counter::RecordNs, ns);
 }
 
 /// `CLOCK_MONOTONIC`.
@@ -304,7 +315,7 @@ pub(crate) fn free(task: Option<*mut Task>, chunk: ChunkKey, live: &Live) {
         return;
     }
     count_own(task, Counter::Freed, 1);
-    add_freed(live.stack, 1, live.requested, live.held);
+    add_freed(live.stack, live.sampled, 1, live.requested, live.held);
 }
 
 /// A mapping begins later than before. What is cut off at its other end is not noticed.
@@ -316,7 +327,7 @@ fn unmap_head(task: Option<*mut Task>, chunk: ChunkKey, left: ChunkKey, live: &L
     rest.held -= gone.1;
     rest.full_requested = rest.full_requested.saturating_sub(length);
     rest.full_held -= length;
-    add_freed(rest.stack, 0, gone.0, gone.1);
+    add_freed(rest.stack, rest.sampled, 0, gone.0, gone.1);
     remove(task, chunk);
     put(task, left, &rest);
 }

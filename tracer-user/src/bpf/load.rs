@@ -19,6 +19,7 @@ use tracer_ebpf::{
         ProcessState, SiteHits, StackTotals, key_process,
     },
     counters::{COUNTERS, Counter, CounterInfo, OWN},
+    sampling::ONE,
     site::is_pool,
 };
 
@@ -28,6 +29,7 @@ use super::{
     multi::{Mechanism, MultiPrograms, SESSION_SUFFIX},
     processes::ProcessTable,
     rawmap::RawMap,
+    sampling::{Weights, distances},
     tasks::TaskTable,
     walks::Walks,
 };
@@ -234,6 +236,8 @@ pub struct Tracer {
     pub(super) stack_totals: RawMap<u32, StackTotals>,
     doomed: RawMap<u32, u64>,
     measured: RawMap<u32, Measured>,
+    /// What records stand for, if they do for more than themselves.
+    pub(super) weights: Option<Weights>,
     pub(super) ring: RingBuf<MapData>,
     limits: Limits,
     /// Servers whose new processes are followed.
@@ -309,6 +313,8 @@ impl Tracer {
         check_kernel()?;
         let several = u64::from(limits.are_several());
         let task_mask = limits.tasks - 1;
+        let selection = limits.selection;
+        let (distance_slots, weight_slots) = limits.sampling_tables();
         let namespace = pid_namespace().map_err(LoadError::Namespace)?;
         let mut loader = EbpfLoader::new();
         loader
@@ -319,6 +325,10 @@ impl Tracer {
             .verifier_log_level(VerifierLogLevel::STATS)
             .override_global("NAME_OFFSET", &names.offset, true)
             .override_global("NAMES_ARE_COPIES", &names.are_copies, true)
+            .override_global("MIN_SIZE", &selection.min_size, true)
+            .override_global("SAMPLE", &selection.sample, true)
+            .map_max_entries("DISTANCES", distance_slots)
+            .map_max_entries("WEIGHTS", weight_slots)
             .map_max_entries("ROWS", limits.rows)
             .map_max_entries("PAGES", limits.pages)
             .map_max_entries("LIVE", limits.live)
@@ -336,6 +346,11 @@ impl Tracer {
             kind: format!("{} MiB", limits.bytes().div_ceil(1 << 20)),
             source: Box::new(source),
         })?;
+        let weights = selection.is_sampled().then(|| Weights::new(selection));
+        if let Some(weights) = &weights {
+            RawMap::new(map_fd(&ebpf, "DISTANCES")?, "DISTANCES")?.fill(0, &distances(selection))?;
+            RawMap::new(map_fd(&ebpf, "WEIGHTS")?, "WEIGHTS")?.fill(0, weights.table())?;
+        }
         let mut multi = MultiPrograms::default();
         match mechanism {
             Mechanism::PerfLinks => {
@@ -383,6 +398,7 @@ impl Tracer {
             names: RawMap::new(map_fd(&ebpf, "NAMES")?, "NAMES")?,
             stack_totals: RawMap::new(map_fd(&ebpf, "STACK_TOTALS")?, "STACK_TOTALS")?,
             measured: RawMap::new(map_fd(&ebpf, "MEASURED")?, "MEASURED")?,
+            weights,
             doomed: RawMap::new(map_fd(&ebpf, "DOOMED")?, "DOOMED")?,
             ring,
             ebpf,
@@ -596,8 +612,10 @@ impl Tracer {
     /// # Errors
     /// What the kernel says.
     pub fn held_by_stack(&self) -> Result<std::collections::HashMap<u32, u64>, MapError> {
-        let held =
-            |(stack, totals): (u32, StackTotals)| (stack, totals.held.saturating_sub(totals.freed_held));
+        let unit = if self.weights.is_some() { ONE } else { 1 };
+        let held = |(stack, totals): (u32, StackTotals)| {
+            (stack, totals.held.saturating_sub(totals.freed_held) / unit)
+        };
         Ok(self.stack_totals.all()?.into_iter().map(held).filter(|(_, held)| *held > 0).collect())
     }
 

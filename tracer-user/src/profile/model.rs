@@ -162,10 +162,14 @@ pub struct Group {
     /// recording, and the free chunks between them.
     #[serde(default)]
     pub pinned: u64,
+    /// Of samples, the variance of the bytes that survive, by the chance that chose them: in square bytes.
+    #[serde(default, skip_serializing_if = "has_none")]
+    pub variance: u64,
     /// The statements that it was allocated in, the most frequent first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub queries: Vec<QueryShare>,
-    /// `survived` by the time of birth: one entry for each of [`Window::slices`].
+    /// `survived` by the time of birth: one entry for each of [`Window::slices`]. Of samples, chunks are those that were
+    /// really seen, and bytes what they stand for.
     pub slices: Vec<Tally>,
 }
 
@@ -178,6 +182,11 @@ impl Group {
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
 fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn has_none(number: &u64) -> bool {
     *number == 0
 }
 
@@ -433,6 +442,23 @@ pub struct Window {
     /// probes as it did while it was recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub windows: Option<Windows>,
+    /// If some allocations were left out for their size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampling: Option<Sampling>,
+}
+
+/// Which allocations were recorded, by their size.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// Only those of at least so many bytes; 0 for all.
+    pub min_size: u64,
+    /// Of these, one each so many bytes on average: one of `s` bytes with probability 1 − exp(−s / `mean_bytes`), and it
+    /// stands for the inverse of that in every count and sum of bytes. 0 if each was recorded.
+    pub mean_bytes: u64,
+    /// Allocations, and growths of chunks that were not known, that were recorded.
+    pub recorded: u64,
+    /// The same that were left out.
+    pub left_out: u64,
 }
 
 /// A recording in windows at random times, between which nothing was attached.
@@ -515,6 +541,11 @@ impl Capture {
         capture.profile.stacks.iter_mut().for_each(|stack| stack.held_over_time.clear());
         capture.memory = None;
         capture
+    }
+
+    /// Whether chunks and bytes are estimates by samples.
+    pub fn is_estimate(&self) -> bool {
+        self.window.sampling.as_ref().is_some_and(|sampling| sampling.mean_bytes != 0)
     }
 
     /// Whether what is allocated outside of contexts was traced.

@@ -61,6 +61,11 @@ impl Place {
     pub fn weight(&self) -> u64 {
         self.survived.held.saturating_add(self.pinned)
     }
+
+    /// Chunks and contexts that were really seen, of survivors that may stand for others.
+    pub fn seen(&self) -> u64 {
+        self.slices.iter().map(|slice| slice.count).sum()
+    }
 }
 
 /// What a place holds in contexts of one name.
@@ -138,6 +143,11 @@ impl<'t, 'a> Members<'t, 'a> {
             }
         }
         slices
+    }
+
+    /// Of samples, the variance of what survives.
+    pub(super) fn variance(&self) -> u64 {
+        self.parts.iter().map(|(group, _)| group.variance).fold(0, u64::saturating_add)
     }
 
     /// All that is to be said about the place.

@@ -47,6 +47,7 @@ impl Maker {
                 ended: Vec::new(),
                 window: Window {
                     windows: None,
+                    sampling: None,
                     started: "2026-03-01T03:07:00Z".into(),
                     record_ns: SLICES as u64 * second,
                     settle_ns: 3 * second,
@@ -169,6 +170,7 @@ impl Maker {
             recorded,
             survived,
             pinned: 0,
+            variance: 0,
             queries: Vec::new(),
             slices,
         });

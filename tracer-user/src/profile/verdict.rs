@@ -12,7 +12,7 @@ use super::{
     life,
     objects::ObjectCaches,
     place::{Head, Members},
-    sampled::{grew_less, interval},
+    sampled::{grew_less, interval, interval_of_samples},
     tree::{FunctionId, Tree},
 };
 
@@ -321,6 +321,11 @@ impl<'a> Judge<'a> {
         }
         if self.capture.window.windows.is_some() {
             course.interval = interval(&slices, &self.capture.window.slices);
+        } else if self.capture.is_estimate() {
+            let mut all = Tally::default();
+            slices.iter().for_each(|slice| all += *slice);
+            course.interval =
+                interval_of_samples(all.count, all.held, members.variance(), self.capture.window.record_ns);
         }
         if matches!(course.class, Class::Leak | Class::Held)
             && let Some((grown, expected)) = grew_less(self.capture, &members.context_labels(), &course)

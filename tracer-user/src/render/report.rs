@@ -6,7 +6,9 @@ use super::{
     suspect::{one_line, suspect},
     units::{bytes, count, counted, exact_bytes, rate, seconds},
 };
-use crate::profile::{Capture, Class, EndReason, FLOOR, OUTSIDE, Place, Tally, Verdict, Windows, judge};
+use crate::profile::{
+    Capture, Class, EndReason, FLOOR, OUTSIDE, Place, Sampling, Tally, Verdict, Windows, judge,
+};
 
 /// How many places of one kind get a line.
 const MOST_LINES: usize = 5;
@@ -122,6 +124,9 @@ fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
     } else if !verdict.settled_at_all {
         page.hang("", "Nothing was given time to settle: suspects may be work that was still going on.");
     }
+    if let Some(sampling) = &capture.window.sampling {
+        page.hang("", &caveat(sampling));
+    }
     if capture.counters.iter().any(|counter| counter.loss && counter.value > 0) {
         page.hang("", "The recording is incomplete, see LOSSES below.");
     }
@@ -195,7 +200,7 @@ fn suspects(page: &mut Page, capture: &Capture, verdict: &Verdict) {
     page.heading("SUSPECTS, by bytes held (in parentheses: allocator helpers, and what all work runs below)");
     for (index, place) in verdict.suspects.iter().take(MOST_SUSPECTS).enumerate() {
         page.blank();
-        suspect(page, index + 1, place, &capture.queries, verdict.process_ended);
+        suspect(page, index + 1, place, capture, verdict.process_ended);
     }
     if let Some(more) = verdict.suspects.get(MOST_SUSPECTS..).filter(|more| !more.is_empty()) {
         page.blank();
@@ -258,6 +263,9 @@ fn totals(page: &mut Page, capture: &Capture, verdict: &Verdict) {
         ));
     }
     page.hang("  ", "Held counts what chunks take in their context, headers and rounding included.");
+    if capture.is_estimate() {
+        page.hang("  ", "All of it is estimated: what was sampled, times what each sample stands for.");
+    }
 }
 
 /// Who allocates.
@@ -352,13 +360,20 @@ fn memory(page: &mut Page, capture: &Capture) {
              blocks that were there and are touched only now)",
         );
     }
+    let has_small = capture.window.sampling.as_ref().is_some_and(|sampling| sampling.min_size > 0);
+    let traced = if capture.is_estimate() { "estimated" } else { "traced" };
+    let not_traced = if has_small { "too small for --min-size, or not traced" } else { "not traced" };
     for growth in memory.by_label.iter().take(MOST_CONTEXTS) {
         let parts = [
-            Some(format!("{} traced ({} requested)", signed(growth.traced as i64), bytes(growth.requested))),
+            Some(format!(
+                "{} {traced} ({} requested)",
+                signed(growth.traced as i64),
+                bytes(growth.requested)
+            )),
             // Where blocks cannot be read, nothing is known of either.
             (growth.overhead != 0 || growth.untraced.is_some())
                 .then(|| format!("{} free and headers", signed(growth.overhead))),
-            growth.untraced.map(|untraced| format!("{} not traced", signed(untraced))),
+            growth.untraced.map(|untraced| format!("{} {not_traced}", signed(untraced))),
         ];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
         let more = growth.contexts_after as i64 - growth.contexts_before as i64;
@@ -410,6 +425,9 @@ fn window(page: &mut Page, capture: &Capture) {
     if let Some(windows) = &window.windows {
         page.hang("  ", &windows_in_words(windows));
     }
+    if let Some(sampling) = &window.sampling {
+        page.hang("  ", &sampling_in_words(sampling));
+    }
     let end = match window.end {
         EndReason::Completed => "the time was over",
         EndReason::Interrupted => "it was interrupted",
@@ -455,6 +473,40 @@ fn windows_in_words(windows: &Windows) -> String {
         windows.work * 100.0,
         windows.added * 100.0,
         counted(windows.gone, "survivor"),
+    )
+}
+
+/// What somebody has to know who reads no further.
+fn caveat(sampling: &Sampling) -> String {
+    let of_small = match sampling.min_size {
+        0 => String::new(),
+        size => format!("Allocations of less than {} were not looked at. ", counted(size, "byte")),
+    };
+    if sampling.mean_bytes == 0 {
+        return format!("{of_small}A leak of smaller ones does not show here.");
+    }
+    format!(
+        "{of_small}All figures are estimates from {}, one each {} that were asked for.",
+        counted(sampling.recorded, "sampled allocation"),
+        bytes(sampling.mean_bytes)
+    )
+}
+
+/// What was done for `--min-size` and `--sample`.
+fn sampling_in_words(sampling: &Sampling) -> String {
+    let all = sampling.recorded + sampling.left_out;
+    let of = format!("{} of {} were recorded", count(sampling.recorded), counted(all, "allocation"));
+    let min_size = match sampling.min_size {
+        0 => String::new(),
+        size => format!("--min-size {size}: smaller allocations were left out; "),
+    };
+    if sampling.mean_bytes == 0 {
+        return format!("{min_size}{of}");
+    }
+    format!(
+        "{min_size}--sample {mean}: one allocation each {mean} bytes asked for on average, one of s bytes with \
+         probability p = 1 - exp(-s / {mean}), which stands for 1 / p; {of}. Contexts were all recorded",
+        mean = sampling.mean_bytes
     )
 }
 

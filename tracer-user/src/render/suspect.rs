@@ -4,7 +4,7 @@ use super::{
     page::Page,
     units::{bytes, count, counted, exact_bytes, percent, rate},
 };
-use crate::profile::{Class, Place, Query, Step, wrappers::Role};
+use crate::profile::{Capture, Class, Place, Step, wrappers::Role};
 
 /// The most lines of the hottest path; the middle of a longer one is left out.
 const MOST_STEPS: usize = 16;
@@ -19,7 +19,9 @@ const MOST_STATEMENT: usize = 240;
 const MOST_CONFIDENCE: f64 = 0.99;
 
 /// A suspect in full.
-pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, queries: &[Query], process_ended: bool) {
+pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, capture: &Capture, process_ended: bool) {
+    let queries = &capture.queries;
+    let is_estimate = capture.is_estimate();
     let course = &place.course;
     // What was held by a process that ended is no leak by itself.
     let class = if process_ended { "GREW".to_owned() } else { course.class.name().to_uppercase() };
@@ -39,7 +41,8 @@ pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, queries: &[
     }
     let survived = place.survived;
     let chunks = counted(survived.count - place.made.count, "chunk");
-    let mut holds = format!("{} in {chunks}", exact_bytes(survived.held - place.made.held));
+    let about = if is_estimate { "about " } else { "" };
+    let mut holds = format!("{about}{} in {chunks}", exact_bytes(survived.held - place.made.held));
     if place.made.count > 0 {
         let made = counted(place.made.count, "context");
         holds += &format!(", and {made} with {} of their own", exact_bytes(place.made.held));
@@ -47,15 +50,17 @@ pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, queries: &[
     if place.pinned > 0 {
         holds += &format!(", and keeps {} of their blocks from others", exact_bytes(place.pinned));
     }
+    if is_estimate {
+        holds += &format!(": estimated from {}", counted(place.seen() - place.made.count, "sample"));
+    }
     field("holds", &holds);
     field("requested", &exact_bytes(survived.requested));
     field("why", &course.reason);
     field("confidence", &format!("{:.2} of 1", course.confidence.min(MOST_CONFIDENCE)));
     if let Some([low, high]) = course.interval {
-        field(
-            "interval",
-            &format!("{} to {}, 95 % of the time, by how windows differ", rate(low), rate(high)),
-        );
+        let by =
+            if capture.window.windows.is_some() { "how windows differ" } else { "the chance of sampling" };
+        field("interval", &format!("{} to {}, 95 % of the time, by {by}", rate(low), rate(high)));
     }
     if course.steady_per_second < course.growth_per_second * 0.7 {
         field("", &format!("{} of it is steady, the rest came in bursts", rate(course.steady_per_second)));

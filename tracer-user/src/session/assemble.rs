@@ -7,6 +7,7 @@ use std::{
 
 use tracer_ebpf::{
     abi::{NO_STACK, StackTotals},
+    sampling::ONE,
     site::is_pool,
     unwind::WalkEnd,
 };
@@ -52,6 +53,8 @@ pub struct Drained {
     pub processes: BTreeMap<u32, Watched>,
     /// The statements of all processes.
     pub queries: Vec<Query>,
+    /// Whether what was recorded are samples, which stand for others.
+    pub samples: bool,
     /// Bytes allocated and not freed by the stacks that have some, at moments while recording
     /// (`CLOCK_MONOTONIC`).
     pub held: Vec<(u64, HashMap<u32, u64>)>,
@@ -143,6 +146,7 @@ pub fn assemble(
         (Reverse(group.weight()), group.stack, group.context, group.what, group.process)
     });
     summarize(drained, &ids, &mut profile);
+    divide(&mut profile);
     add_course(drained, &timeline, &ids, slices, &mut profile);
     profile
 }
@@ -206,11 +210,43 @@ struct Groups<'a> {
 /// Stack, place, kind and process of a group.
 type GroupKey = (StackId, ContextId, What, u32);
 
-/// A group, its contexts, and how much of it each statement allocated.
+/// A group, its contexts, and how much of it each statement allocated. All tallies are by [`ONE`] until the end.
 struct Making {
     group: Group,
     contexts: HashSet<u64>,
     queries: HashMap<u32, u64>,
+    /// Of the bytes that survive, by the chance of sampling.
+    variance: f64,
+}
+
+/// What something stands for, by [`ONE`].
+fn weighted(tally: Tally, weight: u64) -> Tally {
+    let of = |value: u64| value.saturating_mul(weight);
+    Tally { count: of(tally.count), requested: of(tally.requested), held: of(tally.held) }
+}
+
+/// To the nearest whole number.
+fn from_ones(value: u64) -> u64 {
+    value.saturating_add(ONE / 2) / ONE
+}
+
+/// Takes the factor [`ONE`] out of all that has it, once all differences are made.
+fn divide(profile: &mut Profile<RawFrame>) {
+    let whole = |tally: &mut Tally| {
+        *tally = Tally {
+            count: from_ones(tally.count),
+            requested: from_ones(tally.requested),
+            held: from_ones(tally.held),
+        };
+    };
+    for group in &mut profile.groups {
+        [&mut group.recorded, &mut group.survived].into_iter().chain(&mut group.slices).for_each(whole);
+        group.pinned = from_ones(group.pinned);
+    }
+    for stack in &mut profile.stacks {
+        let StackSummary { allocated, freed, reset, exited } = &mut stack.summary;
+        [allocated, freed, reset, exited].into_iter().for_each(whole);
+    }
 }
 
 /// The process that something is of.
@@ -228,7 +264,8 @@ impl Making {
             self.queries.into_iter().map(|(query, count)| QueryShare { query, count }).collect();
         queries.sort_by_key(|share| (Reverse(share.count), share.query));
         queries.truncate(MOST_QUERIES);
-        Group { contexts: self.contexts.len() as u64, queries, ..self.group }
+        let (contexts, variance) = (self.contexts.len() as u64, self.variance.round() as u64);
+        Group { contexts, queries, variance, ..self.group }
     }
 }
 
@@ -245,20 +282,26 @@ impl Groups<'_> {
             let context = if is_block { BLOCKS } else { chunk.context };
             let place = *places.entry(context).or_insert_with(|| self.place(&by, context, snapshot));
             *traced.entry(chunk.context).or_default() += chunk.held;
-            let tally = Tally { count: 1, requested: chunk.requested, held: chunk.held };
+            let tally =
+                weighted(Tally { count: 1, requested: chunk.requested, held: chunk.held }, chunk.weight);
             let key = (self.stack(chunk.stack), place, What::Chunks, watched.index);
-            let group = self.count(key, &by, chunk.context, tally, chunk.born_ns, is_last);
+            let making = self.count(key, &by, chunk.context, tally, chunk.born_ns, is_last);
             if is_last && has_pinned.insert(chunk.chunk) {
-                group.pinned += pinned.get(&chunk.chunk).copied().unwrap_or(0);
+                let pinned = pinned.get(&chunk.chunk).copied().unwrap_or(0);
+                making.group.pinned = making.group.pinned.saturating_add(pinned.saturating_mul(chunk.weight));
+            }
+            if is_last {
+                let weight = chunk.weight as f64 / ONE as f64;
+                making.variance += weight * (weight - 1.0) * (chunk.held as f64).powi(2);
             }
         }
-        let looks = &watched.looks;
+        let (looks, samples) = (&watched.looks, self.drained.samples);
         let look = if is_last { looks.survived.as_ref() } else { looks.recorded.as_ref() };
         for (address, context) in &snapshot.contexts {
             let Some(stack) = context.made_by else { continue };
             let place = *places.entry(*address).or_insert_with(|| self.place(&by, *address, snapshot));
-            let held = own_bytes(look, *address, traced.get(address).copied().unwrap_or(0));
-            let tally = Tally { count: 1, requested: 0, held };
+            let held = own_bytes(look, *address, traced.get(address).copied().unwrap_or(0), samples);
+            let tally = weighted(Tally { count: 1, requested: 0, held }, ONE);
             let key = (self.stack(stack), place, What::Contexts, watched.index);
             self.count(key, &by, *address, tally, context.born_ns, is_last);
         }
@@ -287,7 +330,7 @@ impl Groups<'_> {
         tally: Tally,
         born_ns: u64,
         is_last: bool,
-    ) -> &mut Group {
+    ) -> &mut Making {
         let (stack, place, what, process) = key;
         let slices = self.slices;
         let making = self.groups.entry(key).or_insert_with(|| {
@@ -301,10 +344,11 @@ impl Groups<'_> {
                 recorded: none,
                 survived: none,
                 pinned: 0,
+                variance: 0,
                 queries: Vec::new(),
                 slices: vec![none; slices.len()],
             };
-            Making { group, contexts: HashSet::new(), queries: HashMap::new() }
+            Making { group, contexts: HashSet::new(), queries: HashMap::new(), variance: 0.0 }
         });
         let group = &mut making.group;
         if is_last {
@@ -314,12 +358,13 @@ impl Groups<'_> {
                 *making.queries.entry(query).or_default() += 1;
             }
             if let Some(slice) = self.timeline.slice_of(born_ns, slices) {
-                group.slices[slice] += tally;
+                // What was really seen: estimates are no surer than that.
+                group.slices[slice] += Tally { count: ONE, ..tally };
             }
         } else {
             group.recorded += tally;
         }
-        group
+        making
     }
 }
 
@@ -432,7 +477,7 @@ mod tests {
     }
 
     fn chunk(stack: u32, held: u64, born_ns: u64) -> LiveChunk {
-        LiveChunk { stack, chunk: born_ns, context: 0xc0, requested: held - 8, held, born_ns }
+        LiveChunk { stack, chunk: born_ns, context: 0xc0, requested: held - 8, held, born_ns, weight: ONE }
     }
 
     /// What a process holds in its one context.
@@ -466,12 +511,12 @@ mod tests {
     fn equal_stacks_are_one_and_what_is_gone_was_reset() {
         let names = HashMap::from([(0xa0, "Leaky".to_owned())]);
         let totals = |count, held| StackTotals {
-            count,
-            requested: held - 8 * count,
-            held,
-            freed_count: 1,
-            freed_requested: 24,
-            freed_held: 32,
+            count: count * ONE,
+            requested: (held - 8 * count) * ONE,
+            held: held * ONE,
+            freed_count: ONE,
+            freed_requested: 24 * ONE,
+            freed_held: 32 * ONE,
         };
         let drained = Drained {
             // Ids 1 and 2 are the same stack, seen before and after the mappings changed.

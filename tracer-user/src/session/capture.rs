@@ -10,7 +10,11 @@ use std::{
     time::Duration,
 };
 
-use tracer_ebpf::{counters::Class, site::Role};
+use tracer_ebpf::{
+    counters::{Class, Counter},
+    sampling::Selection,
+    site::Role,
+};
 use tracing::debug;
 
 use super::{
@@ -25,8 +29,8 @@ use crate::{
     },
     probe::{CostClass, ProbeSite, static_functions},
     profile::{
-        Capture, CounterValue, Frame, MemoryGrowth, Profile, SCHEMA, SEVERAL, SiteReport, Tally, Target,
-        Tool, Window, Windows,
+        Capture, CounterValue, Frame, Group, MemoryGrowth, Profile, SCHEMA, SEVERAL, Sampling, SiteReport,
+        Tally, Target, Tool, Window, Windows,
     },
     render::units::counted,
     symbolize::{DebugFiles, Debuginfod, OsRelease, Symbolizer, run_time_frame},
@@ -47,6 +51,8 @@ pub struct CaptureOptions {
     pub allocators: Allocators,
     /// Record only what is allocated in contexts of this name.
     pub context: Option<String>,
+    /// Record only some allocations, by their size.
+    pub selection: Selection,
     /// How probes are attached; the best way that there is if that is not said.
     pub mechanism: Option<Mechanism>,
     /// Whether unwind tables are kept on disk, and taken from there.
@@ -158,8 +164,9 @@ pub async fn capture(
     progress.say("naming the stacks");
     let Naming { debuginfod, hurry } = naming;
     let only = options.context.clone();
+    let selection = options.selection;
     let named = move || {
-        let capture = finish(&prepared, &recording, &record, only.as_deref(), debuginfod);
+        let capture = finish(&prepared, &recording, &record, (only.as_deref(), selection), debuginfod);
         (capture, recording.detaching)
     };
     Ok(interrupts.during(named, || hurry.store(true, Ordering::Relaxed)).await)
@@ -170,7 +177,7 @@ fn finish(
     prepared: &Prepared,
     recording: &Recording,
     options: &RecordOptions,
-    only: Option<&str>,
+    (only, selection): (Option<&str>, Selection),
     debuginfod: Option<Debuginfod>,
 ) -> Capture {
     let pid = prepared.process.pid;
@@ -251,8 +258,12 @@ fn finish(
         memory_growth(&watched.looks, of_process, anon)
     });
     let mut memory = sum_of_growths(growths);
-    if let (Some(windows), Some(memory)) = (&recording.windows, &mut memory) {
-        by_windows(memory, &profile, windows);
+    if let Some(memory) = &mut memory {
+        match &recording.windows {
+            Some(windows) => by_windows(memory, &profile, windows),
+            None if selection.is_sampled() => by_groups(memory, &profile, 1.0, |group| group.recorded),
+            None => {}
+        }
     }
     let are_several = recording.foreign.is_some();
     let title = &prepared.title;
@@ -293,6 +304,12 @@ fn finish(
             end: recording.end,
             target_cpu_ns: recording.cpu_ns,
             windows: recording.windows.clone(),
+            sampling: selection.is_partial().then(|| Sampling {
+                min_size: selection.min_size,
+                mean_bytes: selection.sample,
+                recorded: recording.counters.get(Counter::Recorded),
+                left_out: recording.counters.get(Counter::LeftOut),
+            }),
             expected_slowdown: recording.expected_slowdown.map(|slowdown| (slowdown * 100.0).round() / 100.0),
         },
         sites: sites(prepared, recording),
@@ -307,11 +324,16 @@ fn finish(
 
 /// What was traced in windows, as much as would have been seen of all the work.
 fn by_windows(memory: &mut MemoryGrowth, profile: &Profile<Frame>, windows: &Windows) {
-    let scaled = |bytes: u64| (bytes as f64 / windows.work.max(f64::MIN_POSITIVE)) as u64;
+    by_groups(memory, profile, windows.work.max(f64::MIN_POSITIVE), |group| group.survived);
+}
+
+/// What was traced as groups have it, which are `part` of all; how much was not cannot be told then.
+fn by_groups(memory: &mut MemoryGrowth, profile: &Profile<Frame>, part: f64, of: fn(&Group) -> Tally) {
+    let scaled = |bytes: u64| (bytes as f64 / part) as u64;
     for growth in &mut memory.by_label {
         let of_label = profile.groups.iter().filter(|group| profile.place(group).label() == growth.label);
         let mut sum = Tally::default();
-        of_label.for_each(|group| sum += group.survived);
+        of_label.for_each(|group| sum += of(group));
         growth.traced = scaled(sum.held);
         growth.requested = scaled(sum.requested);
         growth.untraced = None;
@@ -365,6 +387,7 @@ fn limits(
     };
     let limits = limits
         .ok_or(CaptureError::MapMemory { given_mib: given >> 20, least_mib: least.div_ceil(1 << 20) })?;
+    let limits = Limits { selection: options.selection, ..limits };
     // Kernel maps are charged to the cgroup of the process that makes them: pgleak's own.
     let cgroup = cgroup_memory(std::process::id()).ok().flatten();
     check_memory(

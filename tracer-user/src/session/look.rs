@@ -9,7 +9,9 @@ use super::assemble::BLOCKS;
 use crate::{
     addr::AbsAddr,
     bpf::{LiveChunk, ProcessSnapshot, RawContext},
-    census::{BLOCK_HEADER_BYTES, Block, Census, Limits, MemoryContext, Observed, UsedChunk, used_chunks},
+    census::{
+        BLOCK_HEADER_BYTES, Block, Census, Limits, MemoryContext, Observed, Usage, UsedChunk, used_chunks,
+    },
     profile::{BLOCKS_OF_CONTEXTS, ContextPlace, OUTSIDE},
 };
 
@@ -189,9 +191,11 @@ fn outside_of_contexts(context: u64) -> Option<&'static str> {
 }
 
 /// Bytes that a context takes beside what was recorded in it: for one that was made while recording,
-/// and so has no chunks but these.
-pub(super) fn own_bytes(look: Option<&Look>, address: u64, traced: u64) -> u64 {
+/// and so has no chunks but these. With `samples` it has others, which are estimated elsewhere.
+pub(super) fn own_bytes(look: Option<&Look>, address: u64, traced: u64, samples: bool) -> u64 {
     let Some(context) = look.and_then(|look| look.at(address)) else { return 0 };
+    let used = context.usage.as_ref().filter(|_| samples).map_or(0, Usage::used);
+    let traced = traced.max(used);
     let unused = context.usage.as_ref().map_or(0, |usage| usage.blocks.iter().map(not_counted).sum());
     context.total.unwrap_or(0).saturating_sub(unused).saturating_sub(traced)
 }

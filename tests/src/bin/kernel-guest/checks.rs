@@ -12,6 +12,7 @@ use pgleak::{
 use tracer_ebpf::{
     abi::Phase,
     counters::{Class, Counter},
+    sampling::Selection,
     site::{NO_ARG, Role, Site},
     unwind::WalkEnd,
 };
@@ -73,6 +74,20 @@ pub(crate) fn run(say: &mut impl FnMut(&str, Result<String>)) -> Result<()> {
     say("uprobe_multi links", by_links(Mechanism::Multi, (6, 6)));
     say("session links", by_links(Mechanism::Session, (6, 13)));
     say("several processes", several());
+    sampling(say)
+}
+
+/// The programs that choose allocations by their size: the verifier looks at more of them.
+fn sampling(say: &mut impl FnMut(&str, Result<String>)) -> Result<()> {
+    let fixture = Fixture::start(FIXTURE, ROUNDS)?;
+    let mappings = Mappings::new(LoadedModules::read(fixture.pid())?, None)?;
+    let (rows, pages) = mappings.table_sizes();
+    let limits = Limits::within(64 << 20, rows, pages).context("64 MiB are enough for a small program")?;
+    let limits = Limits { selection: Selection { min_size: 16, sample: 4096 }, ..limits };
+    let tracer = Tracer::load(limits, NAMES)?;
+    for (name, count) in tracer.verified_instructions() {
+        say(&format!("sampling program {name}"), verified(count));
+    }
     Ok(())
 }
 

@@ -115,6 +115,7 @@ impl<'a> Recorder<'a> {
         tracer.watch_process()?;
         let before = processes.first_cpu();
         let untouched = processes.cpu().since(before);
+        let costs = costs.of_a_part(tracer.limits().selection.is_partial());
         let loads = tracer.take_loads().ok_or(CaptureError::LoadsTaken)?;
         let mappings = std::mem::replace(&mut prepared.mappings, Mappings::none());
         let mapper = Mapper::start(mappings, Arc::clone(tracer.walks()), loads, processes.are_one())
@@ -239,6 +240,7 @@ impl<'a> Recorder<'a> {
             processes,
             queries,
             held: self.held,
+            samples: self.tracer.limits().selection.is_sampled(),
         };
         Ok(Recording {
             recorded_for: Duration::from_nanos(drained.timeline().length_ns()),
