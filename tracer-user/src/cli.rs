@@ -66,6 +66,8 @@ pub enum AllocatorChoice {
     Malloc,
     /// Both. Blocks of contexts count once, as what is allocated in them.
     All,
+    /// The blocks that contexts get from malloc: which context grows, as a first look at next to no cost.
+    Blocks,
 }
 
 /// How probes are attached.

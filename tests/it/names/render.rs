@@ -81,6 +81,7 @@ fn capture(named: Named) -> Capture {
             stacks: vec![Stack { frames, end: StackEnd::Bottom, summary, held_over_time: Vec::new() }],
             contexts: vec![ContextPlace { name: "Leaky".into(), ident: None, path: None }],
             groups: vec![group],
+            no_blocks: None,
         },
         queries: Vec::new(),
         memory: None,

@@ -11,6 +11,7 @@ pub use model::{
     Target, Tool, TracedProcess, What, Window, Windows,
 };
 
+mod blocks;
 mod class;
 mod life;
 mod objects;

@@ -265,6 +265,9 @@ pub struct Profile<F> {
     pub contexts: Vec<ContextPlace>,
     /// What survives, by stack and context.
     pub groups: Vec<Group>,
+    /// Where only blocks of contexts were looked for: what survives of all else that malloc gave, and is in no group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_blocks: Option<Tally>,
 }
 
 impl<F> Profile<F> {
@@ -275,6 +278,7 @@ impl<F> Profile<F> {
             stacks: self.stacks,
             contexts: self.contexts,
             groups: self.groups,
+            no_blocks: self.no_blocks,
         }
     }
 
@@ -548,9 +552,14 @@ impl Capture {
         self.window.sampling.as_ref().is_some_and(|sampling| sampling.mean_bytes != 0)
     }
 
+    /// Whether only blocks of contexts were traced, and not what is allocated in them.
+    pub fn traces_blocks(&self) -> bool {
+        self.profile.no_blocks.is_some()
+    }
+
     /// Whether what is allocated outside of contexts was traced.
     pub fn traces_malloc(&self) -> bool {
-        self.sites.iter().any(|site| site.function == OUTSIDE[0])
+        !self.traces_blocks() && self.sites.iter().any(|site| site.function == OUTSIDE[0])
     }
 }
 
@@ -574,6 +583,10 @@ pub struct ContextGrowth {
     /// Growth of what is in no used chunk: headers of contexts and blocks, free chunks, unused ends
     /// of blocks.
     pub overhead: i64,
+    /// Where only blocks were traced: bytes of its used chunks when recording began, and at the end of each of
+    /// [`Window::slices`]; empty if that was not seen.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub used_over_time: Vec<u64>,
     /// Used chunks that were not there before and not traced; less than zero if chunks from before
     /// were freed. `None` where the contexts do not tell: those of Generation kind with freed chunks.
     pub untraced: Option<i64>,

@@ -23,6 +23,9 @@ const MOST_CHILDREN: usize = 6;
 pub struct Place {
     /// Its name without compiler suffixes, or `postgres+0x5c7730`.
     pub head: String,
+    /// Whether it is no function but contexts of that name, whose blocks these are, and `children` those who acquired
+    /// them.
+    pub is_context: bool,
     /// For a nameless head, the nearest caller with a name.
     pub named_caller: Option<String>,
     /// File and line of the hottest call in it, where known.
@@ -181,6 +184,7 @@ impl<'t, 'a> Members<'t, 'a> {
         });
         Place {
             head: function.map_or_else(|| "[unknown stack]".to_owned(), label_of),
+            is_context: false,
             named_caller,
             source: at.and_then(|at| path[at].source).map(|(file, line)| (file.to_owned(), line)),
             callers: function.map_or_else(Vec::new, |function| {

@@ -84,6 +84,7 @@ impl Maker {
                     stacks: Vec::new(),
                     contexts: Vec::new(),
                     groups: Vec::new(),
+                    no_blocks: None,
                 },
                 queries: Vec::new(),
                 memory: None,
@@ -135,6 +136,12 @@ impl Maker {
     pub(crate) fn end(mut self, end: EndReason, settle_ns: u64) -> Self {
         self.capture.window.end = end;
         self.capture.window.settle_ns = settle_ns;
+        self
+    }
+
+    /// A capture of blocks of contexts, beside which malloc has given some other chunks.
+    pub(crate) fn only_blocks(mut self) -> Self {
+        self.capture.profile.no_blocks = Some(chunks(12, 1000));
         self
     }
 

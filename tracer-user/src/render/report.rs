@@ -25,7 +25,7 @@ pub fn report(capture: &Capture) -> String {
     let mut page = Page::default();
     answer(&mut page, capture, &verdict);
     suspects(&mut page, capture, &verdict);
-    other_places(&mut page, &verdict);
+    other_places(&mut page, capture, &verdict);
     totals(&mut page, capture, &verdict);
     process(&mut page, capture);
     memory(&mut page, capture);
@@ -70,6 +70,9 @@ fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
             }
             let proven = unclear.is_some() || verdict.not_recorded > 0;
             page.hang(if proven { "No leak proven: " } else { "No leak seen: " }, &text);
+        }
+        [first, others @ ..] if capture.traces_blocks() => {
+            contexts_grow(page, first, others, verdict.process_ended)
         }
         [first, others @ ..] => {
             let (lead, verb) = match first.course.class {
@@ -127,6 +130,9 @@ fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
     if let Some(sampling) = &capture.window.sampling {
         page.hang("", &caveat(sampling));
     }
+    if capture.traces_blocks() {
+        page.hang("", FIRST_LOOK);
+    }
     if capture.counters.iter().any(|counter| counter.loss && counter.value > 0) {
         page.hang("", "The recording is incomplete, see LOSSES below.");
     }
@@ -145,6 +151,44 @@ fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
                 bytes(more)
             ),
         );
+    }
+}
+
+/// What blocks say, and what they do not.
+const FIRST_LOOK: &str = "This is a first look, at blocks only: a block serves many requests, and who needed the next one \
+     need not be who leaks. `--context NAME` instead of `--allocator blocks` names that.";
+
+/// The first lines about contexts that grow.
+fn contexts_grow(page: &mut Page, first: &Place, others: &[Place], process_ended: bool) {
+    let lead = match first.course.class {
+        _ if process_ended => "GREW UNTIL THE END: ",
+        Class::Held => "HELD UNTIL RESET: ",
+        _ => "GROWS: ",
+    };
+    let by = match &first.children[..] {
+        [] => "nobody meanwhile: it has room in those that it had".to_owned(),
+        [one] => one.label.clone(),
+        [one, two] => format!("{} and {}", one.label, two.label),
+        [one, rest @ ..] => format!("{} and {}", one.label, counted(rest.len() as u64, "other function")),
+    };
+    let end = match first.course.class {
+        Class::Held if !process_ended => format!(" It goes at the end of {}.", first.life.end()),
+        _ => String::new(),
+    };
+    let text = format!(
+        "the context {} {} by {}; its blocks were acquired by {by}.{end}",
+        first.head,
+        if process_ended { "grew" } else { "grows" },
+        rate(first.course.growth_per_second)
+    );
+    page.hang(lead, &text);
+    if let [second, rest @ ..] = others {
+        let more = match rest.len() as u64 {
+            0 => String::new(),
+            more => format!("; {} below", counted(more, "other context")),
+        };
+        let text = format!("{}, too: {}{more}.", second.head, rate(second.course.growth_per_second));
+        page.hang(&" ".repeat(lead.len()), &text);
     }
 }
 
@@ -197,7 +241,11 @@ fn suspects(page: &mut Page, capture: &Capture, verdict: &Verdict) {
     if verdict.suspects.is_empty() {
         return;
     }
-    page.heading("SUSPECTS, by bytes held (in parentheses: allocator helpers, and what all work runs below)");
+    page.heading(if capture.traces_blocks() {
+        "CONTEXTS THAT GROW, by bytes of blocks (in parentheses: allocator helpers, and what all work runs below)"
+    } else {
+        "SUSPECTS, by bytes held (in parentheses: allocator helpers, and what all work runs below)"
+    });
     for (index, place) in verdict.suspects.iter().take(MOST_SUSPECTS).enumerate() {
         page.blank();
         suspect(page, index + 1, place, capture, verdict.process_ended);
@@ -211,7 +259,7 @@ fn suspects(page: &mut Page, capture: &Capture, verdict: &Verdict) {
     }
 }
 
-fn other_places(page: &mut Page, verdict: &Verdict) {
+fn other_places(page: &mut Page, capture: &Capture, verdict: &Verdict) {
     for (heading, places, with_reason) in [
         ("NOT CLEAR: capture again, or longer, if these matter", &verdict.unclear, true),
         ("CACHES: filled up, no leak", &verdict.caches, true),
@@ -239,12 +287,16 @@ fn other_places(page: &mut Page, verdict: &Verdict) {
     if verdict.rest.count > 0 {
         page.blank();
         let rest = verdict.rest;
-        page.line(&format!("Elsewhere: {} in {}.", bytes(rest.held), counted(rest.count, "chunk")));
+        let what = if capture.traces_blocks() { "block" } else { "chunk" };
+        page.line(&format!("Elsewhere: {} in {}.", bytes(rest.held), counted(rest.count, what)));
     }
 }
 
 fn totals(page: &mut Page, capture: &Capture, verdict: &Verdict) {
-    page.heading("TOTALS                                 chunks              bytes held         requested");
+    let what = if capture.traces_blocks() { "blocks" } else { "chunks" };
+    page.heading(&format!(
+        "TOTALS                                 {what}              bytes held         requested"
+    ));
     let totals = &verdict.totals;
     let settled = format!("left after {} of settling", seconds(capture.window.settle_ns));
     let rows = [
@@ -262,7 +314,19 @@ fn totals(page: &mut Page, capture: &Capture, verdict: &Verdict) {
             count(tally.requested)
         ));
     }
-    page.hang("  ", "Held counts what chunks take in their context, headers and rounding included.");
+    if let Some(others) = capture.profile.no_blocks {
+        page.hang(
+            "  ",
+            &format!(
+                "Left out: {} in {} of malloc that {} no block of a context (--allocator malloc shows them).",
+                bytes(others.held),
+                counted(others.count, "chunk"),
+                if others.count == 1 { "is" } else { "are" }
+            ),
+        );
+    } else {
+        page.hang("  ", "Held counts what chunks take in their context, headers and rounding included.");
+    }
     if capture.is_estimate() {
         page.hang("  ", "All of it is estimated: what was sampled, times what each sample stands for.");
     }
@@ -364,17 +428,21 @@ fn memory(page: &mut Page, capture: &Capture) {
     let traced = if capture.is_estimate() { "estimated" } else { "traced" };
     let not_traced = if has_small { "too small for --min-size, or not traced" } else { "not traced" };
     for growth in memory.by_label.iter().take(MOST_CONTEXTS) {
-        let parts = [
-            Some(format!(
-                "{} {traced} ({} requested)",
-                signed(growth.traced as i64),
-                bytes(growth.requested)
-            )),
-            // Where blocks cannot be read, nothing is known of either.
-            (growth.overhead != 0 || growth.untraced.is_some())
-                .then(|| format!("{} free and headers", signed(growth.overhead))),
-            growth.untraced.map(|untraced| format!("{} {not_traced}", signed(untraced))),
-        ];
+        let blocks = || vec![Some(format!("{} of blocks acquired meanwhile", signed(growth.traced as i64)))];
+        let chunks = || {
+            vec![
+                Some(format!(
+                    "{} {traced} ({} requested)",
+                    signed(growth.traced as i64),
+                    bytes(growth.requested)
+                )),
+                // Where blocks cannot be read, nothing is known of either.
+                (growth.overhead != 0 || growth.untraced.is_some())
+                    .then(|| format!("{} free and headers", signed(growth.overhead))),
+                growth.untraced.map(|untraced| format!("{} {not_traced}", signed(untraced))),
+            ]
+        };
+        let parts = if capture.traces_blocks() { blocks() } else { chunks() };
         let parts: Vec<String> = parts.into_iter().flatten().collect();
         let more = growth.contexts_after as i64 - growth.contexts_before as i64;
         let more = if more == 0 { String::new() } else { format!(" ({more:+} contexts)") };

@@ -53,6 +53,10 @@ pub struct Drained {
     pub processes: BTreeMap<u32, Watched>,
     /// The statements of all processes.
     pub queries: Vec<Query>,
+    /// Whether of all that malloc gave only blocks of contexts are wanted, each as of its context.
+    pub only_blocks: bool,
+    /// Bytes of used chunks in contexts by their label, at moments while recording, where that is so.
+    pub used: Vec<(u64, HashMap<String, u64>)>,
     /// Whether what was recorded are samples, which stand for others.
     pub samples: bool,
     /// Bytes allocated and not freed by the stacks that have some, at moments while recording
@@ -104,8 +108,13 @@ pub fn assemble(
     frame: &dyn Fn(u32, AbsAddr, bool) -> RawFrame,
 ) -> Profile<RawFrame> {
     let timeline = drained.timeline();
-    let mut profile =
-        Profile { frames: Vec::new(), stacks: Vec::new(), contexts: Vec::new(), groups: Vec::new() };
+    let mut profile = Profile {
+        frames: Vec::new(),
+        stacks: Vec::new(),
+        contexts: Vec::new(),
+        groups: Vec::new(),
+        no_blocks: None,
+    };
     let ids = intern_stacks(drained, &mut profile, frame);
     let mut groups = Groups {
         drained,
@@ -115,6 +124,7 @@ pub fn assemble(
         of_blocks: of_blocks(drained, frame),
         places: HashMap::new(),
         groups: HashMap::new(),
+        no_blocks: Tally::default(),
     };
     let snapshots =
         drained.cycles.iter().flat_map(|cycle| [(false, &cycle.recorded), (true, &cycle.survived)]);
@@ -125,7 +135,7 @@ pub fn assemble(
             groups.add(*number, watched, process, is_last);
         }
     }
-    let Groups { places, groups, .. } = groups;
+    let Groups { places, groups, of_blocks, no_blocks, .. } = groups;
     // The order of a hash map is no order: an artifact must be the same each time.
     let mut sorted: Vec<(&ContextPlace, ContextId)> = places.iter().map(|(place, id)| (place, *id)).collect();
     sorted.sort();
@@ -145,7 +155,11 @@ pub fn assemble(
     profile.groups.sort_by_key(|group| {
         (Reverse(group.weight()), group.stack, group.context, group.what, group.process)
     });
-    summarize(drained, &ids, &mut profile);
+    if drained.only_blocks {
+        profile.no_blocks = Some(no_blocks);
+    }
+    let is_wanted = |stack: u32| !drained.only_blocks || of_blocks.contains(&stack);
+    summarize(drained, &ids, &is_wanted, &mut profile);
     divide(&mut profile);
     add_course(drained, &timeline, &ids, slices, &mut profile);
     profile
@@ -205,6 +219,8 @@ struct Groups<'a> {
     places: HashMap<ContextPlace, ContextId>,
     /// With the contexts of each.
     groups: HashMap<GroupKey, Making>,
+    /// What survives that is no block of a context, where these are all that is wanted.
+    no_blocks: Tally,
 }
 
 /// Stack, place, kind and process of a group.
@@ -243,6 +259,7 @@ fn divide(profile: &mut Profile<RawFrame>) {
         [&mut group.recorded, &mut group.survived].into_iter().chain(&mut group.slices).for_each(whole);
         group.pinned = from_ones(group.pinned);
     }
+    profile.no_blocks.iter_mut().for_each(whole);
     for stack in &mut profile.stacks {
         let StackSummary { allocated, freed, reset, exited } = &mut stack.summary;
         [allocated, freed, reset, exited].into_iter().for_each(whole);
@@ -277,15 +294,36 @@ impl Groups<'_> {
         let mut traced: HashMap<u64, u64> = HashMap::new();
         // Parts of one chunk pin its block once.
         let mut has_pinned = HashSet::new();
+        let blocks = self.drained.only_blocks.then(|| watched.looks.of_blocks(is_last));
         for chunk in snapshot.chunks.iter().filter(|chunk| chunk.requested != 0 || chunk.held != 0) {
+            let of_block = blocks.as_ref().and_then(|blocks| blocks.context(chunk.chunk));
             let is_block = is_pool(chunk.context) && self.of_blocks.contains(&chunk.stack);
-            let context = if is_block { BLOCKS } else { chunk.context };
-            let place = *places.entry(context).or_insert_with(|| self.place(&by, context, snapshot));
+            let context = match of_block {
+                Some(context) => context,
+                // Of a context that is kept for the next one, or was not seen.
+                None if is_block => BLOCKS,
+                None => chunk.context,
+            };
+            if of_block.is_some() {
+                self.of_blocks.insert(chunk.stack);
+            } else if blocks.is_some() && !is_block {
+                if is_last {
+                    let tally = Tally { count: 1, requested: chunk.requested, held: chunk.held };
+                    self.no_blocks += weighted(tally, chunk.weight);
+                }
+                continue;
+            }
+            let place = *places.entry(context).or_insert_with(|| {
+                match of_block.and_then(|context| blocks.as_ref()?.place(context)) {
+                    Some(place) => intern(&mut self.places, place),
+                    None => self.place(&by, context, snapshot),
+                }
+            });
             *traced.entry(chunk.context).or_default() += chunk.held;
             let tally =
                 weighted(Tally { count: 1, requested: chunk.requested, held: chunk.held }, chunk.weight);
             let key = (self.stack(chunk.stack), place, What::Chunks, watched.index);
-            let making = self.count(key, &by, chunk.context, tally, chunk.born_ns, is_last);
+            let making = self.count(key, &by, context, tally, chunk.born_ns, is_last);
             if is_last && has_pinned.insert(chunk.chunk) {
                 let pinned = pinned.get(&chunk.chunk).copied().unwrap_or(0);
                 making.group.pinned = making.group.pinned.saturating_add(pinned.saturating_mul(chunk.weight));
@@ -318,8 +356,7 @@ impl Groups<'_> {
         let no_names = HashMap::new();
         let names = last.map_or(&no_names, |last| &last.names);
         let place = by.watched.looks.place(address, snapshot, of_process, names);
-        let next = ContextId(self.places.len() as u32);
-        *self.places.entry(place).or_insert(next)
+        intern(&mut self.places, place)
     }
 
     fn count(
@@ -366,6 +403,12 @@ impl Groups<'_> {
         }
         making
     }
+}
+
+/// The id of a place of contexts.
+fn intern(places: &mut HashMap<ContextPlace, ContextId>, place: ContextPlace) -> ContextId {
+    let next = ContextId(places.len() as u32);
+    *places.entry(place).or_insert(next)
 }
 
 /// Interns frames and stacks; the stack with id 0 is the unknown one.
@@ -417,8 +460,14 @@ fn intern_stacks(
 
 /// What became of each stack's chunks. What was recorded and neither freed nor still there went
 /// with a reset or delete of its context.
-fn summarize(drained: &Drained, ids: &HashMap<u32, StackId>, profile: &mut Profile<RawFrame>) {
-    for (raw, totals) in drained.last().into_iter().flat_map(|last| &last.totals) {
+fn summarize(
+    drained: &Drained,
+    ids: &HashMap<u32, StackId>,
+    is_wanted: &dyn Fn(u32) -> bool,
+    profile: &mut Profile<RawFrame>,
+) {
+    let totals = drained.last().into_iter().flat_map(|last| &last.totals);
+    for (raw, totals) in totals.filter(|(raw, _)| is_wanted(**raw)) {
         let StackTotals { count, requested, held, freed_count, freed_requested, freed_held } = *totals;
         let id = ids.get(raw).copied().unwrap_or(StackId(0));
         if let Some(stack) = profile.stacks.get_mut(id.0 as usize) {

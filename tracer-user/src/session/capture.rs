@@ -19,7 +19,7 @@ use tracing::debug;
 
 use super::{
     Allocators, CaptureError, Chosen, Detaching, Interrupts, Prepared, Progress, RecordOptions, Recorder,
-    Recording, Scope, assemble, memory_growth, prepare, record::SLICES, sum_of_growths,
+    Recording, Scope, add_used, assemble, memory_growth, prepare, record::SLICES, sum_of_growths,
 };
 use crate::{
     addr::AbsAddr,
@@ -259,9 +259,12 @@ fn finish(
     });
     let mut memory = sum_of_growths(growths);
     if let Some(memory) = &mut memory {
+        add_used(memory, &recording.drained.used, &recording.drained.timeline(), &slices);
         match &recording.windows {
             Some(windows) => by_windows(memory, &profile, windows),
-            None if selection.is_sampled() => by_groups(memory, &profile, 1.0, |group| group.recorded),
+            None if selection.is_sampled() || profile.no_blocks.is_some() => {
+                by_groups(memory, &profile, 1.0, |group| group.recorded)
+            }
             None => {}
         }
     }

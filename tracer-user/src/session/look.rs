@@ -120,6 +120,17 @@ impl Look {
         (before - snapshot.chunks.len()) as u64
     }
 
+    /// The addresses that malloc gave for blocks, and for contexts that lie before their first one, with the address of
+    /// the context.
+    fn blocks(&self) -> HashMap<u64, u64> {
+        let of = |context: &MemoryContext| {
+            let blocks = context.usage.iter().flat_map(|usage| &usage.blocks).map(|block| block.address.0);
+            let own = context.address.0;
+            blocks.chain([own]).map(|address| (address, own)).collect::<Vec<_>>()
+        };
+        self.census.contexts.iter().flat_map(of).collect()
+    }
+
     /// The context at an address, if it is surely the one that the programs have seen there: it was
     /// made before this look, and its name is the same.
     fn same(&self, address: u64, raw: &RawContext, name: &str) -> Option<usize> {
@@ -149,6 +160,14 @@ pub struct Looks {
 }
 
 impl Looks {
+    /// Of the look when recording ended or of the last one: the contexts that blocks are of ([`Look::blocks`]), and
+    /// where each stands.
+    pub(super) fn of_blocks(&self, is_last: bool) -> OfBlocks<'_> {
+        // Of one that has ended there is no last look.
+        let look = self.survived.as_ref().filter(|_| is_last).or(self.recorded.as_ref());
+        OfBlocks { look, contexts: look.map(Look::blocks).unwrap_or_default() }
+    }
+
     /// Where a context of a snapshot stands: by the last look if it is still there, since contexts
     /// are moved.
     pub fn place(
@@ -175,6 +194,25 @@ impl Looks {
             .and_then(|raw| in_look(&self.survived, raw))
             .or_else(|| raw.and_then(|raw| in_look(&self.recorded, raw)))
             .unwrap_or_else(|| ContextPlace { name: name.to_owned(), ident: None, path: None })
+    }
+}
+
+/// Which contexts blocks are of.
+pub(super) struct OfBlocks<'a> {
+    look: Option<&'a Look>,
+    contexts: HashMap<u64, u64>,
+}
+
+impl OfBlocks<'_> {
+    /// The context that the block at an address is of.
+    pub(super) fn context(&self, block: u64) -> Option<u64> {
+        self.contexts.get(&block).copied()
+    }
+
+    /// Where that context stands.
+    pub(super) fn place(&self, context: u64) -> Option<ContextPlace> {
+        let look = self.look?;
+        Some(look.place(*look.by_address.get(&AbsAddr(context))?))
     }
 }
 

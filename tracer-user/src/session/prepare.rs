@@ -33,6 +33,8 @@ pub enum Allocators {
     Malloc,
     /// Both, blocks of contexts counted once: as what is allocated in them.
     All,
+    /// Blocks that malloc gives for contexts, by the context that they are in.
+    Blocks,
 }
 
 /// A process that can be captured, and how.
@@ -94,7 +96,7 @@ impl Prepared {
         if allocators == Allocators::Contexts {
             return Ok(());
         }
-        if allocators == Allocators::Malloc {
+        if matches!(allocators, Allocators::Malloc | Allocators::Blocks) {
             plan.sites.clear();
             plan.not_followed.clear();
         }
@@ -104,8 +106,12 @@ impl Prepared {
         }
         let pid = self.process.pid;
         let first = plan.sites.len() as u8;
-        let outside = outside(self.mappings.modules(), &ProcessMemory::new(pid), pid, first)
+        let mut outside = outside(self.mappings.modules(), &ProcessMemory::new(pid), pid, first)
             .map_err(|source| CaptureError::Outside { pid, source })?;
+        if allocators == Allocators::Blocks {
+            // No context maps memory itself. Malloc's probes come first, so that the numbers stay those of the plan.
+            outside.retain(|site| site.site.pool == Some(Pool::Malloc));
+        }
         plan.sites.extend(outside);
         Ok(())
     }

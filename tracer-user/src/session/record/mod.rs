@@ -75,6 +75,8 @@ pub struct Recorder<'a> {
     stacks: Vec<RawStack>,
     /// Bytes allocated and not freed, by stack, at moments while recording.
     held: Vec<(u64, HashMap<u32, u64>)>,
+    /// Bytes of used chunks in contexts by their label, at the same moments, where only blocks are traced.
+    used: Vec<(u64, HashMap<String, u64>)>,
     /// Code outside of every known object that was not looked at yet.
     unknown_code: Vec<(u32, AbsAddr)>,
     run_time_code: HashSet<(usize, AbsAddr)>,
@@ -134,6 +136,7 @@ impl<'a> Recorder<'a> {
             mapper,
             stacks: Vec::new(),
             held: Vec::new(),
+            used: Vec::new(),
             unknown_code: Vec::new(),
             run_time_code: HashSet::new(),
             notes: Vec::new(),
@@ -239,6 +242,8 @@ impl<'a> Recorder<'a> {
             block_makers: self.prepared.block_makers(),
             processes,
             queries,
+            only_blocks: self.options.only_blocks,
+            used: self.used,
             held: self.held,
             samples: self.tracer.limits().selection.is_sampled(),
         };
@@ -417,6 +422,9 @@ impl<'a> Recorder<'a> {
             let due = self.options.duration.as_nanos() as u64 / (2 * SLICES);
             if self.held.last().is_none_or(|(last, _)| now - last >= due) {
                 self.held.push((now, self.tracer.held_by_stack()?));
+                if self.options.only_blocks {
+                    self.used.extend(self.processes.used_by_label().map(|used| (now, used)));
+                }
             }
         }
         // Dead chunks stay until their address is used again.
