@@ -94,7 +94,7 @@ mod tests {
                 break;
             }
             assert!(size < size_of_cell(cell + 1));
-            assert_eq!(weight(size, |asked| u64::from(asked)), u64::from(cell), "{size}");
+            assert_eq!(weight(size, u64::from), u64::from(cell), "{size}");
         }
     }
 

@@ -27,7 +27,7 @@ pub enum Command {
     /// Read the memory contexts of one process, without any probe.
     Contexts(ContextsArgs),
     /// Trace one process for some seconds and name what leaks.
-    Capture(CaptureArgs),
+    Capture(Box<CaptureArgs>),
     /// Make artifacts again from a capture.json, with other options.
     Render(RenderArgs),
     /// Say what works on this host and for one process, and what to do about what does not.

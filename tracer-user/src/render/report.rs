@@ -242,7 +242,7 @@ fn suspects(page: &mut Page, capture: &Capture, verdict: &Verdict) {
         return;
     }
     page.heading(if capture.traces_blocks() {
-        "CONTEXTS THAT GROW, by bytes of blocks (in parentheses: allocator helpers, and what all work runs below)"
+        "CONTEXTS THAT GROW, by bytes of blocks (in parentheses: helpers, and what all work runs below)"
     } else {
         "SUSPECTS, by bytes held (in parentheses: allocator helpers, and what all work runs below)"
     });
@@ -517,6 +517,17 @@ fn window(page: &mut Page, capture: &Capture) {
             seconds(window.target_cpu_ns)
         ),
     );
+    if capture.traces_blocks() {
+        page.hang(
+            "  ",
+            &format!(
+                "said to grow: more used than ever before at the end of {} time slices, and by {}",
+                FLOOR.chunks,
+                rate(FLOOR.bytes_per_second)
+            ),
+        );
+        return;
+    }
     page.hang(
         "  ",
         &format!(

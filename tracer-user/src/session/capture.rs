@@ -189,6 +189,7 @@ fn finish(
         .plan
         .sites
         .iter()
+        .chain(&prepared.not_probed)
         .map(|site| (site.function.address.in_process(site.bias(prepared.bias)), site.function.name()))
         .chain(
             static_functions(&prepared.image, &prepared.functions)

@@ -13,7 +13,7 @@ use crate::{
     census::Observed,
     elf::{FunctionRange, Image},
     guard::EventRates,
-    probe::{CostClass, LiveProcess, ProbePlan, outside, plan, top_context_variable},
+    probe::{CostClass, LiveProcess, ProbePlan, ProbeSite, outside, plan, top_context_variable},
     target::{
         Binary, CpuTime, LoadedModules, ProcessId, ProcessMemory, Seccomp, Status, Title, command_line,
         cpu_time, parse_title, status,
@@ -58,6 +58,8 @@ pub struct Prepared {
     pub bias: Bias,
     /// Where its probes go.
     pub plan: ProbePlan,
+    /// Allocators' functions that are not probed, and have names all the same.
+    pub not_probed: Vec<ProbeSite>,
     /// Its mappings with their unwind tables.
     pub mappings: Mappings,
     /// CPU time that it had used when it was first looked at.
@@ -83,7 +85,21 @@ pub fn prepare(pid: u32, cache: Option<TableCache>) -> Result<Prepared, CaptureE
         .map_err(|source| CaptureError::Probe { pid, source })?;
     let mappings = Mappings::new(modules, cache)?;
     let title = parse_title(&title_text);
-    Ok(Prepared { process, status, title_text, title, binary, image, functions, bias, plan, mappings, cpu })
+    let not_probed = Vec::new();
+    Ok(Prepared {
+        process,
+        status,
+        title_text,
+        title,
+        binary,
+        image,
+        functions,
+        bias,
+        plan,
+        not_probed,
+        mappings,
+        cpu,
+    })
 }
 
 impl Prepared {
@@ -92,12 +108,12 @@ impl Prepared {
     /// # Errors
     /// If the process's malloc is not found.
     pub fn choose(&mut self, allocators: Allocators) -> Result<(), CaptureError> {
-        let Self { plan, .. } = self;
+        let Self { plan, not_probed, .. } = self;
         if allocators == Allocators::Contexts {
             return Ok(());
         }
         if matches!(allocators, Allocators::Malloc | Allocators::Blocks) {
-            plan.sites.clear();
+            not_probed.append(&mut plan.sites);
             plan.not_followed.clear();
         }
         // A context lies in memory of malloc, which is then no longer anybody else's.
