@@ -87,10 +87,13 @@ pub struct Finished {
 }
 
 impl Running {
-    /// Starts any command of the program.
+    /// Starts any command of the program, or another program.
     pub fn spawn(command: &mut Command) -> Result<Self> {
-        let mut child =
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot start pgleak")?;
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let output = Arc::new(Output::default());
         let stdout = child.stdout.take().expect("started with a pipe");
         let stderr = child.stderr.take().expect("started with a pipe");
@@ -130,12 +133,17 @@ impl Running {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || self.readers.iter().all(JoinHandle::is_finished) {
-                bail!("pgleak did not say {text:?} but\n{}\n{}", printed[0], printed[1]);
+                bail!("it did not say {text:?} but\n{}\n{}", printed[0], printed[1]);
             }
             // Short waits: the end of both streams wakes nobody who waits for a line.
             let wait = left.min(Duration::from_millis(50));
             printed = self.output.grown.wait_timeout(printed, wait).expect("readers do not panic").0;
         }
+    }
+
+    /// All that it has printed and complained so far.
+    pub fn said(&self) -> String {
+        self.output.lock().concat()
     }
 
     /// Whether it still prints, or might.

@@ -39,10 +39,8 @@ impl Sampling {
         let mut mappings = Mappings::new(LoadedModules::read(pid)?, None)?;
         let (rows, pages) = mappings.table_sizes();
         let limits = Limits::within(MAP_BYTES, rows, pages).context("the tables need more memory")?;
-        let mut tracer = Tracer::load(
-            Limits { sample_bytes: RING_BYTES, ..limits },
-            ContextNames { offset: 0, are_copies: 0 },
-        )?;
+        let mut tracer =
+            Tracer::load(Limits { sample_bytes: RING_BYTES, ..limits }, ContextNames::default())?;
         let sampler = tracer.load_sampler()?;
         mappings.upload(tracer.walks())?;
         Ok(Self { tracer, sampler, mappings, pid })

@@ -2,6 +2,7 @@
 
 use crate::{
     counters::OWN,
+    foresee::SET_WORDS,
     trail::{Fresh, Trail},
     unwind::Registers,
 };
@@ -155,6 +156,8 @@ pub struct Control {
     pub doomed_tail: u64,
     /// The number of the next process. Starts at 1 in a capture of several; 0 is the one of a capture of one.
     pub next_process: u64,
+    /// 1: chunks are foreseen ([`crate::foresee`]); written by user space, and by the programs when one was another.
+    pub foresees: u64,
     /// The name of the contexts that allocations are recorded in, NUL-padded; all zero for every one.
     pub only: [u64; NAME_BYTES / 8],
     /// Servers whose new processes are followed.
@@ -361,6 +364,8 @@ pub struct SiteHits {
     pub entries: u64,
     /// Calls that returned.
     pub returns: u64,
+    /// Calls of which the return was not looked at: what they return was foreseen, or nothing depends on it.
+    pub foreseen: u64,
 }
 
 /// A call that has begun.
@@ -389,6 +394,8 @@ pub struct Pending {
     pub flags: u32,
     /// Of an allocation that is timed, nanoseconds that its entry took; 0 of others.
     pub timed_ns: u64,
+    /// Of an allocation that was foreseen and is looked at all the same, what it should return; 0 of others.
+    pub foreseen: u64,
     /// Of a realloc, the function's first instruction.
     pub function: u64,
     /// Realloc of an unknown chunk: its usable size before the call.
@@ -530,6 +537,8 @@ pub struct Task {
     pub frames: [u64; FRAME_SLOTS],
     /// Growth of the chunk at hand.
     pub parts: Parts,
+    /// What the AllocSet at hand has: see [`crate::foresee`].
+    pub set: [u64; SET_WORDS],
     /// The chunk that is resized, as it was.
     pub resized: Live,
     /// 1 if it is followed already.
@@ -588,7 +597,7 @@ pub struct Name {
 }
 
 const _: () = {
-    assert!(size_of::<Control>() == 8 + 48 + 64 + 32 * MAX_FAMILIES);
+    assert!(size_of::<Control>() == 8 + 56 + 64 + 32 * MAX_FAMILIES);
     assert!(size_of::<Process>() == 80 + TITLE_BYTES);
     assert!(size_of::<Range>() == 32);
     assert!(size_of::<MapSet>() == 8192);
@@ -597,14 +606,14 @@ const _: () = {
     assert!(size_of::<Parts>() == 264);
     assert!(size_of::<Context>() == 32);
     assert!(size_of::<StackTotals>() == 48);
-    assert!(size_of::<Pending>() == 96);
+    assert!(size_of::<Pending>() == 104);
     assert!(size_of::<Walk>() == 112);
     assert!(size_of::<StackHeader>() == 16);
     assert!(size_of::<Window>() == 16 + 8 * WINDOW_WORDS);
     assert!(size_of::<Trail>() == 128 * (48 + 32) + 256 + 8);
     assert!(
         size_of::<Task>()
-            == 8 * 96
+            == 8 * 104
                 + 24
                 + 112
                 + 16400
@@ -613,11 +622,12 @@ const _: () = {
                 + 16
                 + 1024
                 + 264
+                + 8 * SET_WORDS
                 + 96
                 + 16 * 24
                 + 64 * 24
                 + 24
-                + 13 * 8
+                + 14 * 8
                 + 8
                 + 8
     );

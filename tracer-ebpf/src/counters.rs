@@ -62,6 +62,8 @@ counters! {
     FramesReused = "frames_reused", Work, "frames that were as in the stack before, and not walked again";
     StacksNew = "stacks_new", Work, "different stacks seen";
     RowCacheMiss = "row_cache_miss", Work, "unwind rows searched because the cache did not have them";
+    Foreseen = "foreseen", Work, "allocations whose address was foreseen, so that their return needed no probe";
+    ForeseenChecked = "foreseen_checked", Work, "foreseen addresses that were compared with what was returned";
     RecordTimed = "record_timed", Work, "allocations of which recording was timed";
     RecordNs = "record_ns", Work, "nanoseconds that recording these took, without the traps";
     LoadsAwaited = "loads_awaited", Work, "times that the process waited some milliseconds until a library that it loaded was known";
@@ -91,6 +93,7 @@ counters! {
     TasksFull = "tasks_full", Loss, "calls not followed because of too many threads";
     NestedTooDeep = "nested_too_deep", Loss, "calls not followed because too many were nested";
     OverwroteLive = "overwrote_live", Loss, "addresses handed out twice: a free, reset or delete was not seen";
+    ForeseenWrongly = "foreseen_wrongly", Loss, "allocations that returned another address than was foreseen: from then on nothing was; some frees before it may not have been seen";
     NameUnreadable = "name_unreadable", Loss, "contexts whose name could not be read";
     HeaderUnreadable = "header_unreadable", Loss, "chunks whose header could not be read: their requested size stands for what they hold";
     GrowthUnknown = "growth_unknown", Loss, "reallocs of memory that is older than the capture or was not recorded, whose old size nobody knows: their growth is missing";
@@ -110,7 +113,8 @@ pub const COUNT: usize = COUNTERS.len();
 
 /// What is counted so often that each task does it for itself, in [`crate::abi::Task::own_counts`]: without an
 /// atomic operation, and without a line of memory that goes from one processor to the other.
-pub const OWN: [Counter; 13] = [
+pub const OWN: [Counter; 14] = [
+    Counter::Foreseen,
     Counter::Recorded,
     Counter::RecordedBytes,
     Counter::Freed,

@@ -9,6 +9,7 @@
 
 pub mod abi;
 pub mod counters;
+pub mod foresee;
 pub mod growth;
 pub mod lookup;
 pub mod sample;

@@ -8,6 +8,8 @@
 
 mod bpf;
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     EbpfContext as _,
     macros::{raw_tracepoint, uprobe, uretprobe},
@@ -19,7 +21,7 @@ use crate::bpf::{chunk, context, loader, measure, process, realloc, sample, sess
 /// Entry of a function that returns a new chunk.
 #[uprobe(sleepable)]
 fn alloc_enter(ctx: ProbeContext) -> u32 {
-    chunk::alloc_enter::<false>(&ctx);
+    chunk::alloc_enter::<false, false>(&ctx);
     0
 }
 
@@ -54,7 +56,7 @@ fn realloc_exit(ctx: RetProbeContext) -> u32 {
 /// Entry of malloc, or of another function that returns memory outside of contexts.
 #[uprobe(sleepable)]
 fn outside_alloc_enter(ctx: ProbeContext) -> u32 {
-    chunk::alloc_enter::<true>(&ctx);
+    chunk::alloc_enter::<true, false>(&ctx);
     0
 }
 
@@ -87,13 +89,16 @@ fn outside_realloc_exit(ctx: RetProbeContext) -> u32 {
 }
 
 /// Entry and return of a function that returns a new chunk, for session links.
-#[uprobe(sleepable)]
-fn alloc_session(ctx: ProbeContext) -> u32 {
+///
+/// By hand, since what it returns says whether the return is wanted.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe.s")]
+extern "C" fn alloc_session(ctx: *mut c_void) -> u32 {
+    let ctx = ProbeContext::new(ctx);
     if session::is_entry(&ctx) {
-        chunk::alloc_enter::<false>(&ctx);
-    } else {
-        chunk::alloc_exit::<false>(&RetProbeContext::new(ctx.as_ptr()));
+        return session::answer(chunk::alloc_enter::<false, true>(&ctx));
     }
+    chunk::alloc_exit::<false>(&RetProbeContext::new(ctx.as_ptr()));
     0
 }
 
@@ -112,7 +117,7 @@ fn realloc_session(ctx: ProbeContext) -> u32 {
 #[uprobe(sleepable)]
 fn outside_alloc_session(ctx: ProbeContext) -> u32 {
     if session::is_entry(&ctx) {
-        chunk::alloc_enter::<true>(&ctx);
+        chunk::alloc_enter::<true, false>(&ctx);
     } else {
         chunk::alloc_exit::<true>(&RetProbeContext::new(ctx.as_ptr()));
     }

@@ -361,16 +361,21 @@ pub const fn rounded(header: u64, requested: u64) -> u64 {
 
 const PAGE_BYTES: u64 = 4096;
 
+/// Whether chunks with that header are of an AllocSet.
+#[inline(always)]
+pub const fn is_set(header: u64) -> bool {
+    header == ChunkHeader::SizeContext as u64
+        || header == ChunkHeader::Packed16 as u64
+        || header == ChunkHeader::Packed17 as u64
+}
+
 /// All that a small chunk of an AllocSet takes, without a look at its header: powers of two up to what is small
 /// for every set. A set with the smallest blocks there are, of 1 KiB, calls 128 bytes small (`allocChunkLimit` in
 /// `aset.c`: a quarter of a block has room for one).
 #[inline(always)]
 pub const fn small_held(header: u64, requested: u64) -> Option<u64> {
     const SMALL: u64 = 128;
-    let is_set = header == ChunkHeader::SizeContext as u64
-        || header == ChunkHeader::Packed16 as u64
-        || header == ChunkHeader::Packed17 as u64;
-    if !is_set || requested > SMALL {
+    if !is_set(header) || requested > SMALL {
         return None;
     }
     // The next power of two, and at least 8.

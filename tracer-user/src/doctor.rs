@@ -234,7 +234,7 @@ fn programs(prepared: Option<&Prepared>) -> Vec<Check> {
     let (rows, pages) = prepared.map_or((0, 0), |prepared| prepared.mappings.table_sizes());
     let budget = Limits::least_bytes(rows, pages) + (1 << 20);
     let Some(limits) = Limits::within(budget, rows, pages) else { return Vec::new() };
-    let nothing = ContextNames { offset: 0, are_copies: 0 };
+    let nothing = ContextNames::default();
     let names = prepared.map_or(nothing, |prepared| ContextNames::of(&prepared.plan.layout));
     let mut tracer = match Tracer::load_for_the_best(limits, names) {
         Ok(tracer) => tracer,

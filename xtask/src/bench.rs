@@ -21,25 +21,38 @@ pub(crate) struct Bench {
 enum What {
     /// What tracing adds to a transaction, beside rivals in the same rounds: hours for all of it
     Overhead,
+    /// What user space does when a capture has ended: names, unwind tables, the verdict, artifacts
+    Micro,
     /// Walking a stack: by way of the last one, anew, and by the kernel's bpf_get_stack
     Unwind,
 }
 
 impl Bench {
     pub(crate) fn run(self) -> Result<()> {
-        if !is_root() {
+        // What was measured before is shown without any set-up.
+        let shows = self.arguments.iter().any(|argument| argument == "--show");
+        let measures = !(matches!(self.what, What::Overhead) && shows);
+        if measures && !matches!(self.what, What::Micro) && !is_root() {
             bail!("probes need root: run it with sudo");
         }
         let tools = setup::for_build()?;
-        setup::for_tests()?;
         build::bpf_object(&tools)?;
         let program = match self.what {
-            What::Overhead => {
+            What::Micro => {
+                let mut command = cargo(["bench", "--package", "pgleak", "--bench", "micro", "--"]);
+                return run(command.args(self.arguments));
+            }
+            What::Overhead if measures => {
+                setup::for_tests()?;
                 setup::for_rivals()?;
                 build::program(true)?;
                 "bench"
             }
-            What::Unwind => "unwind-bench",
+            What::Overhead => "bench",
+            What::Unwind => {
+                setup::for_tests()?;
+                "unwind-bench"
+            }
         };
         let mut command = cargo(["run", "--release", "--package", "pgleak-tests", "--bin", program, "--"]);
         run(command.args(self.arguments).env("PGLEAK_BIN", workspace::pgleak(true)))

@@ -8,6 +8,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::process::{output, run};
 
+/// Below what was unpacked, the names of the packages' files, a line each: `NAME_VERSION_ARCHITECTURE.deb`.
+pub const PACKAGES: &str = "packages";
+
 /// What Debian's archive is signed by.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -111,17 +114,19 @@ pub fn unpacked(suites: &[&str], packages: &[&str], dir: &Path) -> Result<PathBu
         fs::create_dir_all(tree.join("usr").join(name))?;
         std::os::unix::fs::symlink(format!("usr/{name}"), tree.join(name))?;
     }
-    let mut count = 0;
+    let mut names = Vec::new();
     for entry in fs::read_dir(archives)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "deb") {
             extract(&path, &tree)?;
-            count += 1;
+            names.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));
         }
     }
-    if count == 0 {
+    if names.is_empty() {
         bail!("apt has downloaded nothing for {packages:?} of {suite}");
     }
+    names.sort_unstable();
+    fs::write(tree.join(PACKAGES), names.join("\n") + "\n").context("cannot note the packages")?;
     // Only what is complete gets the name that the next run trusts.
     fs::rename(&tree, &root).with_context(|| format!("cannot make {}", root.display()))?;
     fs::remove_dir_all(dir.join("apt").join(suite))

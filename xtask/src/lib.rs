@@ -6,4 +6,5 @@
 pub mod debian;
 pub mod postgres;
 pub mod process;
+pub mod rivals;
 pub mod workspace;

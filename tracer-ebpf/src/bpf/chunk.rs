@@ -23,8 +23,10 @@ use tracer_ebpf::{
 };
 
 use crate::bpf::{
-    context,
-    maps::{LIVE, are_several, control, count, count_many, count_own, hit_entry, hit_return, phase},
+    context, foresee,
+    maps::{
+        LIVE, are_several, control, count, count_many, count_own, hit_entry, hit_foreseen, hit_return, phase,
+    },
     process, read,
     record::{add_allocated, add_freed, free_parts, put, remove, sweep},
     sampling, stack, task,
@@ -63,6 +65,7 @@ pub(crate) fn begin<const OUTSIDE: bool>(call: &mut Pending, regs: &pt_regs, sp:
         flags: nothing as u32,
         timed_ns: nothing,
         function: nothing,
+        foreseen: nothing,
         old_usable: nothing,
         old_held: nothing,
     };
@@ -108,19 +111,31 @@ fn is_own_memory(regs: &pt_regs) -> bool {
 /// Of so many allocations of a task one is timed: the guard wants to know what recording costs here and now.
 const TIMED: u32 = 64;
 
-/// A call that will return a new chunk begins: its stack is taken, while all of it is at hand. Nothing is
-/// recorded before it returns: an error may leave it. `OUTSIDE` is memory that is in no context: programs of
-/// their own, since what is one branch to the reader is twice as many paths to the verifier.
+/// Whether anything depends on the return of a call that has begun.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Return {
+    /// It has to be seen.
+    Awaited,
+    /// The call may return as it likes.
+    NotNeeded,
+}
+
+/// A call that will return a new chunk begins: its stack is taken, while all of it is at hand. It is recorded at once
+/// if `FORESEES`, and if its address can be told ([`foresee`]): such a call cannot fail. Else nothing is recorded before
+/// it returns: an error may leave it. `OUTSIDE` is memory that is in no context: programs of their own, since what is
+/// one branch to the reader is twice as many paths to the verifier.
 #[inline(always)]
-pub(crate) fn alloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
+pub(crate) fn alloc_enter<const OUTSIDE: bool, const FORESEES: bool>(ctx: &ProbeContext) -> Return {
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
     let sp = read::sp(regs);
-    let Some((cookie, phase, process)) = entered::<true>(ctx) else { return };
+    let Some((cookie, phase, process)) = entered::<true>(ctx) else { return Return::Awaited };
     if phase != Phase::Record as u32 {
-        return;
+        return Return::NotNeeded;
     }
-    let (Some(control), Some(task)) = (control(), task::current_or_new(process)) else { return };
+    let (Some(control), Some(task)) = (control(), task::current_or_new(process)) else {
+        return Return::Awaited;
+    };
     task::drop_left(task, sp);
     // SAFETY: a map value that only this task uses.
     let is_late = unsafe {
@@ -131,7 +146,7 @@ pub(crate) fn alloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
         (*task).is_late
     };
     let flags = if is_late != 0 { PENDING_LATE } else { own_flags::<OUTSIDE>(task, regs, sp, cookie) };
-    let Some(call) = task::next(task) else { return };
+    let Some(call) = task::next(task) else { return Return::Awaited };
     begin::<OUTSIDE>(call, regs, sp, cookie);
     call.flags = flags;
     if flags == 0 && sampling::leaves_out(task, call.size, call.size) {
@@ -152,6 +167,10 @@ pub(crate) fn alloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
     } else {
         call.return_address = return_address(sp);
     }
+    if FORESEES && is_over(control, process, task, call, regs) {
+        hit_foreseen(Site::index_of(cookie));
+        return Return::NotNeeded;
+    }
     // SAFETY: as above.
     let start = unsafe { core::ptr::read_volatile(&raw const (*task).started_ns) };
     if start != 0 {
@@ -159,6 +178,79 @@ pub(crate) fn alloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
         call.timed_ns = now().wrapping_sub(start) | 1;
     }
     task::push(task);
+    Return::Awaited
+}
+
+/// Records a call that has just begun as if it had returned, if it is known what it will return; true if nothing
+/// depends on its return.
+#[inline(always)]
+fn is_over(
+    control: *mut Control,
+    process: *mut Process,
+    task: *mut Task,
+    call: &mut Pending,
+    regs: &pt_regs,
+) -> bool {
+    // Read again, as above.
+    // SAFETY: as `next` gave it.
+    let call = unsafe { &mut *read::anew(call) };
+    if call.flags != 0 {
+        if call.flags == PENDING_NESTED {
+            count(Counter::NestedInRealloc);
+        }
+        // SAFETY: a map value that only this task uses.
+        let start = unsafe { core::ptr::read_volatile(&raw const (*task).started_ns) };
+        if sampling::is_partial() && start != 0 {
+            timed(now().wrapping_sub(start));
+        }
+        return call.flags != PENDING_LATE;
+    }
+    let cookie = call.cookie;
+    let context = read::argument(regs, cookie, ArgField::Context);
+    let Some((pointer, held)) = foresee::chunk(control, task, cookie, context, call.size) else {
+        return false;
+    };
+    // SAFETY: a map value that only this task uses.
+    if foresee::is_checked(unsafe { core::ptr::read_volatile(&raw const (*task).allocations) }) {
+        call.foreseen = pointer;
+        return false;
+    }
+    let Some(born_ns) = within_deadline(control, task) else {
+        // SAFETY: as above.
+        unsafe { (*task).is_late = 1 };
+        return true;
+    };
+    count_own(Some(task), Counter::Foreseen, 1);
+    record(control, process, task, call, (pointer, held), born_ns);
+    // SAFETY: as above.
+    let start = unsafe { core::ptr::read_volatile(&raw const (*task).started_ns) };
+    if start != 0 {
+        timed(now().wrapping_sub(start));
+    }
+    true
+}
+
+/// Records a new chunk of that many bytes.
+#[inline(always)]
+fn record(
+    control: *mut Control,
+    process: *mut Process,
+    task: *mut Task,
+    call: &Pending,
+    (pointer, held): (u64, u64),
+    born_ns: u64,
+) {
+    let live = Live::new((call.context, call.epoch), (call.size, held), born_ns, call.stack);
+    let live = Live { sampled: sampling::sampled(call.size), ..live };
+    if put(Some(task), key(process::number(process), pointer), &live) {
+        if are_several() {
+            process::note_recorded(process, call.size);
+        }
+        count_own(Some(task), Counter::Recorded, 1);
+        count_own(Some(task), Counter::RecordedBytes, call.size);
+        add_allocated(call.stack, live.sampled, 1, call.size, held);
+    }
+    sweep(control, task);
 }
 
 /// Why a call is part of another one, or not of the process's own memory.
@@ -215,18 +307,11 @@ pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
         return;
     };
     let start = if call.timed_ns == 0 { 0 } else { now() };
-    let held = held_bytes::<false>(call, pointer, call.size);
-    let live = Live::new((call.context, call.epoch), (call.size, held), born_ns, call.stack);
-    let live = Live { sampled: sampling::sampled(call.size), ..live };
-    if put(Some(task), key(process::number(process), pointer), &live) {
-        if are_several() {
-            process::note_recorded(process, call.size);
-        }
-        count_own(Some(task), Counter::Recorded, 1);
-        count_own(Some(task), Counter::RecordedBytes, call.size);
-        add_allocated(call.stack, live.sampled, 1, call.size, held);
+    if !OUTSIDE && call.foreseen != 0 {
+        check_foreseen(control, call.foreseen == pointer);
     }
-    sweep(control, task);
+    let held = held_bytes::<false>(call, pointer, call.size);
+    record(control, process, task, call, (pointer, held), born_ns);
     if start != 0 {
         timed(call.timed_ns + now().wrapping_sub(start));
     }
@@ -237,6 +322,17 @@ pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
 fn timed(ns: u64) {
     count(Counter::RecordTimed);
     count_many(Counter::RecordNs, ns);
+}
+
+/// One that was foreseen has returned. If it was another, this server is not as it should be.
+#[inline(always)]
+fn check_foreseen(control: *mut Control, is_it: bool) {
+    count(Counter::ForeseenChecked);
+    if !is_it {
+        count(Counter::ForeseenWrongly);
+        // SAFETY: a map value; an aligned word.
+        unsafe { core::ptr::write_volatile(&raw mut (*control).foresees, 0) };
+    }
 }
 
 /// `CLOCK_MONOTONIC`.

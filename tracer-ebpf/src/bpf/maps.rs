@@ -19,6 +19,7 @@ use tracer_ebpf::{
         StackTotals, Task,
     },
     counters::{COUNT, Counter},
+    foresee::SetFields,
 };
 
 /// Offset of `MemoryContextData.name` in the traced server.
@@ -40,6 +41,19 @@ static PID_NS_DEVICE: Global<u64> = Global::new(0);
 /// Its inode; 0 for the first one.
 #[unsafe(no_mangle)]
 static PID_NS_INODE: Global<u64> = Global::new(0);
+
+/// Where an AllocSet keeps what decides where a chunk comes from ([`tracer_ebpf::foresee::SetFields`]); 0 if nothing is
+/// foreseen.
+#[unsafe(no_mangle)]
+static SET_START: Global<u64> = Global::new(0);
+
+/// See there.
+#[unsafe(no_mangle)]
+static SET_LIMIT_WORD: Global<u64> = Global::new(0);
+
+/// See there.
+#[unsafe(no_mangle)]
+static SET_LIMIT_SHIFT: Global<u64> = Global::new(0);
 
 /// Number of slots of `TASKS`, a power of two, less one.
 #[unsafe(no_mangle)]
@@ -126,6 +140,15 @@ pub(crate) fn names_are_copies() -> bool {
 #[inline(always)]
 pub(crate) fn are_several() -> bool {
     SEVERAL.load() != 0
+}
+
+/// Where an AllocSet has what chunks are foreseen by; `None` if none are. The verifier knows which.
+#[inline(always)]
+pub(crate) fn set_fields() -> Option<SetFields> {
+    let start = SET_START.load();
+    let fields =
+        SetFields { start, limit_word: SET_LIMIT_WORD.load(), limit_shift: SET_LIMIT_SHIFT.load() & 63 };
+    (start != 0).then_some(fields)
 }
 
 /// See `TASKS`.
@@ -274,5 +297,14 @@ pub(crate) fn hit_return(phase: u32, site: u32) {
     {
         // SAFETY: a map value.
         add(unsafe { &raw mut (*hits).returns }, 1);
+    }
+}
+
+/// Counts a call of the site whose return is not looked at.
+#[inline(always)]
+pub(crate) fn hit_foreseen(site: u32) {
+    if let Some(hits) = SITE_HITS.get_ptr_mut(site) {
+        // SAFETY: a map value.
+        add(unsafe { &raw mut (*hits).foreseen }, 1);
     }
 }

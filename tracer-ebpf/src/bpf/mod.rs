@@ -2,6 +2,7 @@
 
 pub(crate) mod chunk;
 pub(crate) mod context;
+pub(crate) mod foresee;
 pub(crate) mod loader;
 pub(crate) mod maps;
 pub(crate) mod measure;

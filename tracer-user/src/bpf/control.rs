@@ -49,6 +49,7 @@ impl ControlPage {
             self.word64(|record| &raw mut (*record).next_process).store(1, Ordering::Relaxed);
             self.word64(|record| &raw mut (*record).next_epoch).store(1, Ordering::Relaxed);
             self.word64(|record| &raw mut (*record).next_stack).store(1, Ordering::Relaxed);
+            self.word64(|record| &raw mut (*record).foresees).store(1, Ordering::Relaxed);
         }
     }
 

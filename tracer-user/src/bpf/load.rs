@@ -19,6 +19,7 @@ use tracer_ebpf::{
         ProcessState, SiteHits, StackTotals, key_process,
     },
     counters::{COUNTERS, Counter, CounterInfo, OWN},
+    foresee::SetFields,
     sampling::ONE,
     site::is_pool,
 };
@@ -262,19 +263,21 @@ impl Loads {
     }
 }
 
-/// Where contexts have their names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where contexts have what the programs read of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ContextNames {
     /// Offset of `MemoryContextData.name`.
     pub offset: u64,
     /// 1 if a name is a copy of the context's own, whose address may have another name later.
     pub are_copies: u64,
+    /// What chunks of AllocSets are foreseen by, where that is known.
+    pub sets: Option<SetFields>,
 }
 
 impl ContextNames {
     /// Those of a server.
     pub fn of(layout: &Layout) -> Self {
-        Self { offset: layout.context.name, are_copies: layout.name_is_copy.into() }
+        Self { offset: layout.context.name, are_copies: layout.name_is_copy.into(), sets: layout.set_fields }
     }
 }
 
@@ -293,7 +296,8 @@ impl Tracer {
     /// If there is none.
     pub fn load_for_the_best(limits: Limits, names: ContextNames) -> Result<Self, LoadError> {
         let mut last = None;
-        for mechanism in Mechanism::ALL.into_iter().filter(|mechanism| is_trusted(*mechanism)) {
+        for mechanism in Mechanism::by_cost(names.sets.is_some()).into_iter().filter(|each| is_trusted(*each))
+        {
             match Self::load_for(limits, names, mechanism) {
                 Ok(tracer) => return Ok(tracer),
                 Err(error) => {
@@ -315,6 +319,9 @@ impl Tracer {
         let task_mask = limits.tasks - 1;
         let selection = limits.selection;
         let (distance_slots, weight_slots) = limits.sampling_tables();
+        // Only the programs of session links can tell the kernel that a return is not wanted.
+        let sets = names.sets.filter(|_| mechanism == Mechanism::Session);
+        let sets = sets.unwrap_or(SetFields { start: 0, limit_word: 0, limit_shift: 0 });
         let namespace = pid_namespace().map_err(LoadError::Namespace)?;
         let mut loader = EbpfLoader::new();
         loader
@@ -329,6 +336,9 @@ impl Tracer {
             .override_global("SAMPLE", &selection.sample, true)
             .map_max_entries("DISTANCES", distance_slots)
             .map_max_entries("WEIGHTS", weight_slots)
+            .override_global("SET_START", &sets.start, true)
+            .override_global("SET_LIMIT_WORD", &sets.limit_word, true)
+            .override_global("SET_LIMIT_SHIFT", &sets.limit_shift, true)
             .map_max_entries("ROWS", limits.rows)
             .map_max_entries("PAGES", limits.pages)
             .map_max_entries("LIVE", limits.live)

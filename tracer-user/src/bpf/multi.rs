@@ -33,8 +33,15 @@ pub enum Mechanism {
 }
 
 impl Mechanism {
-    /// All of them, the best first.
-    pub const ALL: [Self; 3] = [Self::Multi, Self::Session, Self::PerfLinks];
+    /// All of them, what costs least first. `foresees`: whether most returns need not be looked at, which spares session
+    /// links a trap.
+    pub fn by_cost(foresees: bool) -> [Self; 3] {
+        if foresees {
+            [Self::Session, Self::Multi, Self::PerfLinks]
+        } else {
+            [Self::Multi, Self::Session, Self::PerfLinks]
+        }
+    }
 
     /// What it is called.
     pub fn name(self) -> &'static str {

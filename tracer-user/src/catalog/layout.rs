@@ -4,7 +4,7 @@
 //! builds of every major listed. Nothing here is extrapolated: a version without a row is
 //! refused.
 
-use tracer_ebpf::site::ChunkHeader;
+use tracer_ebpf::{foresee::SetFields, site::ChunkHeader};
 
 use super::{
     Allocator, CatalogError, Function, Kind, NodeTag, OtherKinds, Product, ServerVersion,
@@ -73,6 +73,8 @@ pub struct Layout {
     pub name_is_copy: bool,
     /// Whether blocks end at an address that they hold (`endptr`), so that they can be read.
     pub blocks_have_ends: bool,
+    /// What decides where an AllocSet takes a chunk from; `None` where that was not tried on a server.
+    pub set_fields: Option<SetFields>,
     /// Fields of contexts of other kinds.
     pub others: Option<OtherKinds>,
     /// What a `PgBackendStatus` says of the statement that runs, where that is known.
@@ -164,8 +166,19 @@ const fn postgresql(major: u32, context: ContextFields, node_tag: u32) -> Layout
         context,
         name_is_copy: false,
         blocks_have_ends: true,
+        set_fields: Some(set_fields(major, context.size)),
         others: Some(other_kinds(major, context.size)),
         activity: Some(ActivityFields { started: 32, query_id }),
+    }
+}
+
+/// `AllocSetContext` in `src/backend/utils/mmgr/aset.c`: blocks, eleven free lists, three sizes of blocks and
+/// `allocChunkLimit`. From 17 on the sizes have 32 bits each.
+const fn set_fields(major: u32, start: u64) -> SetFields {
+    if major < 17 {
+        SetFields { start, limit_word: 15, limit_shift: 0 }
+    } else {
+        SetFields { start, limit_word: 13, limit_shift: 32 }
     }
 }
 
@@ -173,7 +186,15 @@ const fn postgresql(major: u32, context: ContextFields, node_tag: u32) -> Layout
 /// `AllocSetDelete(context, parent)`. Their node tags were never computed.
 const fn of_the_greenplum_line(product: Product, major: u32, context: ContextFields) -> Layout {
     let (alloc_set, other_allocators) = with_longer_tables(allocators(major, NodeTag::AfterTop(0)));
-    Layout { product, alloc_set, other_allocators, activity: None, ..postgresql(major, context, 0) }
+    let set_fields = None;
+    Layout {
+        product,
+        alloc_set,
+        other_allocators,
+        set_fields,
+        activity: None,
+        ..postgresql(major, context, 0)
+    }
 }
 
 const GREENPLUM_6: Layout = Layout {
@@ -185,6 +206,7 @@ const GREENPLUM_6: Layout = Layout {
     context: FIELDS_OF_GREENPLUM_6,
     name_is_copy: true,
     blocks_have_ends: false,
+    set_fields: None,
     others: None,
     activity: None,
 };
@@ -201,7 +223,7 @@ const LAYOUTS: [Layout; 12] = [
     postgresql(18, FIELDS_13, 474),
     // By the headers and the binary of its first release candidate. Of a backend's entry for
     // `pg_stat_activity`, nothing was looked at.
-    Layout { activity: None, ..postgresql(19, FIELDS_13, 482) },
+    Layout { activity: None, set_fields: None, ..postgresql(19, FIELDS_13, 482) },
     GREENPLUM_6,
     of_the_greenplum_line(Product::Greenplum, 12, FIELDS_13),
     of_the_greenplum_line(Product::Greenplum, 12, FIELDS_12),

@@ -180,9 +180,8 @@ impl Group {
     }
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
-fn is_zero(number: &u32) -> bool {
-    *number == 0
+fn is_zero<N: Default + PartialEq>(number: &N) -> bool {
+    *number == N::default()
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
@@ -519,8 +518,11 @@ pub struct SiteReport {
     pub library: Option<String>,
     /// Calls seen.
     pub entries: u64,
-    /// Returns seen, where the site has a return probe.
+    /// Returns, where the site has a return probe; those included that were not looked at.
     pub returns: Option<u64>,
+    /// Of these, such as were foreseen when the call began.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub foreseen: u64,
 }
 
 /// [`Target::kind`] of a capture of several processes.

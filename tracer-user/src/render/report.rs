@@ -593,8 +593,11 @@ fn probes(page: &mut Page, capture: &Capture) {
     page.heading("PROBES");
     let (called, idle): (Vec<_>, Vec<_>) = capture.sites.iter().partition(|site| site.entries > 0);
     for site in called {
-        let returns =
+        let mut returns =
             site.returns.map_or(String::new(), |returns| format!(", {}", counted(returns, "return")));
+        if site.foreseen > 0 {
+            returns.push_str(&format!(" ({} foreseen)", count(site.foreseen)));
+        }
         page.hang(
             &format!("  {:18} ", site.function),
             &format!(

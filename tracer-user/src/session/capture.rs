@@ -11,6 +11,7 @@ use std::{
 };
 
 use tracer_ebpf::{
+    abi::SiteHits,
     counters::{Class, Counter},
     sampling::Selection,
     site::Role,
@@ -404,17 +405,11 @@ fn limits(
 
 fn sites(prepared: &Prepared, recording: &Recording) -> Vec<SiteReport> {
     let hits = recording.hits.iter();
-    prepared
-        .plan
-        .sites
-        .iter()
-        .zip(hits)
-        .map(|(site, hits)| site_report(site, hits.entries, hits.returns))
-        .collect()
+    prepared.plan.sites.iter().zip(hits).map(|(site, hits)| site_report(site, hits)).collect()
 }
 
 /// What a capture says of a site.
-fn site_report(site: &ProbeSite, entries: u64, returns: u64) -> SiteReport {
+fn site_report(site: &ProbeSite, hits: &SiteHits) -> SiteReport {
     let role = site.site.role;
     SiteReport {
         function: site.function.name().to_owned(),
@@ -429,8 +424,9 @@ fn site_report(site: &ProbeSite, entries: u64, returns: u64) -> SiteReport {
         .to_owned(),
         found_by: site.function.found_by.to_string(),
         library: site.library.as_ref().map(|library| library.path.display().to_string()),
-        entries,
-        returns: role.needs_return().then_some(returns),
+        entries: hits.entries,
+        returns: role.needs_return().then_some(hits.returns + hits.foreseen),
+        foreseen: hits.foreseen,
     }
 }
 

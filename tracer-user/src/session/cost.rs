@@ -36,6 +36,7 @@ impl Sample {
             .map(|(now, then)| SiteHits {
                 entries: now.entries.saturating_sub(then.entries),
                 returns: now.returns.saturating_sub(then.returns),
+                foreseen: now.foreseen.saturating_sub(then.foreseen),
             })
             .collect()
     }

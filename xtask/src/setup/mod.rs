@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use xtask::postgres::{ALLOCATORS, Build, NPM_BUILDS, NpmBuild, OsUser, headers};
 use xtask::process::{cargo, find_program, output, run};
+use xtask::rivals::memleak_root;
 
 pub(crate) use linker::BpfLinker;
 pub(crate) use toolchain::EbpfToolchain;
@@ -22,8 +23,9 @@ pub(crate) const EMULATOR_PACKAGE: &str = "qemu-system-x86";
 /// Debian 12's major, the packaged server that the tests are written for.
 const TESTED_MAJOR: u32 = 15;
 
-/// What pgleak is measured beside; packages and programs are called the same.
-const RIVALS: [&str; 1] = ["bpftrace"];
+/// What pgleak is measured beside: programs, and their packages. `memleak` is no package of Debian 12.
+const RIVALS: [(&str, &str); 4] =
+    [("bpftrace", "bpftrace"), ("perf", "linux-perf"), ("heaptrack", "heaptrack"), ("gdb", "gdb")];
 
 /// What the tests of names make debug files with, as distributions do, and its packages.
 const DEBUG_FILE_TOOLS: [&str; 6] = ["addr2line", "dwp", "dwz", "objcopy", "strip", "xz"];
@@ -81,12 +83,16 @@ pub(crate) fn for_kernels() -> Result<PathBuf> {
 
 /// Finds or installs the tools that pgleak is measured beside.
 pub(crate) fn for_rivals() -> Result<()> {
-    let missing: Vec<&str> = RIVALS.into_iter().filter(|name| find_program(name).is_none()).collect();
-    if missing.is_empty() {
-        return Ok(());
+    let missing: Vec<&str> = RIVALS
+        .into_iter()
+        .filter(|(program, _)| find_program(program).is_none())
+        .map(|(_, package)| package)
+        .collect();
+    if !missing.is_empty() {
+        say("what pgleak is measured beside", &format!("packages {}", missing.join(", ")));
+        apt::install(&missing)?;
     }
-    say(&missing.join(", "), "packages of the same names");
-    apt::install(&missing)
+    memleak_root().context("cannot unpack memleak").map(drop)
 }
 
 /// One thing that servers, or the tests on them, need.

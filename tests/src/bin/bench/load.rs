@@ -20,26 +20,50 @@ pub(crate) enum Load {
     TpcB,
     /// A query that allocates a great many small chunks.
     Query,
+    /// A query whose chunks are too large for blocks of contexts, so that each is one malloc and one free.
+    Malloc,
 }
 
 /// Sorts, aggregates and joins text: some ten thousand allocations.
 const QUERY: &str = "select count(*), sum(length(t)) from (select string_agg(md5((g % 100)::text), ',' order by g) as t \
                      from generate_series(1, 400) g group by g % 40) s;";
 
+/// Chunks of more than 8 KiB, of eight sizes and below the C library's threshold for mmap: 1,000 in a transaction.
+const MALLOC: &str = "select sum(octet_length(repeat('0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\
+                      0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef', 72 + (g & 7)))) \
+                      from generate_series(1, 1000) g;";
+
 impl Load {
-    pub(crate) const ALL: [Self; 3] = [Self::Select, Self::TpcB, Self::Query];
+    pub(crate) const ALL: [Self; 4] = [Self::Select, Self::TpcB, Self::Query, Self::Malloc];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Select => "select",
             Self::TpcB => "tpcb",
             Self::Query => "query",
+            Self::Malloc => "malloc",
         }
     }
 
     pub(crate) fn named(name: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|load| load.name() == name);
-        found.with_context(|| format!("no load is called {name}; there are: select, tpcb, query"))
+        found.with_context(|| {
+            format!("no load is called {name}; there are: {}", Self::ALL.map(Self::name).join(", "))
+        })
+    }
+
+    /// What a transaction is.
+    pub(crate) fn what(self) -> &'static str {
+        match self {
+            Self::Select => "`pgbench --select-only`",
+            Self::TpcB => "`pgbench`'s own transactions, tpcb-like",
+            Self::Query => {
+                "one query that sorts, aggregates and joins text: some ten thousand small allocations"
+            }
+            Self::Malloc => {
+                "one query that makes 1,000 strings of 9 to 10 KB, each a malloc and a free of its own"
+            }
+        }
     }
 
     /// Starts it on one backend, noting in a directory when each transaction ended.
@@ -48,6 +72,7 @@ impl Load {
             Self::Select => Script::SelectOnly,
             Self::TpcB => Script::TpcB,
             Self::Query => Script::Statement(QUERY),
+            Self::Malloc => Script::Statement(MALLOC),
         };
         Pgbench::start_logging(server, script, seconds, dir)
     }
@@ -82,12 +107,14 @@ const LEAST: usize = 10;
 pub(crate) struct Ends(Vec<u64>);
 
 impl Ends {
-    /// All up to the end of that window, as soon as pgbench has written them: it does some hundred at a time.
-    pub(crate) fn up_to(window: Window, dir: &Path) -> Result<Self> {
+    /// All up to the end of that window, as soon as pgbench has written them: it does some hundred at a time, and
+    /// all when it ends with its backend.
+    pub(crate) fn up_to(window: Window, dir: &Path, bench: &mut Pgbench) -> Result<Self> {
         let begun = Instant::now();
         loop {
+            let has_ended = !bench.is_running();
             let ends = Self::read(dir)?;
-            if ends.0.last().is_some_and(|last| *last > window.to_us) {
+            if has_ended || ends.0.last().is_some_and(|last| *last > window.to_us) {
                 return Ok(ends);
             }
             if begun.elapsed() > PATIENCE {
@@ -129,5 +156,32 @@ impl Ends {
             [first, .., last] if ends.len() > LEAST => Ok((last - first) as f64 / (ends.len() - 1) as f64),
             few => bail!("{} transactions in a window are too few: make it longer", few.len()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_takes_from_one_end_to_the_next() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let lines = (0..100).map(|n| format!("0 {n} 900 0 7 {}\n", n * 1000)).collect::<String>();
+        fs::write(dir.path().join("pgbench_log.1"), lines + "0 100 900 0 7").expect("write");
+        fs::write(dir.path().join("other"), "0 1 900 0 7 1").expect("write");
+        let ends = Ends::read(dir.path()).expect("it is there");
+        assert_eq!(ends.0.len(), 100, "the line that is cut is none");
+        let window =
+            |from_us: u64, to_us: u64| Window { from_us: 7_000_000 + from_us, to_us: 7_000_000 + to_us };
+        assert_eq!(ends.each_us(window(500, 60_500)).expect("enough"), 1000.0);
+        assert!(ends.each_us(window(0, 5000)).is_err(), "six are too few");
+    }
+
+    #[test]
+    fn loads_have_names() {
+        for load in Load::ALL {
+            assert_eq!(Load::named(load.name()).expect("its own name"), load);
+        }
+        assert!(Load::named("selekt").is_err());
     }
 }

@@ -7,13 +7,17 @@ use anyhow::{Context, Result, bail};
 use pgleak_tests::Build;
 use xtask::workspace;
 
-use crate::{load::Load, rivals::RIVALS};
+use crate::{
+    load::Load,
+    rivals::{self, RIVALS},
+};
 
 /// What is measured.
 pub(crate) struct Options {
     pub(crate) builds: Vec<String>,
     pub(crate) loads: Vec<Load>,
-    pub(crate) rivals: Vec<&'static str>,
+    /// Those that are named; `None` for the usual ones of each load.
+    pub(crate) rivals: Option<Vec<&'static str>>,
     pub(crate) rounds: u32,
     /// How long each rival is looked at in each round.
     pub(crate) window: Duration,
@@ -21,26 +25,44 @@ pub(crate) struct Options {
     pub(crate) file: PathBuf,
     /// `false`: only show what was kept.
     pub(crate) measures: bool,
+    /// Whether the page and the picture of the documentation are written from what was kept.
+    pub(crate) writes: bool,
 }
 
-const HELP: &str = "bench [--builds debian-15,npm-17] [--loads select,tpcb,query] [--rivals floor,pgleak] \
-                    [--rounds 20] [--window-ms 1500] [--file rounds.jsonl] [--show]";
+impl Options {
+    /// What is measured under a load.
+    pub(crate) fn rivals_under(&self, load: Load) -> Vec<&'static str> {
+        let usual = || RIVALS.iter().filter(|rival| rival.is_usual(load)).map(|rival| rival.name).collect();
+        self.rivals.clone().unwrap_or_else(usual)
+    }
+}
+
+/// What is measured if nobody says otherwise.
+pub(crate) const BUILDS: [&str; 4] = ["debian-15", "npm-15", "npm-17", "npm-18"];
+
+const HELP: &str = "bench [--builds debian-15,npm-17] [--loads select,tpcb,query,malloc] [--rivals floor,pgleak] \
+                    [--rounds 20] [--window-ms 1500] [--file rounds.jsonl] [--show] [--write]";
 
 pub(crate) fn parse() -> Result<Options> {
     let mut options = Options {
-        builds: ["debian-15", "npm-15", "npm-17", "npm-18"].map(str::to_owned).to_vec(),
+        builds: BUILDS.map(str::to_owned).to_vec(),
         loads: Load::ALL.to_vec(),
-        rivals: RIVALS.iter().map(|rival| rival.name).collect(),
+        rivals: None,
         rounds: 20,
         window: Duration::from_millis(1500),
         file: workspace::root().join("target/bench/overhead.jsonl"),
         measures: true,
+        writes: false,
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--show" => {
                 options.measures = false;
+                continue;
+            }
+            "--write" => {
+                options.writes = true;
                 continue;
             }
             "--help" => bail!("{HELP}"),
@@ -51,7 +73,10 @@ pub(crate) fn parse() -> Result<Options> {
         match argument.as_str() {
             "--builds" => options.builds = list().collect(),
             "--loads" => options.loads = list().map(|name| Load::named(&name)).collect::<Result<_>>()?,
-            "--rivals" => options.rivals = list().map(|name| rival(&name)).collect::<Result<_>>()?,
+            "--rivals" => {
+                let named = list().map(|name| rivals::named(&name).map(|rival| rival.name));
+                options.rivals = Some(named.collect::<Result<_>>()?);
+            }
             "--rounds" => options.rounds = value.parse().context("--rounds needs a number")?,
             "--window-ms" => {
                 options.window = Duration::from_millis(value.parse().context("--window-ms needs a number")?);
@@ -61,13 +86,6 @@ pub(crate) fn parse() -> Result<Options> {
         }
     }
     Ok(options)
-}
-
-fn rival(name: &str) -> Result<&'static str> {
-    let known = RIVALS.iter().map(|rival| rival.name);
-    known.clone().find(|known| *known == name).with_context(|| {
-        format!("no rival is called {name}; there are: {}", known.collect::<Vec<_>>().join(", "))
-    })
 }
 
 /// `debian-15`, `npm-17`.

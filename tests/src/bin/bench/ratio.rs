@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 
 use statrs::distribution::{ContinuousCDF as _, StudentsT};
 
-use crate::{
-    rivals::{FLOOR, NOTHING},
-    rounds::Round,
-};
+use crate::{rivals::NOTHING, rounds::Round};
 
 /// A mean with its 95 % interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,20 +37,58 @@ impl Estimate {
     }
 }
 
+/// What ratios come to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Summary {
+    /// There are none.
+    Nothing,
+    /// Too few for an interval: their geometric mean, and how many.
+    Few(f64, usize),
+    /// One of them is none of two times, because what was added is less than what drifts.
+    Noise,
+    /// All is well.
+    Known(Estimate),
+}
+
+impl Summary {
+    pub(crate) fn of(ratios: &[f64]) -> Self {
+        if ratios.is_empty() {
+            return Self::Nothing;
+        }
+        // NaN, too.
+        if !ratios.iter().all(|ratio| *ratio > 0.0 && ratio.is_finite()) {
+            return Self::Noise;
+        }
+        let mean = (ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / ratios.len() as f64).exp();
+        Estimate::of(ratios).map_or(Self::Few(mean, ratios.len()), Self::Known)
+    }
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Nothing => out.write_str("–"),
+            Self::Few(mean, 1) => write!(out, "{mean:.2} (1 round)"),
+            Self::Few(mean, rounds) => write!(out, "{mean:.2} ({rounds} rounds)"),
+            Self::Noise => out.write_str("noise"),
+            Self::Known(estimate) => {
+                write!(out, "{:.2} ({:.2}–{:.2})", estimate.mean, estimate.low, estimate.high)
+            }
+        }
+    }
+}
+
 /// Microseconds of a transaction in one round, by rival.
 pub(crate) struct Times(BTreeMap<String, f64>);
 
 impl Times {
     pub(crate) fn of(round: &Round) -> Self {
-        let mut all: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-        for time in &round.times {
-            all.entry(time.rival.clone()).or_default().push(time.each_us);
+        let mut all: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        for (time, each_us) in round.times.iter().filter_map(|time| Some((time, time.each_us?))) {
+            all.entry(&time.rival).or_default().push(each_us);
         }
-        Self(
-            all.into_iter()
-                .map(|(rival, times)| (rival, times.iter().sum::<f64>() / times.len() as f64))
-                .collect(),
-        )
+        let mean = |times: Vec<f64>| times.iter().sum::<f64>() / times.len() as f64;
+        Self(all.into_iter().map(|(rival, times)| (rival.to_owned(), mean(times))).collect())
     }
 
     pub(crate) fn get(&self, rival: &str) -> Option<f64> {
@@ -70,12 +105,49 @@ impl Times {
         Some(self.added(rival)? / self.added(other)?)
     }
 
-    pub(crate) fn added_to_floor(&self, rival: &str) -> Option<f64> {
-        self.added_to(rival, FLOOR)
-    }
-
     /// Throughput beside that without anything.
     pub(crate) fn throughput(&self, rival: &str) -> Option<f64> {
         Some(self.get(NOTHING)? / self.get(rival)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rounds::Time;
+
+    #[test]
+    fn an_interval_is_over_rounds() {
+        let Summary::Known(estimate) = Summary::of(&[1.0, 2.0, 4.0]) else { panic!("three are enough") };
+        assert!((estimate.mean - 2.0).abs() < 1e-9 && estimate.rounds == 3);
+        // t(0.975, 2) = 4.3027; the deviation of the logarithms is ln 2.
+        let half = 4.3027 * 2f64.ln() / 3f64.sqrt();
+        assert!((estimate.high.ln() - 2f64.ln() - half).abs() < 1e-3, "{estimate:?}");
+        assert!((estimate.low.ln() - 2f64.ln() + half).abs() < 1e-3, "{estimate:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_known_is_not_said() {
+        assert_eq!(Summary::of(&[]), Summary::Nothing);
+        assert_eq!(Summary::of(&[1.0, 2.0, 3.0, -0.1]), Summary::Noise);
+        assert_eq!(Summary::of(&[1.0, f64::NAN, 3.0]), Summary::Noise);
+        assert_eq!(Summary::of(&[2.0]).to_string(), "2.00 (1 round)");
+    }
+
+    #[test]
+    fn what_is_added_is_beyond_the_mean_of_nothing() {
+        let time = |rival: &str, each_us| Time { rival: rival.into(), each_us, ..Time::default() };
+        let times = vec![
+            time(NOTHING, Some(9.0)),
+            time("floor", Some(30.0)),
+            time("perf", None),
+            time(NOTHING, Some(11.0)),
+            time("pgleak", Some(40.0)),
+        ];
+        let round = Round { build: String::new(), load: String::new(), began: 0, conditions: None, times };
+        let times = Times::of(&round);
+        assert_eq!(times.added_to("pgleak", "floor"), Some(1.5));
+        assert_eq!(times.throughput("pgleak"), Some(0.25));
+        assert_eq!((times.get("perf"), times.added_to("perf", "floor")), (None, None));
     }
 }

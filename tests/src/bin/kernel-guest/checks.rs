@@ -53,7 +53,7 @@ pub(crate) fn run(say: &mut impl FnMut(&str, Result<String>)) -> Result<()> {
     let mut mappings = Mappings::new(LoadedModules::read(fixture.pid())?, None)?;
     let (rows, pages) = mappings.table_sizes();
     let limits = Limits::within(64 << 20, rows, pages).context("64 MiB are enough for a small program")?;
-    let mut tracer = Tracer::load(limits, ContextNames { offset: NAME_OFFSET, are_copies: 0 })?;
+    let mut tracer = Tracer::load(limits, NAMES)?;
     say("measure", tracer.load_measure().map(|()| "loads".to_owned()).map_err(Into::into));
     for (name, count) in tracer.verified_instructions() {
         say(&format!("program {name}"), verified(count));
@@ -90,7 +90,7 @@ fn sampling() -> Result<String> {
     verified(most.context("no program was loaded")?)
 }
 
-const NAMES: ContextNames = ContextNames { offset: NAME_OFFSET, are_copies: 0 };
+const NAMES: ContextNames = ContextNames { offset: NAME_OFFSET, are_copies: 0, sets: None };
 
 /// The same chains by another way to attach, on kernels that have it `since`; others must refuse it.
 fn by_links(mechanism: Mechanism, since: (u32, u32)) -> Result<String> {

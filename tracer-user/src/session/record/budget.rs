@@ -210,7 +210,7 @@ mod tests {
 
     /// A window of 100 ms in which each site was called so often.
     fn seen(calls: &[u64]) -> Seen {
-        let hits = calls.iter().map(|calls| SiteHits { entries: *calls, returns: 0 }).collect();
+        let hits = calls.iter().map(|calls| SiteHits { entries: *calls, ..SiteHits::default() }).collect();
         Seen { record_ns: 100_000_000, settle_ns: 0, hits }
     }
 

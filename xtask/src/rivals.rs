@@ -1,0 +1,18 @@
+//! What pgleak is measured beside, where the system's packages do not have it.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::{debian, workspace};
+
+/// memleak, below [`memleak_root`].
+pub const MEMLEAK_PROGRAM: &str = "usr/sbin/memleak-libbpf";
+
+/// Where Debian 13's libbpf-tools is unpacked with the libraries that it needs; Debian 12's has no memleak.
+///
+/// # Errors
+/// If it is not there and the archive cannot be reached.
+pub fn memleak_root() -> Result<PathBuf> {
+    debian::unpacked(&["trixie"], &["libbpf-tools"], &workspace::target().join("debian"))
+}
