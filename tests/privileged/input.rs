@@ -38,10 +38,16 @@ fn what_makes_no_sense_is_misuse() {
         (["--max-slowdown", "0.5"], "at least 1"),
         (["--map-memory", "lots"], "no number of bytes"),
         (["--format", "gif"], "no format 'gif'"),
-        (["--allocator", "slab"], "possible values: contexts, malloc, all"),
+        (["--allocator", "slab"], "possible values: contexts, malloc, all, blocks"),
         (["--allocator=malloc", "--context=ExecutorState"], "leave out --context"),
         (["--overhead", "some"], "neither full, low nor a part of the time in percent"),
         (["--overhead=low", "--longer"], "give a longer --duration"),
+        (["--sample", "10"], "one sample each 64 bytes to 64 MiB"),
+        (["--sample", "some"], "no number of bytes"),
+        (["--min-size", "0"], "leave out --min-size"),
+        (["--allocator=blocks", "--overhead=low"], "leave out --overhead"),
+        (["--allocator=blocks", "--sample=4K"], "leave out --sample"),
+        (["--allocator=blocks", "--context=ExecutorState"], "leave out --context"),
     ] {
         refused(&capture(1, &arguments).unwrap(), MISUSE, says);
     }

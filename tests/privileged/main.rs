@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod agreement;
+mod blocks;
 mod common;
 mod containers;
 mod contexts;
@@ -20,6 +21,7 @@ mod overhead;
 mod quiet;
 mod reference;
 mod running;
+mod selection;
 mod several;
 mod shapes;
 mod sites;

@@ -248,6 +248,9 @@ pub struct Live {
     pub stack: u32,
     /// 1 if `PARTS` has growth of this chunk.
     pub has_parts: u32,
+    /// Of a sample, the bytes that made it one, by which it stands for others ([`crate::sampling`]); 0 if nothing
+    /// is sampled. Growth of a chunk that is known stands for itself.
+    pub sampled: u64,
 }
 
 impl Live {
@@ -256,7 +259,18 @@ impl Live {
     pub const fn new(context: (ContextKey, u64), bytes: (u64, u64), born_ns: u64, stack: u32) -> Self {
         let ((context, epoch), (requested, held)) = (context, bytes);
         let (full_requested, full_held) = bytes;
-        Self { epoch, context, requested, held, full_requested, full_held, born_ns, stack, has_parts: 0 }
+        Self {
+            epoch,
+            context,
+            requested,
+            held,
+            full_requested,
+            full_held,
+            born_ns,
+            stack,
+            has_parts: 0,
+            sampled: 0,
+        }
     }
 }
 
@@ -327,7 +341,8 @@ pub struct StackKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct StackTotals {
-    /// Chunks, or growths, that were recorded.
+    /// Chunks, or growths, that were recorded; this and all others by [`crate::sampling::ONE`] if samples stand for
+    /// more than themselves.
     pub count: u64,
     /// Bytes asked for by these.
     pub requested: u64,
@@ -397,7 +412,8 @@ pub const PENDING_OLD_KNOWN: u32 = 2;
 pub const PENDING_INNER: u32 = 4;
 /// Flag of [`Pending`]: a mapping of a file, or of memory that is shared.
 pub const PENDING_NOT_OWN: u32 = 8;
-/// Flag of [`Pending`]: in a context that nothing is recorded in, or that there is no room for.
+/// Flag of [`Pending`]: in a context that nothing is recorded in or that there is no room for, or left out for its
+/// size.
 pub const PENDING_LEFT_OUT: u32 = 16;
 /// Flag of [`Pending`]: begun while user space was not heard of.
 pub const PENDING_LATE: u32 = 32;
@@ -543,6 +559,8 @@ pub struct Task {
     pub tick_ns: u64,
     /// What it has counted, by the index of [`OWN`]; goes on with the next task that has the slot.
     pub own_counts: [u64; OWN.len()],
+    /// Bytes to the next sample, 0 if that is not known yet; goes on likewise.
+    pub until_sample: u64,
     /// The task's id, 0 for a free slot.
     pub owner: u64,
 }
@@ -583,7 +601,7 @@ const _: () = {
     assert!(size_of::<Process>() == 80 + TITLE_BYTES);
     assert!(size_of::<Range>() == 32);
     assert!(size_of::<MapSet>() == 8192);
-    assert!(size_of::<Live>() == 64);
+    assert!(size_of::<Live>() == 72);
     assert!(size_of::<Part>() == 32);
     assert!(size_of::<Parts>() == 264);
     assert!(size_of::<Context>() == 32);
@@ -605,11 +623,12 @@ const _: () = {
                 + 1024
                 + 264
                 + 8 * SET_WORDS
-                + 88
+                + 96
                 + 16 * 24
                 + 64 * 24
                 + 24
-                + 13 * 8
+                + 14 * 8
+                + 8
                 + 8
     );
     assert!(KNOWN_CONTEXTS.is_power_of_two() && KNOWN_STACKS.is_power_of_two());

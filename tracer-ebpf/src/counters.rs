@@ -47,6 +47,7 @@ counters! {
     Freed = "freed", Work, "recorded chunks that were freed";
     Resets = "resets", Work, "resets of a context that held recorded chunks";
     OtherContext = "other_context", Normal, "allocations in contexts that were not asked for (--context)";
+    LeftOut = "left_out", Normal, "allocations, and growths of chunks that were not recorded, that were left out for their size (--min-size, --sample)";
     Births = "births", Work, "processes that began while the capture ran and were followed from then on";
     Ends = "ends", Work, "processes that ended while the capture ran";
     Creates = "creates", Work, "contexts made";
@@ -79,7 +80,7 @@ counters! {
     NotOwnMemory = "not_own_memory", Normal, "mappings of files and of shared memory, which are not recorded";
     LeftByError = "left_by_error", Normal, "calls left by an error, which never return";
     ReturnOfUnseenCall = "return_of_unseen_call", Normal, "returns of calls that began before recording did";
-    ReallocUnknown = "realloc_unknown", Normal, "reallocs of chunks that are older than the capture; only the growth counts";
+    ReallocUnknown = "realloc_unknown", Normal, "reallocs of chunks that are older than the capture or were not recorded; only the growth counts";
     WalkBottom = "walk_bottom", Normal, "stacks that reached the bottom";
 
     LiveFull = "live_full", Loss, "allocations not recorded because the map of live chunks was full";
@@ -95,7 +96,7 @@ counters! {
     ForeseenWrongly = "foreseen_wrongly", Loss, "allocations that returned another address than was foreseen: from then on nothing was; some frees before it may not have been seen";
     NameUnreadable = "name_unreadable", Loss, "contexts whose name could not be read";
     HeaderUnreadable = "header_unreadable", Loss, "chunks whose header could not be read: their requested size stands for what they hold";
-    GrowthUnknown = "growth_unknown", Loss, "reallocs of memory older than the capture whose old size nobody knows: their growth is missing";
+    GrowthUnknown = "growth_unknown", Loss, "reallocs of memory that is older than the capture or was not recorded, whose old size nobody knows: their growth is missing";
     ReturnAddressUnreadable = "return_address_unreadable", Loss, "calls whose return address could not be read";
     WalkTruncated = "walk_truncated", Loss, "stacks cut at the most frames that are kept";
     WalkUnknownMapping = "walk_unknown_mapping", Loss, "stacks cut at code outside of every known mapping";
@@ -112,7 +113,7 @@ pub const COUNT: usize = COUNTERS.len();
 
 /// What is counted so often that each task does it for itself, in [`crate::abi::Task::own_counts`]: without an
 /// atomic operation, and without a line of memory that goes from one processor to the other.
-pub const OWN: [Counter; 13] = [
+pub const OWN: [Counter; 14] = [
     Counter::Foreseen,
     Counter::Recorded,
     Counter::RecordedBytes,
@@ -126,6 +127,7 @@ pub const OWN: [Counter; 13] = [
     Counter::OverwroteDead,
     Counter::FreeUnknown,
     Counter::FreeDead,
+    Counter::LeftOut,
 ];
 
 impl Counter {

@@ -13,6 +13,7 @@ pub mod foresee;
 pub mod growth;
 pub mod lookup;
 pub mod sample;
+pub mod sampling;
 pub mod site;
 pub mod trail;
 pub mod unwind;

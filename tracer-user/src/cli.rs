@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracer_ebpf::sampling::MOST_SAMPLE;
 
 use crate::session::{Kinds, Overhead, session_number};
 
@@ -26,7 +27,7 @@ pub enum Command {
     /// Read the memory contexts of one process, without any probe.
     Contexts(ContextsArgs),
     /// Trace one process for some seconds and name what leaks.
-    Capture(CaptureArgs),
+    Capture(Box<CaptureArgs>),
     /// Make artifacts again from a capture.json, with other options.
     Render(RenderArgs),
     /// Say what works on this host and for one process, and what to do about what does not.
@@ -65,6 +66,8 @@ pub enum AllocatorChoice {
     Malloc,
     /// Both. Blocks of contexts count once, as what is allocated in them.
     All,
+    /// The blocks that contexts get from malloc: which context grows, as a first look at next to no cost.
+    Blocks,
 }
 
 /// How probes are attached.
@@ -157,6 +160,13 @@ pub struct CaptureArgs {
     /// allocation has its stack walked. `pgleak contexts PID --top 10` shows names.
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
+    /// Record only allocations of at least so many bytes (1000, 8K): no other has its stack walked.
+    #[arg(long, value_name = "BYTES", value_parser = min_size)]
+    pub min_size: Option<u64>,
+    /// Record samples: one allocation each so many requested bytes on average (4K, 64K), whatever their sizes.
+    /// All figures are estimates then, with an interval for each suspect.
+    #[arg(long, value_name = "BYTES", value_parser = sample)]
+    pub sample: Option<u64>,
     /// Capture whatever it costs.
     #[arg(long)]
     pub force: bool,
@@ -322,6 +332,35 @@ fn bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is out of range"))
 }
 
+/// Allocations have less than the 47 bits of an address.
+const MOST_MIN_SIZE: u64 = 1 << 47;
+
+fn min_size(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
+        0 => {
+            Err("every allocation has at least 0 bytes; leave out --min-size, or give a size like 1000 or 8K"
+                .to_owned())
+        }
+        MOST_MIN_SIZE.. => Err("no allocation is that large; give a size like 1000 or 8K".to_owned()),
+        size => Ok(size),
+    }
+}
+
+/// Closer samples than this would be most allocations, at the cost of all.
+const LEAST_SAMPLE: u64 = 64;
+
+fn sample(text: &str) -> Result<u64, String> {
+    let value = bytes(text)?;
+    if (LEAST_SAMPLE..=MOST_SAMPLE).contains(&value) {
+        return Ok(value);
+    }
+    Err(format!(
+        "one sample each {LEAST_SAMPLE} bytes to {} MiB; 4K or 64K do for most, and to record everything leave out \
+         --sample",
+        MOST_SAMPLE >> 20
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -353,5 +392,8 @@ mod tests {
         assert_eq!(bytes("4096"), Ok(4096));
         assert!(bytes("99999999999G").is_err());
         assert!(bytes("64X").is_err());
+        assert_eq!((min_size("1000"), sample("4K")), (Ok(1000), Ok(4096)));
+        assert!(min_size("0").is_err() && min_size("999999G").is_err());
+        assert!(sample("0").is_err() && sample("63").is_err() && sample("65M").is_err());
     }
 }

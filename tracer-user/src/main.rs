@@ -31,6 +31,7 @@ use pgleak::{
     target::{find_servers, human_bytes, measure_growth, render_table, sort_by_growth},
     unwind::{InspectError, Inspection},
 };
+use tracer_ebpf::sampling::Selection;
 use tracing_subscriber::EnvFilter;
 
 /// Something was asked for that makes no sense.
@@ -248,6 +249,18 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
             "--context chooses among memory contexts, and malloc has none: leave out --context or --allocator",
         ));
     }
+    if args.allocator == AllocatorChoice::Blocks {
+        if args.overhead != Overhead::Full {
+            return Err(Failure::misuse(
+                "--allocator blocks costs next to nothing, and windows would miss most blocks: leave out --overhead",
+            ));
+        }
+        if args.sample.is_some() || args.min_size.is_some() {
+            return Err(Failure::misuse(
+                "--allocator blocks traces few allocations, and large ones: leave out --sample and --min-size",
+            ));
+        }
+    }
     if args.longer.is_some() && args.overhead != Overhead::Full {
         return Err(Failure::misuse(
             "--longer goes on until it is clear what grows, which windows cannot tell: give a longer --duration",
@@ -273,14 +286,20 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
             max_slowdown: args.max_slowdown,
             force: args.force,
             show_queries: args.show_queries,
+            only_blocks: args.allocator == AllocatorChoice::Blocks,
         },
         map_memory: args.map_memory,
         allocators: match args.allocator {
             AllocatorChoice::Contexts => Allocators::Contexts,
             AllocatorChoice::Malloc => Allocators::Malloc,
             AllocatorChoice::All => Allocators::All,
+            AllocatorChoice::Blocks => Allocators::Blocks,
         },
         context: args.context.clone(),
+        selection: Selection {
+            min_size: args.min_size.filter(|size| *size > 1).unwrap_or(0),
+            sample: args.sample.unwrap_or(0),
+        },
         mechanism: args.attach.map(|attach| match attach {
             AttachChoice::Session => Mechanism::Session,
             AttachChoice::Multi => Mechanism::Multi,

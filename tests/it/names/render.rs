@@ -35,6 +35,7 @@ fn capture(named: Named) -> Capture {
         recorded: tally,
         survived: tally,
         pinned: 0,
+        variance: 0,
         queries: Vec::new(),
         slices: vec![tenth; 10],
     };
@@ -62,6 +63,7 @@ fn capture(named: Named) -> Capture {
         ended: Vec::new(),
         window: Window {
             windows: None,
+            sampling: None,
             started: "2026-03-01T03:07:00Z".into(),
             record_ns: 10 * second,
             settle_ns: second,
@@ -79,6 +81,7 @@ fn capture(named: Named) -> Capture {
             stacks: vec![Stack { frames, end: StackEnd::Bottom, summary, held_over_time: Vec::new() }],
             contexts: vec![ContextPlace { name: "Leaky".into(), ident: None, path: None }],
             groups: vec![group],
+            no_blocks: None,
         },
         queries: Vec::new(),
         memory: None,

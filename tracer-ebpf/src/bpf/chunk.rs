@@ -29,7 +29,7 @@ use crate::bpf::{
     },
     process, read,
     record::{add_allocated, add_freed, free_parts, put, remove, sweep},
-    stack, task,
+    sampling, stack, task,
 };
 
 /// What every entry does first: count the hit, if the process is traced. `None` if that was all. `SLEEPS`:
@@ -149,7 +149,10 @@ pub(crate) fn alloc_enter<const OUTSIDE: bool, const FORESEES: bool>(ctx: &Probe
     let Some(call) = task::next(task) else { return Return::Awaited };
     begin::<OUTSIDE>(call, regs, sp, cookie);
     call.flags = flags;
-    if !OUTSIDE && flags == 0 {
+    if flags == 0 && sampling::leaves_out(task, call.size, call.size) {
+        call.flags = PENDING_LEFT_OUT;
+    }
+    if !OUTSIDE && call.flags == 0 {
         match context::epoch(control, process, task, call.context) {
             Some((context, epoch)) => (call.context, call.epoch) = (context, epoch),
             None => call.flags = PENDING_LEFT_OUT,
@@ -195,6 +198,11 @@ fn is_over(
         if call.flags == PENDING_NESTED {
             count(Counter::NestedInRealloc);
         }
+        // SAFETY: a map value that only this task uses.
+        let start = unsafe { core::ptr::read_volatile(&raw const (*task).started_ns) };
+        if sampling::is_partial() && start != 0 {
+            timed(now().wrapping_sub(start));
+        }
         return call.flags != PENDING_LATE;
     }
     let cookie = call.cookie;
@@ -217,8 +225,7 @@ fn is_over(
     // SAFETY: as above.
     let start = unsafe { core::ptr::read_volatile(&raw const (*task).started_ns) };
     if start != 0 {
-        count(Counter::RecordTimed);
-        count_many(Counter::RecordNs, now().wrapping_sub(start));
+        timed(now().wrapping_sub(start));
     }
     true
 }
@@ -234,13 +241,14 @@ fn record(
     born_ns: u64,
 ) {
     let live = Live::new((call.context, call.epoch), (call.size, held), born_ns, call.stack);
+    let live = Live { sampled: sampling::sampled(call.size), ..live };
     if put(Some(task), key(process::number(process), pointer), &live) {
         if are_several() {
             process::note_recorded(process, call.size);
         }
         count_own(Some(task), Counter::Recorded, 1);
         count_own(Some(task), Counter::RecordedBytes, call.size);
-        add_allocated(call.stack, 1, call.size, held);
+        add_allocated(call.stack, live.sampled, 1, call.size, held);
     }
     sweep(control, task);
 }
@@ -283,7 +291,8 @@ pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
                     count(Counter::AfterDeadline);
                 }
             }
-            // Counted when it began.
+            // Counted when it began. The guard wants to know what most allocations cost, and most are these.
+            _ if sampling::is_partial() && call.timed_ns != 0 => timed(call.timed_ns),
             _ => {}
         }
         return;
@@ -304,9 +313,15 @@ pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
     let held = held_bytes::<false>(call, pointer, call.size);
     record(control, process, task, call, (pointer, held), born_ns);
     if start != 0 {
-        count(Counter::RecordTimed);
-        count_many(Counter::RecordNs, call.timed_ns + now().wrapping_sub(start));
+        timed(call.timed_ns + now().wrapping_sub(start));
     }
+}
+
+/// Notes what recording one took.
+#[inline(always)]
+fn timed(ns: u64) {
+    count(Counter::RecordTimed);
+    count_many(Counter::RecordNs, ns);
 }
 
 /// One that was foreseen has returned. If it was another, this server is not as it should be.
@@ -396,7 +411,7 @@ pub(crate) fn free(task: Option<*mut Task>, chunk: ChunkKey, live: &Live) {
         return;
     }
     count_own(task, Counter::Freed, 1);
-    add_freed(live.stack, 1, live.requested, live.held);
+    add_freed(live.stack, live.sampled, 1, live.requested, live.held);
 }
 
 /// A mapping begins later than before. What is cut off at its other end is not noticed.
@@ -408,7 +423,7 @@ fn unmap_head(task: Option<*mut Task>, chunk: ChunkKey, left: ChunkKey, live: &L
     rest.held -= gone.1;
     rest.full_requested = rest.full_requested.saturating_sub(length);
     rest.full_held -= length;
-    add_freed(rest.stack, 0, gone.0, gone.1);
+    add_freed(rest.stack, rest.sampled, 0, gone.0, gone.1);
     remove(task, chunk);
     put(task, left, &rest);
 }

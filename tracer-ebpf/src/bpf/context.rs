@@ -69,7 +69,7 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
     }
     if add(key, &context) && context.left_out == 0 {
         count(Counter::Creates);
-        add_allocated(context.stack, 1, 0, 0);
+        add_allocated(context.stack, 0, 1, 0, 0);
     }
 }
 
@@ -83,6 +83,7 @@ fn take_over(task: Option<*mut Task>, chunk: ChunkKey) {
         remove(task, chunk);
         add_allocated(
             live.stack,
+            live.sampled,
             1u64.wrapping_neg(),
             live.requested.wrapping_neg(),
             live.held.wrapping_neg(),
@@ -113,7 +114,7 @@ pub(crate) fn delete_enter(ctx: &ProbeContext) {
         next_epoch(control);
         count(Counter::Deletes);
         if stack != NO_STACK {
-            add_freed(stack, 1, 0, 0);
+            add_freed(stack, 0, 1, 0, 0);
         }
     }
 }

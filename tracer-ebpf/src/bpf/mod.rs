@@ -11,6 +11,7 @@ pub(crate) mod read;
 pub(crate) mod realloc;
 pub(crate) mod record;
 pub(crate) mod sample;
+pub(crate) mod sampling;
 pub(crate) mod session;
 pub(crate) mod stack;
 pub(crate) mod task;

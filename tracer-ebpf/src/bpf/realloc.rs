@@ -18,7 +18,7 @@ use crate::bpf::{
     maps::{LIVE, PARTS, count, count_own, phase},
     process, read,
     record::{add_allocated, give_back, grow, put, remove, settle_in},
-    stack, task,
+    sampling, stack, task,
 };
 
 /// A call that will resize a chunk begins.
@@ -125,20 +125,21 @@ pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
     let old = (live.full_requested, live.full_held);
     let growth = (call.size.saturating_sub(old.0), held.saturating_sub(old.1));
     let grows = growth.0 | growth.1 != 0;
+    if !is_followed(task) && (!grows || sampling::leaves_out(task, call.size, growth.0)) {
+        return;
+    }
     let stack =
         if grows && recording { stack::id(control, process, task, call.function, regs) } else { NO_STACK };
     live.full_requested = call.size;
     live.full_held = held;
-    // SAFETY: as above.
-    if unsafe { core::ptr::read_volatile(&raw const (*task).is_followed) } == 0 {
-        if !grows {
-            return;
-        }
+    // Asked again: what the verifier has seen of the first answer would be two ways through the walk.
+    if !is_followed(task) {
+        live.sampled = sampling::sampled(growth.0);
         (live.requested, live.held) = growth;
         (live.born_ns, live.stack) = (now, stack);
         if put(Some(task), key(number, pointer), live) {
             count(Counter::ReallocGrown);
-            add_allocated(stack, 1, growth.0, growth.1);
+            add_allocated(stack, live.sampled, 1, growth.0, growth.1);
         }
         return;
     }
@@ -149,12 +150,19 @@ pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
     }
     if grows {
         count(Counter::ReallocGrown);
-        let owner = if recording { stack } else { live.stack };
-        grow(task, live, old_key, owner, growth, now);
+        let (owner, born_ns) = if recording { (stack, now) } else { (live.stack, live.born_ns) };
+        grow(task, live, old_key, owner, growth, born_ns);
     } else if loss.0 | loss.1 == 0 {
         count(Counter::ReallocSame);
     }
     settle_in(task, old_key, key(number, pointer), live);
+}
+
+/// Whether the chunk that is resized was known.
+#[inline(always)]
+fn is_followed(task: *mut Task) -> bool {
+    // SAFETY: a map value that only this task uses.
+    unsafe { core::ptr::read_volatile(&raw const (*task).is_followed) != 0 }
 }
 
 /// Puts what is known of a chunk that is alive into the task's memory; what is known of a dead one goes.

@@ -9,6 +9,7 @@ use tracer_ebpf::{
 use crate::bpf::{
     context,
     maps::{DOOMED, LIVE, PARTS, STACK_TOTALS, add, count, count_own},
+    sampling::{is_sampled, weighed},
 };
 
 /// Writes a record. A record that is there already is overwritten in place.
@@ -86,8 +87,8 @@ fn move_parts(task: *mut Task, old: ChunkKey, new: ChunkKey, live: &mut Live) {
     for part in &moved.parts {
         live.requested += part.requested;
         live.held += part.held;
-        add_freed(part.stack, 0, part.requested, part.held);
-        add_allocated(live.stack, 0, part.requested, part.held);
+        add_freed(part.stack, 0, 0, part.requested, part.held);
+        add_allocated(live.stack, live.sampled, 0, part.requested, part.held);
     }
 }
 
@@ -101,7 +102,8 @@ pub(crate) fn grow(
     growth: (u64, u64),
     now: u64,
 ) {
-    if owner == live.stack {
+    // What a sample grows by is known, and so stands for itself.
+    if owner == live.stack && !is_sampled(live) {
         grow_allocation(live, growth);
     } else if live.has_parts != 0
         && let Some(parts) = PARTS.get_ptr_mut(&key)
@@ -113,7 +115,7 @@ pub(crate) fn grow(
         if booked != owner {
             count(Counter::PartsFull);
         }
-        add_allocated(booked, u64::from(parts.count.wrapping_sub(before)), growth.0, growth.1);
+        add_allocated(booked, 0, u64::from(parts.count.wrapping_sub(before)), growth.0, growth.1);
     } else {
         first_part(task, live, key, owner, growth, now);
     }
@@ -124,7 +126,7 @@ pub(crate) fn grow(
 fn grow_allocation(live: &mut Live, growth: (u64, u64)) {
     live.requested += growth.0;
     live.held += growth.1;
-    add_allocated(live.stack, 0, growth.0, growth.1);
+    add_allocated(live.stack, live.sampled, 0, growth.0, growth.1);
 }
 
 #[inline(always)]
@@ -136,7 +138,7 @@ fn first_part(task: *mut Task, live: &mut Live, key: ChunkKey, owner: u32, growt
     fresh.parts[0] = Part { requested: growth.0, held: growth.1, born_ns: now, stack: owner, pad: 0 };
     if PARTS.insert(&key, &*fresh, 0).is_ok() {
         live.has_parts = 1;
-        add_allocated(owner, 1, growth.0, growth.1);
+        add_allocated(owner, 0, 1, growth.0, growth.1);
         return;
     }
     live.has_parts = 0;
@@ -151,14 +153,15 @@ pub(crate) fn give_back(live: &mut Live, key: ChunkKey, mut loss: (u64, u64)) {
         && let Some(parts) = PARTS.get_ptr_mut(key)
     {
         // SAFETY: as in `grow`.
-        loss =
-            growth::shrink(unsafe { &mut *parts }, loss, |stack, gone| add_freed(stack, 0, gone.0, gone.1));
+        loss = growth::shrink(unsafe { &mut *parts }, loss, |stack, gone| {
+            add_freed(stack, 0, 0, gone.0, gone.1)
+        });
     }
     // What is left came with the allocation; bytes older than the capture are nobody's.
     let gone = (live.requested.min(loss.0), live.held.min(loss.1));
     live.requested -= gone.0;
     live.held -= gone.1;
-    add_freed(live.stack, 0, gone.0, gone.1);
+    add_freed(live.stack, live.sampled, 0, gone.0, gone.1);
 }
 
 #[inline(always)]
@@ -171,14 +174,16 @@ pub(crate) fn free_parts(key: ChunkKey, alive: bool) {
                 break;
             }
             let part = &parts.parts[index];
-            add_freed(part.stack, 1, part.requested, part.held);
+            add_freed(part.stack, 0, 1, part.requested, part.held);
         }
     }
     let _ = PARTS.remove(&key);
 }
 
+/// Books chunks to a stack. `sampled`: the bytes that they were sampled by, 0 if they stand for themselves.
 #[inline(always)]
-pub(crate) fn add_allocated(stack: u32, chunks: u64, requested: u64, held: u64) {
+pub(crate) fn add_allocated(stack: u32, sampled: u64, chunks: u64, requested: u64, held: u64) {
+    let (chunks, requested, held) = weighed(sampled, (chunks, requested, held));
     if let Some(totals) = STACK_TOTALS.get_ptr_mut(stack) {
         // SAFETY: a map value.
         unsafe {
@@ -189,8 +194,10 @@ pub(crate) fn add_allocated(stack: u32, chunks: u64, requested: u64, held: u64) 
     }
 }
 
+/// The same for chunks that are no more.
 #[inline(always)]
-pub(crate) fn add_freed(stack: u32, chunks: u64, requested: u64, held: u64) {
+pub(crate) fn add_freed(stack: u32, sampled: u64, chunks: u64, requested: u64, held: u64) {
+    let (chunks, requested, held) = weighed(sampled, (chunks, requested, held));
     if let Some(totals) = STACK_TOTALS.get_ptr_mut(stack) {
         // SAFETY: a map value.
         unsafe {

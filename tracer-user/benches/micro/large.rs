@@ -61,7 +61,7 @@ pub(crate) fn capture() -> Capture {
             stacks.push(Stack { frames: path, end: StackEnd::Bottom, summary, held_over_time: Vec::new() });
         }
     }
-    let profile = Profile { frames: frames.all, stacks, contexts: contexts(), groups };
+    let profile = Profile { frames: frames.all, stacks, contexts: contexts(), groups, no_blocks: None };
     around(profile)
 }
 
@@ -118,6 +118,7 @@ fn group(stack: StackId, context: ContextId, survived: Tally, slices: &[Tally]) 
         recorded: survived,
         survived,
         pinned: 0,
+        variance: 0,
         queries: Vec::new(),
         slices: slices.to_vec(),
     }
@@ -159,6 +160,7 @@ fn around(profile: Profile<Frame>) -> Capture {
         ended: Vec::new(),
         window: Window {
             windows: None,
+            sampling: None,
             started: "2026-03-01T03:07:00Z".into(),
             record_ns: SLICES * SECOND,
             settle_ns: 3 * SECOND,
@@ -179,6 +181,7 @@ fn around(profile: Profile<Frame>) -> Capture {
             found_by: ".symtab".into(),
             library: None,
             entries: 1_204_331,
+            foreseen: 0,
             returns: Some(1_204_331),
         }],
         modules: vec![Module {

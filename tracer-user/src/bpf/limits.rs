@@ -2,9 +2,12 @@
 
 use std::mem::size_of;
 
-use tracer_ebpf::abi::{
-    Context, DOOMED_SLOTS, Live, MAPSET_SLOTS, MapSet, Name, PROCESS_SLOTS, Parts, Process, ROW_CACHE_SLOTS,
-    StackKey, StackTotals, Task,
+use tracer_ebpf::{
+    abi::{
+        Context, DOOMED_SLOTS, Live, MAPSET_SLOTS, MapSet, Name, PROCESS_SLOTS, Parts, Process,
+        ROW_CACHE_SLOTS, StackKey, StackTotals, Task,
+    },
+    sampling::{DISTANCES, Selection, WEIGHTS},
 };
 
 /// Entries of each map.
@@ -32,6 +35,8 @@ pub struct Limits {
     pub ring_bytes: u32,
     /// Bytes of the ring that carries samples: a page, since captures take none.
     pub sample_bytes: u32,
+    /// Which allocations are recorded, by their size.
+    pub selection: Selection,
 }
 
 /// What the kernel adds to each preallocated hash element (`struct htab_elem`), and the size of a
@@ -117,6 +122,7 @@ impl Limits {
             processes: 1,
             ring_bytes: 4 << 20,
             sample_bytes: 4096,
+            selection: Selection::default(),
         }
     }
 
@@ -130,6 +136,11 @@ impl Limits {
     /// Pids that are known, also of processes that run the same program and are none of those traced.
     pub fn process_ids(&self) -> u32 {
         if self.are_several() { 2 * self.processes } else { 1 }
+    }
+
+    /// Entries of the tables that are sampled by.
+    pub(super) fn sampling_tables(&self) -> (u32, u32) {
+        if self.selection.is_sampled() { (DISTANCES, WEIGHTS) } else { (1, 1) }
     }
 
     /// Whether they are for several processes.
@@ -146,7 +157,9 @@ impl Limits {
             + u64::from(DOOMED_SLOTS) * 8
             + u64::from(MAPSET_SLOTS) * size_of::<MapSet>() as u64
             + u64::from(self.processes) * size_of::<Process>() as u64
-            + u64::from(self.tasks) * size_of::<Task>() as u64;
+            + u64::from(self.tasks) * size_of::<Task>() as u64
+            + u64::from(self.sampling_tables().0) * 4
+            + u64::from(self.sampling_tables().1) * 8;
         arrays
             + hash_bytes(self.live, 8, size_of::<Live>())
             + hash_bytes(self.parts, 8, size_of::<Parts>())

@@ -20,6 +20,7 @@ use tracer_ebpf::{
     },
     counters::{COUNTERS, Counter, CounterInfo, OWN},
     foresee::SetFields,
+    sampling::ONE,
     site::is_pool,
 };
 
@@ -29,6 +30,7 @@ use super::{
     multi::{Mechanism, MultiPrograms, SESSION_SUFFIX},
     processes::ProcessTable,
     rawmap::RawMap,
+    sampling::{Weights, distances},
     tasks::TaskTable,
     walks::Walks,
 };
@@ -235,6 +237,8 @@ pub struct Tracer {
     pub(super) stack_totals: RawMap<u32, StackTotals>,
     doomed: RawMap<u32, u64>,
     measured: RawMap<u32, Measured>,
+    /// What records stand for, if they do for more than themselves.
+    pub(super) weights: Option<Weights>,
     pub(super) ring: RingBuf<MapData>,
     limits: Limits,
     /// Servers whose new processes are followed.
@@ -313,6 +317,8 @@ impl Tracer {
         check_kernel()?;
         let several = u64::from(limits.are_several());
         let task_mask = limits.tasks - 1;
+        let selection = limits.selection;
+        let (distance_slots, weight_slots) = limits.sampling_tables();
         // Only the programs of session links can tell the kernel that a return is not wanted.
         let sets = names.sets.filter(|_| mechanism == Mechanism::Session);
         let sets = sets.unwrap_or(SetFields { start: 0, limit_word: 0, limit_shift: 0 });
@@ -326,6 +332,10 @@ impl Tracer {
             .verifier_log_level(VerifierLogLevel::STATS)
             .override_global("NAME_OFFSET", &names.offset, true)
             .override_global("NAMES_ARE_COPIES", &names.are_copies, true)
+            .override_global("MIN_SIZE", &selection.min_size, true)
+            .override_global("SAMPLE", &selection.sample, true)
+            .map_max_entries("DISTANCES", distance_slots)
+            .map_max_entries("WEIGHTS", weight_slots)
             .override_global("SET_START", &sets.start, true)
             .override_global("SET_LIMIT_WORD", &sets.limit_word, true)
             .override_global("SET_LIMIT_SHIFT", &sets.limit_shift, true)
@@ -346,6 +356,11 @@ impl Tracer {
             kind: format!("{} MiB", limits.bytes().div_ceil(1 << 20)),
             source: Box::new(source),
         })?;
+        let weights = selection.is_sampled().then(|| Weights::new(selection));
+        if let Some(weights) = &weights {
+            RawMap::new(map_fd(&ebpf, "DISTANCES")?, "DISTANCES")?.fill(0, &distances(selection))?;
+            RawMap::new(map_fd(&ebpf, "WEIGHTS")?, "WEIGHTS")?.fill(0, weights.table())?;
+        }
         let mut multi = MultiPrograms::default();
         match mechanism {
             Mechanism::PerfLinks => {
@@ -393,6 +408,7 @@ impl Tracer {
             names: RawMap::new(map_fd(&ebpf, "NAMES")?, "NAMES")?,
             stack_totals: RawMap::new(map_fd(&ebpf, "STACK_TOTALS")?, "STACK_TOTALS")?,
             measured: RawMap::new(map_fd(&ebpf, "MEASURED")?, "MEASURED")?,
+            weights,
             doomed: RawMap::new(map_fd(&ebpf, "DOOMED")?, "DOOMED")?,
             ring,
             ebpf,
@@ -607,8 +623,10 @@ impl Tracer {
     /// # Errors
     /// What the kernel says.
     pub fn held_by_stack(&self) -> Result<std::collections::HashMap<u32, u64>, MapError> {
-        let held =
-            |(stack, totals): (u32, StackTotals)| (stack, totals.held.saturating_sub(totals.freed_held));
+        let unit = if self.weights.is_some() { ONE } else { 1 };
+        let held = |(stack, totals): (u32, StackTotals)| {
+            (stack, totals.held.saturating_sub(totals.freed_held) / unit)
+        };
         Ok(self.stack_totals.all()?.into_iter().map(held).filter(|(_, held)| *held > 0).collect())
     }
 

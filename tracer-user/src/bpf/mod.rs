@@ -8,6 +8,7 @@ mod multi;
 mod processes;
 mod rawmap;
 mod sample;
+mod sampling;
 mod snapshot;
 mod stacks;
 mod tasks;

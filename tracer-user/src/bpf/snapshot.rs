@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use tracer_ebpf::{
     abi::{Context, StackTotals, key_address, key_process},
+    sampling::ONE,
     site::is_pool,
 };
 
@@ -25,6 +26,15 @@ pub struct LiveChunk {
     pub held: u64,
     /// `CLOCK_MONOTONIC` of the allocation, or of the last growth.
     pub born_ns: u64,
+    /// What it stands for, by [`ONE`]: for itself, unless it is a sample.
+    pub weight: u64,
+}
+
+impl LiveChunk {
+    /// Bytes that it stands for, of so many of its own.
+    pub fn weighed(&self, bytes: u64) -> u64 {
+        (u128::from(bytes) * u128::from(self.weight) / u128::from(ONE)) as u64
+    }
 }
 
 /// A context at one moment.
@@ -56,7 +66,7 @@ pub struct RawSnapshot {
     pub processes: BTreeMap<u32, ProcessSnapshot>,
     /// Names of contexts by their key.
     pub names: HashMap<u64, String>,
-    /// What became of the chunks of each stack, by its id; stacks without any are left out.
+    /// What became of the chunks of each stack, by its id, and all of it by [`ONE`]; stacks without any are left out.
     pub totals: HashMap<u32, StackTotals>,
     /// Records in the map, dead ones included.
     pub records: usize,
@@ -102,21 +112,23 @@ pub fn take(tracer: &Tracer, gone: &HashSet<u32>, sign_of_life: &dyn Fn()) -> Re
         }
         let process = processes.entry(key_process(key)).or_default();
         let context = if is_pool(chunk.context) { chunk.context } else { key_address(chunk.context) };
-        let of = |stack, requested, held, born_ns| LiveChunk {
+        let of = |stack, requested, held, born_ns, weight| LiveChunk {
             stack,
             chunk: key_address(key),
             context,
             requested,
             held,
             born_ns,
+            weight,
         };
+        let weight = tracer.weights.as_ref().map_or(ONE, |weights| weights.of(chunk.sampled));
         let chunks = &mut process.chunks;
-        chunks.push(of(chunk.stack, chunk.requested, chunk.held, chunk.born_ns));
+        chunks.push(of(chunk.stack, chunk.requested, chunk.held, chunk.born_ns, weight));
         if chunk.has_parts != 0
             && let Some(parts) = parts.get(&key)
         {
             let used = parts.parts.iter().take(parts.count as usize);
-            chunks.extend(used.map(|part| of(part.stack, part.requested, part.held, part.born_ns)));
+            chunks.extend(used.map(|part| of(part.stack, part.requested, part.held, part.born_ns, ONE)));
         }
     })?;
     processes.retain(|number, _| !gone.contains(number));
@@ -129,6 +141,19 @@ pub fn take(tracer: &Tracer, gone: &HashSet<u32>, sign_of_life: &dyn Fn()) -> Re
         .stack_totals
         .all()?
         .into_iter()
-        .filter(|(_, totals)| totals.requested != 0 || totals.count != 0);
+        .filter(|(_, totals)| totals.requested != 0 || totals.count != 0)
+        // With samples, the programs have done that.
+        .map(|(stack, totals)| (stack, if tracer.weights.is_some() { totals } else { by_one(&totals) }));
     Ok(RawSnapshot { processes, names, totals: totals.collect(), records })
+}
+
+fn by_one(totals: &StackTotals) -> StackTotals {
+    StackTotals {
+        count: totals.count * ONE,
+        requested: totals.requested.saturating_mul(ONE),
+        held: totals.held.saturating_mul(ONE),
+        freed_count: totals.freed_count * ONE,
+        freed_requested: totals.freed_requested.saturating_mul(ONE),
+        freed_held: totals.freed_held.saturating_mul(ONE),
+    }
 }

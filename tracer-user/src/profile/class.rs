@@ -72,7 +72,7 @@ pub struct Course {
     pub confidence: f64,
     /// Whether it grew until the end of the recording, whatever it is.
     pub still_grows: bool,
-    /// Of a recording in windows: where the growth lies nineteen times of twenty, in bytes per second.
+    /// Of a recording in windows, or by samples: where the growth lies nineteen times of twenty, in bytes per second.
     pub interval: Option<[f64; 2]>,
 }
 

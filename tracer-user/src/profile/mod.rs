@@ -7,10 +7,11 @@ pub use model::SCHEMA;
 pub use model::{
     BLOCKS_OF_CONTEXTS, Capture, ContextGrowth, ContextId, ContextPlace, CounterValue, EndReason,
     EndedProcesses, Frame, FrameId, FrameName, Group, MemoryGrowth, Module, ModuleId, OUTSIDE, Profile,
-    Query, QueryShare, SEVERAL, SiteReport, Slice, Stack, StackEnd, StackId, StackSummary, Tally, Target,
-    Tool, TracedProcess, What, Window, Windows,
+    Query, QueryShare, SEVERAL, Sampling, SiteReport, Slice, Stack, StackEnd, StackId, StackSummary, Tally,
+    Target, Tool, TracedProcess, What, Window, Windows,
 };
 
+mod blocks;
 mod class;
 mod life;
 mod objects;

@@ -162,10 +162,14 @@ pub struct Group {
     /// recording, and the free chunks between them.
     #[serde(default)]
     pub pinned: u64,
+    /// Of samples, the variance of the bytes that survive, by the chance that chose them: in square bytes.
+    #[serde(default, skip_serializing_if = "has_none")]
+    pub variance: u64,
     /// The statements that it was allocated in, the most frequent first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub queries: Vec<QueryShare>,
-    /// `survived` by the time of birth: one entry for each of [`Window::slices`].
+    /// `survived` by the time of birth: one entry for each of [`Window::slices`]. Of samples, chunks are those that were
+    /// really seen, and bytes what they stand for.
     pub slices: Vec<Tally>,
 }
 
@@ -178,6 +182,11 @@ impl Group {
 
 fn is_zero<N: Default + PartialEq>(number: &N) -> bool {
     *number == N::default()
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn has_none(number: &u64) -> bool {
+    *number == 0
 }
 
 /// One of several processes that were traced.
@@ -255,6 +264,9 @@ pub struct Profile<F> {
     pub contexts: Vec<ContextPlace>,
     /// What survives, by stack and context.
     pub groups: Vec<Group>,
+    /// Where only blocks of contexts were looked for: what survives of all else that malloc gave, and is in no group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_blocks: Option<Tally>,
 }
 
 impl<F> Profile<F> {
@@ -265,6 +277,7 @@ impl<F> Profile<F> {
             stacks: self.stacks,
             contexts: self.contexts,
             groups: self.groups,
+            no_blocks: self.no_blocks,
         }
     }
 
@@ -432,6 +445,23 @@ pub struct Window {
     /// probes as it did while it was recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub windows: Option<Windows>,
+    /// If some allocations were left out for their size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampling: Option<Sampling>,
+}
+
+/// Which allocations were recorded, by their size.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// Only those of at least so many bytes; 0 for all.
+    pub min_size: u64,
+    /// Of these, one each so many bytes on average: one of `s` bytes with probability 1 − exp(−s / `mean_bytes`), and it
+    /// stands for the inverse of that in every count and sum of bytes. 0 if each was recorded.
+    pub mean_bytes: u64,
+    /// Allocations, and growths of chunks that were not known, that were recorded.
+    pub recorded: u64,
+    /// The same that were left out.
+    pub left_out: u64,
 }
 
 /// A recording in windows at random times, between which nothing was attached.
@@ -519,9 +549,19 @@ impl Capture {
         capture
     }
 
+    /// Whether chunks and bytes are estimates by samples.
+    pub fn is_estimate(&self) -> bool {
+        self.window.sampling.as_ref().is_some_and(|sampling| sampling.mean_bytes != 0)
+    }
+
+    /// Whether only blocks of contexts were traced, and not what is allocated in them.
+    pub fn traces_blocks(&self) -> bool {
+        self.profile.no_blocks.is_some()
+    }
+
     /// Whether what is allocated outside of contexts was traced.
     pub fn traces_malloc(&self) -> bool {
-        self.sites.iter().any(|site| site.function == OUTSIDE[0])
+        !self.traces_blocks() && self.sites.iter().any(|site| site.function == OUTSIDE[0])
     }
 }
 
@@ -545,6 +585,10 @@ pub struct ContextGrowth {
     /// Growth of what is in no used chunk: headers of contexts and blocks, free chunks, unused ends
     /// of blocks.
     pub overhead: i64,
+    /// Where only blocks were traced: bytes of its used chunks when recording began, and at the end of each of
+    /// [`Window::slices`]; empty if that was not seen.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub used_over_time: Vec<u64>,
     /// Used chunks that were not there before and not traced; less than zero if chunks from before
     /// were freed. `None` where the contexts do not tell: those of Generation kind with freed chunks.
     pub untraced: Option<i64>,

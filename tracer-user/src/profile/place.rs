@@ -23,6 +23,9 @@ const MOST_CHILDREN: usize = 6;
 pub struct Place {
     /// Its name without compiler suffixes, or `postgres+0x5c7730`.
     pub head: String,
+    /// Whether it is no function but contexts of that name, whose blocks these are, and `children` those who acquired
+    /// them.
+    pub is_context: bool,
     /// For a nameless head, the nearest caller with a name.
     pub named_caller: Option<String>,
     /// File and line of the hottest call in it, where known.
@@ -60,6 +63,11 @@ impl Place {
     /// Bytes that the process would be smaller by.
     pub fn weight(&self) -> u64 {
         self.survived.held.saturating_add(self.pinned)
+    }
+
+    /// Chunks and contexts that were really seen, of survivors that may stand for others.
+    pub fn seen(&self) -> u64 {
+        self.slices.iter().map(|slice| slice.count).sum()
     }
 }
 
@@ -140,6 +148,11 @@ impl<'t, 'a> Members<'t, 'a> {
         slices
     }
 
+    /// Of samples, the variance of what survives.
+    pub(super) fn variance(&self) -> u64 {
+        self.parts.iter().map(|(group, _)| group.variance).fold(0, u64::saturating_add)
+    }
+
     /// All that is to be said about the place.
     pub(super) fn describe(&self, head: Head, course: Course, slices: Vec<Tally>) -> Place {
         let contexts = self.contexts();
@@ -171,6 +184,7 @@ impl<'t, 'a> Members<'t, 'a> {
         });
         Place {
             head: function.map_or_else(|| "[unknown stack]".to_owned(), label_of),
+            is_context: false,
             named_caller,
             source: at.and_then(|at| path[at].source).map(|(file, line)| (file.to_owned(), line)),
             callers: function.map_or_else(Vec::new, |function| {

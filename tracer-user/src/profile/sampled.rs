@@ -32,6 +32,21 @@ pub(super) fn interval(tallies: &[Tally], slices: &[Slice]) -> Option<[f64; 2]> 
     Some([(rate - half).max(0.0), rate + half])
 }
 
+/// Where the growth a second lies, by the chance that chose samples: so many of them stand for what survives, of which
+/// the variance is known.
+pub(super) fn interval_of_samples(
+    samples: u64,
+    held: u64,
+    variance: u64,
+    record_ns: u64,
+) -> Option<[f64; 2]> {
+    let freedom = samples.saturating_sub(1).max(1) as f64;
+    let quantile = StudentsT::new(0.0, 1.0, freedom).ok()?.inverse_cdf(0.975);
+    let (held, seconds) = (held as f64, record_ns.max(1) as f64 / 1e9);
+    let half = quantile * (variance as f64).sqrt();
+    Some([((held - half) / seconds).max(0.0), (held + half) / seconds])
+}
+
 /// What the contexts of these labels grew by from the first window to the end, and what was to be expected, in
 /// bytes: if it is much less, what survives a window goes later.
 pub(super) fn grew_less(capture: &Capture, labels: &[String], course: &Course) -> Option<(i64, f64)> {
@@ -50,6 +65,16 @@ pub(super) fn grew_less(capture: &Capture, labels: &[String], course: &Course) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interval_is_as_wide_as_chance_has_it() {
+        // A hundred samples that stand for 10,000 bytes each: p = 1/100, x = 100.
+        let variance = 100 * 100 * 99 * 100 * 100;
+        let [low, high] = interval_of_samples(100, 1_000_000, variance, 2_000_000_000).expect("it is known");
+        assert!((low - 401_300.0).abs() < 200.0 && (high - 598_700.0).abs() < 200.0, "{low} {high}");
+        assert_eq!(interval_of_samples(3, 300, 0, 1_000_000_000), Some([300.0, 300.0]));
+        assert_eq!(interval_of_samples(1, 100, 10_000, 1_000_000_000).map(|[low, _]| low), Some(0.0));
+    }
 
     #[test]
     fn an_interval_is_as_wide_as_windows_differ() {

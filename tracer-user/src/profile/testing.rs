@@ -47,6 +47,7 @@ impl Maker {
                 ended: Vec::new(),
                 window: Window {
                     windows: None,
+                    sampling: None,
                     started: "2026-03-01T03:07:00Z".into(),
                     record_ns: SLICES as u64 * second,
                     settle_ns: 3 * second,
@@ -84,6 +85,7 @@ impl Maker {
                     stacks: Vec::new(),
                     contexts: Vec::new(),
                     groups: Vec::new(),
+                    no_blocks: None,
                 },
                 queries: Vec::new(),
                 memory: None,
@@ -138,6 +140,12 @@ impl Maker {
         self
     }
 
+    /// A capture of blocks of contexts, beside which malloc has given some other chunks.
+    pub(crate) fn only_blocks(mut self) -> Self {
+        self.capture.profile.no_blocks = Some(chunks(12, 1000));
+        self
+    }
+
     pub(crate) fn build(self) -> Capture {
         self.capture
     }
@@ -170,6 +178,7 @@ impl Maker {
             recorded,
             survived,
             pinned: 0,
+            variance: 0,
             queries: Vec::new(),
             slices,
         });

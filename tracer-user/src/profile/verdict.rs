@@ -7,12 +7,12 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::{
-    Capture, Class, Course, EndReason, Group, Life, Place, StackId, Tally, What,
+    Capture, Class, Course, EndReason, Group, Life, Place, StackId, Tally, What, blocks,
     class::{FLOOR, classify, grows_by_replacement},
     life,
     objects::ObjectCaches,
     place::{Head, Members},
-    sampled::{grew_less, interval},
+    sampled::{grew_less, interval, interval_of_samples},
     tree::{FunctionId, Tree},
 };
 
@@ -102,8 +102,12 @@ pub fn judge(capture: &Capture) -> Verdict {
         &|group| stays(group) && objects.has(&tree, group.stack),
         &|group| !stays(group),
     ];
-    for kind in kinds {
-        Judge::new(capture, &tree, &objects, kind).add_to(&mut verdict);
+    if capture.traces_blocks() {
+        blocks::add_to(&mut verdict, capture, &tree);
+    } else {
+        for kind in kinds {
+            Judge::new(capture, &tree, &objects, kind).add_to(&mut verdict);
+        }
     }
     for list in [
         &mut verdict.suspects,
@@ -321,6 +325,11 @@ impl<'a> Judge<'a> {
         }
         if self.capture.window.windows.is_some() {
             course.interval = interval(&slices, &self.capture.window.slices);
+        } else if self.capture.is_estimate() {
+            let mut all = Tally::default();
+            slices.iter().for_each(|slice| all += *slice);
+            course.interval =
+                interval_of_samples(all.count, all.held, members.variance(), self.capture.window.record_ns);
         }
         if matches!(course.class, Class::Leak | Class::Held)
             && let Some((grown, expected)) = grew_less(self.capture, &members.context_labels(), &course)
@@ -407,7 +416,7 @@ fn totals(capture: &Capture) -> Totals {
 }
 
 /// What was there when recording ended and is no more.
-fn gone(group: &Group) -> Tally {
+pub(super) fn gone(group: &Group) -> Tally {
     Tally {
         count: group.recorded.count.saturating_sub(group.survived.count),
         requested: group.recorded.requested.saturating_sub(group.survived.requested),

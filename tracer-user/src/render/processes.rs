@@ -72,6 +72,7 @@ fn line(page: &mut Page, capture: &Capture, index: usize, held: Tally) {
         let lead = match first.course.class {
             Class::Held => "held until reset",
             Class::Cache => "growing cache",
+            _ if first.is_context => "GROWS",
             _ => "LEAK",
         };
         text += &format!("; {lead}: {}, {}", first.head, rate(first.course.growth_per_second));

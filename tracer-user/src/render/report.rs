@@ -6,7 +6,9 @@ use super::{
     suspect::{one_line, suspect},
     units::{bytes, count, counted, exact_bytes, rate, seconds},
 };
-use crate::profile::{Capture, Class, EndReason, FLOOR, OUTSIDE, Place, Tally, Verdict, Windows, judge};
+use crate::profile::{
+    Capture, Class, EndReason, FLOOR, OUTSIDE, Place, Sampling, Tally, Verdict, Windows, judge,
+};
 
 /// How many places of one kind get a line.
 const MOST_LINES: usize = 5;
@@ -23,7 +25,7 @@ pub fn report(capture: &Capture) -> String {
     let mut page = Page::default();
     answer(&mut page, capture, &verdict);
     suspects(&mut page, capture, &verdict);
-    other_places(&mut page, &verdict);
+    other_places(&mut page, capture, &verdict);
     totals(&mut page, capture, &verdict);
     process(&mut page, capture);
     memory(&mut page, capture);
@@ -68,6 +70,9 @@ fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
             }
             let proven = unclear.is_some() || verdict.not_recorded > 0;
             page.hang(if proven { "No leak proven: " } else { "No leak seen: " }, &text);
+        }
+        [first, others @ ..] if capture.traces_blocks() => {
+            contexts_grow(page, first, others, verdict.process_ended)
         }
         [first, others @ ..] => {
             let (lead, verb) = match first.course.class {
@@ -122,6 +127,12 @@ fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
     } else if !verdict.settled_at_all {
         page.hang("", "Nothing was given time to settle: suspects may be work that was still going on.");
     }
+    if let Some(sampling) = &capture.window.sampling {
+        page.hang("", &caveat(sampling));
+    }
+    if capture.traces_blocks() {
+        page.hang("", FIRST_LOOK);
+    }
     if capture.counters.iter().any(|counter| counter.loss && counter.value > 0) {
         page.hang("", "The recording is incomplete, see LOSSES below.");
     }
@@ -140,6 +151,44 @@ fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
                 bytes(more)
             ),
         );
+    }
+}
+
+/// What blocks say, and what they do not.
+const FIRST_LOOK: &str = "This is a first look, at blocks only: a block serves many requests, and who needed the next one \
+     need not be who leaks. `--context NAME` instead of `--allocator blocks` names that.";
+
+/// The first lines about contexts that grow.
+fn contexts_grow(page: &mut Page, first: &Place, others: &[Place], process_ended: bool) {
+    let lead = match first.course.class {
+        _ if process_ended => "GREW UNTIL THE END: ",
+        Class::Held => "HELD UNTIL RESET: ",
+        _ => "GROWS: ",
+    };
+    let by = match &first.children[..] {
+        [] => "nobody meanwhile: it has room in those that it had".to_owned(),
+        [one] => one.label.clone(),
+        [one, two] => format!("{} and {}", one.label, two.label),
+        [one, rest @ ..] => format!("{} and {}", one.label, counted(rest.len() as u64, "other function")),
+    };
+    let end = match first.course.class {
+        Class::Held if !process_ended => format!(" It goes at the end of {}.", first.life.end()),
+        _ => String::new(),
+    };
+    let text = format!(
+        "the context {} {} by {}; its blocks were acquired by {by}.{end}",
+        first.head,
+        if process_ended { "grew" } else { "grows" },
+        rate(first.course.growth_per_second)
+    );
+    page.hang(lead, &text);
+    if let [second, rest @ ..] = others {
+        let more = match rest.len() as u64 {
+            0 => String::new(),
+            more => format!("; {} below", counted(more, "other context")),
+        };
+        let text = format!("{}, too: {}{more}.", second.head, rate(second.course.growth_per_second));
+        page.hang(&" ".repeat(lead.len()), &text);
     }
 }
 
@@ -192,10 +241,14 @@ fn suspects(page: &mut Page, capture: &Capture, verdict: &Verdict) {
     if verdict.suspects.is_empty() {
         return;
     }
-    page.heading("SUSPECTS, by bytes held (in parentheses: allocator helpers, and what all work runs below)");
+    page.heading(if capture.traces_blocks() {
+        "CONTEXTS THAT GROW, by bytes of blocks (in parentheses: helpers, and what all work runs below)"
+    } else {
+        "SUSPECTS, by bytes held (in parentheses: allocator helpers, and what all work runs below)"
+    });
     for (index, place) in verdict.suspects.iter().take(MOST_SUSPECTS).enumerate() {
         page.blank();
-        suspect(page, index + 1, place, &capture.queries, verdict.process_ended);
+        suspect(page, index + 1, place, capture, verdict.process_ended);
     }
     if let Some(more) = verdict.suspects.get(MOST_SUSPECTS..).filter(|more| !more.is_empty()) {
         page.blank();
@@ -206,7 +259,7 @@ fn suspects(page: &mut Page, capture: &Capture, verdict: &Verdict) {
     }
 }
 
-fn other_places(page: &mut Page, verdict: &Verdict) {
+fn other_places(page: &mut Page, capture: &Capture, verdict: &Verdict) {
     for (heading, places, with_reason) in [
         ("NOT CLEAR: capture again, or longer, if these matter", &verdict.unclear, true),
         ("CACHES: filled up, no leak", &verdict.caches, true),
@@ -234,12 +287,16 @@ fn other_places(page: &mut Page, verdict: &Verdict) {
     if verdict.rest.count > 0 {
         page.blank();
         let rest = verdict.rest;
-        page.line(&format!("Elsewhere: {} in {}.", bytes(rest.held), counted(rest.count, "chunk")));
+        let what = if capture.traces_blocks() { "block" } else { "chunk" };
+        page.line(&format!("Elsewhere: {} in {}.", bytes(rest.held), counted(rest.count, what)));
     }
 }
 
 fn totals(page: &mut Page, capture: &Capture, verdict: &Verdict) {
-    page.heading("TOTALS                                 chunks              bytes held         requested");
+    let what = if capture.traces_blocks() { "blocks" } else { "chunks" };
+    page.heading(&format!(
+        "TOTALS                                 {what}              bytes held         requested"
+    ));
     let totals = &verdict.totals;
     let settled = format!("left after {} of settling", seconds(capture.window.settle_ns));
     let rows = [
@@ -257,7 +314,22 @@ fn totals(page: &mut Page, capture: &Capture, verdict: &Verdict) {
             count(tally.requested)
         ));
     }
-    page.hang("  ", "Held counts what chunks take in their context, headers and rounding included.");
+    if let Some(others) = capture.profile.no_blocks {
+        page.hang(
+            "  ",
+            &format!(
+                "Left out: {} in {} of malloc that {} no block of a context (--allocator malloc shows them).",
+                bytes(others.held),
+                counted(others.count, "chunk"),
+                if others.count == 1 { "is" } else { "are" }
+            ),
+        );
+    } else {
+        page.hang("  ", "Held counts what chunks take in their context, headers and rounding included.");
+    }
+    if capture.is_estimate() {
+        page.hang("  ", "All of it is estimated: what was sampled, times what each sample stands for.");
+    }
 }
 
 /// Who allocates.
@@ -352,14 +424,25 @@ fn memory(page: &mut Page, capture: &Capture) {
              blocks that were there and are touched only now)",
         );
     }
+    let has_small = capture.window.sampling.as_ref().is_some_and(|sampling| sampling.min_size > 0);
+    let traced = if capture.is_estimate() { "estimated" } else { "traced" };
+    let not_traced = if has_small { "too small for --min-size, or not traced" } else { "not traced" };
     for growth in memory.by_label.iter().take(MOST_CONTEXTS) {
-        let parts = [
-            Some(format!("{} traced ({} requested)", signed(growth.traced as i64), bytes(growth.requested))),
-            // Where blocks cannot be read, nothing is known of either.
-            (growth.overhead != 0 || growth.untraced.is_some())
-                .then(|| format!("{} free and headers", signed(growth.overhead))),
-            growth.untraced.map(|untraced| format!("{} not traced", signed(untraced))),
-        ];
+        let blocks = || vec![Some(format!("{} of blocks acquired meanwhile", signed(growth.traced as i64)))];
+        let chunks = || {
+            vec![
+                Some(format!(
+                    "{} {traced} ({} requested)",
+                    signed(growth.traced as i64),
+                    bytes(growth.requested)
+                )),
+                // Where blocks cannot be read, nothing is known of either.
+                (growth.overhead != 0 || growth.untraced.is_some())
+                    .then(|| format!("{} free and headers", signed(growth.overhead))),
+                growth.untraced.map(|untraced| format!("{} {not_traced}", signed(untraced))),
+            ]
+        };
+        let parts = if capture.traces_blocks() { blocks() } else { chunks() };
         let parts: Vec<String> = parts.into_iter().flatten().collect();
         let more = growth.contexts_after as i64 - growth.contexts_before as i64;
         let more = if more == 0 { String::new() } else { format!(" ({more:+} contexts)") };
@@ -410,6 +493,9 @@ fn window(page: &mut Page, capture: &Capture) {
     if let Some(windows) = &window.windows {
         page.hang("  ", &windows_in_words(windows));
     }
+    if let Some(sampling) = &window.sampling {
+        page.hang("  ", &sampling_in_words(sampling));
+    }
     let end = match window.end {
         EndReason::Completed => "the time was over",
         EndReason::Interrupted => "it was interrupted",
@@ -431,6 +517,17 @@ fn window(page: &mut Page, capture: &Capture) {
             seconds(window.target_cpu_ns)
         ),
     );
+    if capture.traces_blocks() {
+        page.hang(
+            "  ",
+            &format!(
+                "said to grow: more used than ever before at the end of {} time slices, and by {}",
+                FLOOR.chunks,
+                rate(FLOOR.bytes_per_second)
+            ),
+        );
+        return;
+    }
     page.hang(
         "  ",
         &format!(
@@ -455,6 +552,40 @@ fn windows_in_words(windows: &Windows) -> String {
         windows.work * 100.0,
         windows.added * 100.0,
         counted(windows.gone, "survivor"),
+    )
+}
+
+/// What somebody has to know who reads no further.
+fn caveat(sampling: &Sampling) -> String {
+    let of_small = match sampling.min_size {
+        0 => String::new(),
+        size => format!("Allocations of less than {} were not looked at. ", counted(size, "byte")),
+    };
+    if sampling.mean_bytes == 0 {
+        return format!("{of_small}A leak of smaller ones does not show here.");
+    }
+    format!(
+        "{of_small}All figures are estimates from {}, one each {} that were asked for.",
+        counted(sampling.recorded, "sampled allocation"),
+        bytes(sampling.mean_bytes)
+    )
+}
+
+/// What was done for `--min-size` and `--sample`.
+fn sampling_in_words(sampling: &Sampling) -> String {
+    let all = sampling.recorded + sampling.left_out;
+    let of = format!("{} of {} were recorded", count(sampling.recorded), counted(all, "allocation"));
+    let min_size = match sampling.min_size {
+        0 => String::new(),
+        size => format!("--min-size {size}: smaller allocations were left out; "),
+    };
+    if sampling.mean_bytes == 0 {
+        return format!("{min_size}{of}");
+    }
+    format!(
+        "{min_size}--sample {mean}: one allocation each {mean} bytes asked for on average, one of s bytes with \
+         probability p = 1 - exp(-s / {mean}), which stands for 1 / p; {of}. Contexts were all recorded",
+        mean = sampling.mean_bytes
     )
 }
 

@@ -1,7 +1,10 @@
 //! Whole reports against golden files. `PGLEAK_BLESS=1 cargo test` writes them anew; read the diff.
 
 use super::*;
-use crate::profile::testing::{Maker, SIMPLE_QUERY, early, every, last, now_and_then};
+use crate::profile::{
+    ContextGrowth, MemoryGrowth, Sampling,
+    testing::{Maker, SIMPLE_QUERY, early, every, last, now_and_then},
+};
 
 fn golden(name: &str, capture: &Capture) -> String {
     let text = report(capture);
@@ -178,4 +181,50 @@ fn a_full_map_proves_nothing() {
         assert!(text.starts_with("No leak proven: ") && text.contains("12,345 allocations"), "{text}");
         assert!(text.contains("--map-memory") && !text.contains("CACHES"), "{text}");
     }
+}
+
+/// Samples: every figure is an estimate, and says so.
+#[test]
+fn report_of_samples() {
+    let path = format!("AllocSetAlloc < palloc < remember < {SIMPLE_QUERY}");
+    let mut capture = Maker::new().survivors(&path, "TopMemoryContext > Remembered", 80, every(1000)).build();
+    capture.window.sampling =
+        Some(Sampling { min_size: 16, mean_bytes: 4096, recorded: 2404, left_out: 190_011 });
+    for group in &mut capture.profile.groups {
+        // Of a hundred chunks one was seen.
+        group.slices.iter_mut().for_each(|slice| slice.count /= 100);
+        group.variance = 120 * 100 * 99 * 80 * 80;
+    }
+    let text = golden("samples.txt", &capture);
+    assert!(text.contains("from 120 samples") && text.contains("by the chance of sampling"), "{text}");
+}
+
+/// Blocks: a context grows, and nobody is blamed.
+#[test]
+fn report_of_blocks() {
+    let path = |function: &str| format!("malloc < AllocSetAlloc < palloc < {function} < {SIMPLE_QUERY}");
+    let mut capture = Maker::new()
+        .survivors(&path("needs_much"), "TopMemoryContext > Growing", 65_536, every(2))
+        .survivors(&path("needs_little"), "TopMemoryContext > Growing", 65_536, every(1))
+        .survivors(&path("needs_much"), "Filled", 8192, early([30, 5, 0]))
+        .only_blocks()
+        .build();
+    let growing = ContextGrowth {
+        label: "Growing".into(),
+        contexts_before: 1,
+        contexts_after: 1,
+        before: 1 << 20,
+        after: 3_407_872,
+        traced: 2_359_296,
+        used_over_time: (0..=12).map(|slice| 1_000_000 + 180_000 * slice).collect(),
+        ..ContextGrowth::default()
+    };
+    capture.memory = Some(MemoryGrowth {
+        contexts_before: 4 << 20,
+        contexts_after: 6_553_600,
+        by_label: vec![growing],
+        ..MemoryGrowth::default()
+    });
+    let text = golden("blocks.txt", &capture);
+    assert!(text.starts_with("GROWS: the context Growing grows by") && !text.contains("LEAK"), "{text}");
 }

@@ -4,7 +4,7 @@ use super::{
     page::Page,
     units::{bytes, count, counted, exact_bytes, percent, rate},
 };
-use crate::profile::{Class, Place, Query, Step, wrappers::Role};
+use crate::profile::{Capture, Class, Place, Step, wrappers::Role};
 
 /// The most lines of the hottest path; the middle of a longer one is left out.
 const MOST_STEPS: usize = 16;
@@ -19,10 +19,16 @@ const MOST_STATEMENT: usize = 240;
 const MOST_CONFIDENCE: f64 = 0.99;
 
 /// A suspect in full.
-pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, queries: &[Query], process_ended: bool) {
+pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, capture: &Capture, process_ended: bool) {
+    let queries = &capture.queries;
+    let is_estimate = capture.is_estimate();
     let course = &place.course;
     // What was held by a process that ended is no leak by itself.
-    let class = if process_ended { "GREW".to_owned() } else { course.class.name().to_uppercase() };
+    let class = match course.class {
+        _ if process_ended => "GREW".to_owned(),
+        Class::Leak if place.is_context => "GROWS".to_owned(),
+        class => class.name().to_uppercase(),
+    };
     page.hang(
         &format!("{number}. "),
         &format!("{}: {class}, {}", place.head, rate(course.growth_per_second)),
@@ -38,8 +44,9 @@ pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, queries: &[
         field("called by", &place.callers.join(" < "));
     }
     let survived = place.survived;
-    let chunks = counted(survived.count - place.made.count, "chunk");
-    let mut holds = format!("{} in {chunks}", exact_bytes(survived.held - place.made.held));
+    let chunks = counted(survived.count - place.made.count, what(place));
+    let about = if is_estimate { "about " } else { "" };
+    let mut holds = format!("{about}{} in {chunks}", exact_bytes(survived.held - place.made.held));
     if place.made.count > 0 {
         let made = counted(place.made.count, "context");
         holds += &format!(", and {made} with {} of their own", exact_bytes(place.made.held));
@@ -47,20 +54,25 @@ pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, queries: &[
     if place.pinned > 0 {
         holds += &format!(", and keeps {} of their blocks from others", exact_bytes(place.pinned));
     }
+    if is_estimate {
+        holds += &format!(": estimated from {}", counted(place.seen() - place.made.count, "sample"));
+    }
     field("holds", &holds);
-    field("requested", &exact_bytes(survived.requested));
+    if !place.is_context {
+        field("requested", &exact_bytes(survived.requested));
+    }
     field("why", &course.reason);
     field("confidence", &format!("{:.2} of 1", course.confidence.min(MOST_CONFIDENCE)));
     if let Some([low, high]) = course.interval {
-        field(
-            "interval",
-            &format!("{} to {}, 95 % of the time, by how windows differ", rate(low), rate(high)),
-        );
+        let by =
+            if capture.window.windows.is_some() { "how windows differ" } else { "the chance of sampling" };
+        field("interval", &format!("{} to {}, 95 % of the time, by {by}", rate(low), rate(high)));
     }
     if course.steady_per_second < course.growth_per_second * 0.7 {
         field("", &format!("{} of it is steady, the rest came in bursts", rate(course.steady_per_second)));
     }
-    field("by age", &format!("{}  (oldest first, bytes of each time slice)", bars(place)));
+    let by_age = format!("{}  (oldest first, bytes of each time slice)", bars(place));
+    field(if place.is_context { "growth" } else { "by age" }, &by_age);
     let contexts: Vec<String> = place
         .contexts
         .iter()
@@ -81,7 +93,9 @@ pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, queries: &[
         .collect();
     let more = place.contexts.len().saturating_sub(MOST_CONTEXTS);
     let more = if more > 0 { format!("; {more} more names") } else { String::new() };
-    field("contexts", &format!("{}{more}", contexts.join("; ")));
+    if !contexts.is_empty() {
+        field("contexts", &format!("{}{more}", contexts.join("; ")));
+    }
     if course.class == Class::Held {
         field(
             "but",
@@ -99,7 +113,7 @@ pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, queries: &[
         let part = percent((part * 1000.0) as u64, 1000);
         field("while running", &format!("{part} of what was seen: {id}{short}{cut}"));
     }
-    let mut lead = "below it";
+    let mut lead = if place.is_context { "acquired by" } else { "below it" };
     for child in &place.children {
         let share = percent(child.held, survived.held);
         let text = match child.is_wrapper {
@@ -109,6 +123,9 @@ pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, queries: &[
         page.line(&format!("   {lead:13} {text}"));
         lead = "";
     }
+    if place.paths == 0 {
+        return;
+    }
     let paths = counted(place.paths as u64, "call path");
     let hottest = match place.paths {
         1 => paths,
@@ -116,6 +133,11 @@ pub(super) fn suspect(page: &mut Page, number: usize, place: &Place, queries: &[
     };
     page.hang("   reached by    ", &format!("{hottest}, innermost first:"));
     path(page, &place.hottest);
+}
+
+/// What a place holds.
+fn what(place: &Place) -> &'static str {
+    if place.is_context { "block" } else { "chunk" }
 }
 
 /// A path with a line for each function that says something.
@@ -167,10 +189,13 @@ pub(super) fn one_line(page: &mut Page, place: &Place, remark: &str) {
         (None, Some(caller)) => format!(" < {caller}"),
         (None, None) => String::new(),
     };
-    let chunks = counted(place.survived.count, "chunk");
+    let chunks = counted(place.survived.count, what(place));
     let remark = if remark.is_empty() { String::new() } else { format!(": {remark}") };
     page.hang(
         &format!("  {:>10}  ", bytes(place.survived.held)),
-        &format!("{}{caller} [{context}], {chunks}{remark}", place.head),
+        &match place.is_context {
+            true => format!("{}, {chunks}{remark}", place.head),
+            false => format!("{}{caller} [{context}], {chunks}{remark}", place.head),
+        },
     );
 }

@@ -7,6 +7,7 @@ use std::{
 
 use tracer_ebpf::{
     abi::{NO_STACK, StackTotals},
+    sampling::ONE,
     site::is_pool,
     unwind::WalkEnd,
 };
@@ -53,6 +54,12 @@ pub struct Drained {
     pub processes: BTreeMap<u32, Watched>,
     /// The statements of all processes.
     pub queries: Vec<Query>,
+    /// Whether of all that malloc gave only blocks of contexts are wanted, each as of its context.
+    pub only_blocks: bool,
+    /// Bytes of used chunks in contexts by their label, at moments while recording, where that is so.
+    pub used: Vec<(u64, HashMap<String, u64>)>,
+    /// Whether what was recorded are samples, which stand for others.
+    pub samples: bool,
     /// Bytes allocated and not freed by the stacks that have some, at moments while recording
     /// (`CLOCK_MONOTONIC`).
     pub held: Vec<(u64, HashMap<u32, u64>)>,
@@ -102,8 +109,13 @@ pub fn assemble(
     frame: &dyn Fn(u32, AbsAddr, bool) -> RawFrame,
 ) -> Profile<RawFrame> {
     let timeline = drained.timeline();
-    let mut profile =
-        Profile { frames: Vec::new(), stacks: Vec::new(), contexts: Vec::new(), groups: Vec::new() };
+    let mut profile = Profile {
+        frames: Vec::new(),
+        stacks: Vec::new(),
+        contexts: Vec::new(),
+        groups: Vec::new(),
+        no_blocks: None,
+    };
     let ids = intern_stacks(drained, &mut profile, frame);
     let mut groups = Groups {
         drained,
@@ -113,6 +125,7 @@ pub fn assemble(
         of_blocks: of_blocks(drained, frame),
         places: HashMap::new(),
         groups: FastMap::default(),
+        no_blocks: Tally::default(),
     };
     let snapshots =
         drained.cycles.iter().flat_map(|cycle| [(false, &cycle.recorded), (true, &cycle.survived)]);
@@ -123,7 +136,7 @@ pub fn assemble(
             groups.add(*number, watched, process, is_last);
         }
     }
-    let Groups { places, groups, .. } = groups;
+    let Groups { places, groups, of_blocks, no_blocks, .. } = groups;
     // The order of a hash map is no order: an artifact must be the same each time.
     let mut sorted: Vec<(&ContextPlace, ContextId)> = places.iter().map(|(place, id)| (place, *id)).collect();
     sorted.sort();
@@ -143,7 +156,12 @@ pub fn assemble(
     profile.groups.sort_by_key(|group| {
         (Reverse(group.weight()), group.stack, group.context, group.what, group.process)
     });
-    summarize(drained, &ids, &mut profile);
+    if drained.only_blocks {
+        profile.no_blocks = Some(no_blocks);
+    }
+    let is_wanted = |stack: u32| !drained.only_blocks || of_blocks.contains(&stack);
+    summarize(drained, &ids, &is_wanted, &mut profile);
+    divide(&mut profile);
     add_course(drained, &timeline, &ids, slices, &mut profile);
     profile
 }
@@ -202,16 +220,51 @@ struct Groups<'a> {
     places: HashMap<ContextPlace, ContextId>,
     /// With the contexts of each.
     groups: FastMap<GroupKey, Making>,
+    /// What survives that is no block of a context, where these are all that is wanted.
+    no_blocks: Tally,
 }
 
 /// Stack, place, kind and process of a group.
 type GroupKey = (StackId, ContextId, What, u32);
 
-/// A group, its contexts, and how much of it each statement allocated.
+/// A group, its contexts, and how much of it each statement allocated. All tallies are by [`ONE`] until the end.
 struct Making {
     group: Group,
     contexts: FastSet<u64>,
     queries: FastMap<u32, u64>,
+    /// Of the bytes that survive, by the chance of sampling.
+    variance: f64,
+}
+
+/// What something stands for, by [`ONE`].
+fn weighted(tally: Tally, weight: u64) -> Tally {
+    let of = |value: u64| value.saturating_mul(weight);
+    Tally { count: of(tally.count), requested: of(tally.requested), held: of(tally.held) }
+}
+
+/// To the nearest whole number.
+fn from_ones(value: u64) -> u64 {
+    value.saturating_add(ONE / 2) / ONE
+}
+
+/// Takes the factor [`ONE`] out of all that has it, once all differences are made.
+fn divide(profile: &mut Profile<RawFrame>) {
+    let whole = |tally: &mut Tally| {
+        *tally = Tally {
+            count: from_ones(tally.count),
+            requested: from_ones(tally.requested),
+            held: from_ones(tally.held),
+        };
+    };
+    for group in &mut profile.groups {
+        [&mut group.recorded, &mut group.survived].into_iter().chain(&mut group.slices).for_each(whole);
+        group.pinned = from_ones(group.pinned);
+    }
+    profile.no_blocks.iter_mut().for_each(whole);
+    for stack in &mut profile.stacks {
+        let StackSummary { allocated, freed, reset, exited } = &mut stack.summary;
+        [allocated, freed, reset, exited].into_iter().for_each(whole);
+    }
 }
 
 /// The process that something is of.
@@ -229,7 +282,8 @@ impl Making {
             self.queries.into_iter().map(|(query, count)| QueryShare { query, count }).collect();
         queries.sort_by_key(|share| (Reverse(share.count), share.query));
         queries.truncate(MOST_QUERIES);
-        Group { contexts: self.contexts.len() as u64, queries, ..self.group }
+        let (contexts, variance) = (self.contexts.len() as u64, self.variance.round() as u64);
+        Group { contexts, queries, variance, ..self.group }
     }
 }
 
@@ -239,24 +293,51 @@ impl Groups<'_> {
         let by = By { number, watched };
         let mut places: FastMap<u64, ContextId> = FastMap::default();
         let mut traced: FastMap<u64, u64> = FastMap::default();
+        let blocks = self.drained.only_blocks.then(|| watched.looks.of_blocks(is_last));
         for chunk in snapshot.chunks.iter().filter(|chunk| chunk.requested != 0 || chunk.held != 0) {
+            let of_block = blocks.as_ref().and_then(|blocks| blocks.context(chunk.chunk));
             let is_block = is_pool(chunk.context) && self.of_blocks.contains(&chunk.stack);
-            let context = if is_block { BLOCKS } else { chunk.context };
-            let place = *places.entry(context).or_insert_with(|| self.place(&by, context, snapshot));
+            let context = match of_block {
+                Some(context) => context,
+                // Of a context that is kept for the next one, or was not seen.
+                None if is_block => BLOCKS,
+                None => chunk.context,
+            };
+            if of_block.is_some() {
+                self.of_blocks.insert(chunk.stack);
+            } else if blocks.is_some() && !is_block {
+                if is_last {
+                    let tally = Tally { count: 1, requested: chunk.requested, held: chunk.held };
+                    self.no_blocks += weighted(tally, chunk.weight);
+                }
+                continue;
+            }
+            let place = *places.entry(context).or_insert_with(|| {
+                match of_block.and_then(|context| blocks.as_ref()?.place(context)) {
+                    Some(place) => intern(&mut self.places, place),
+                    None => self.place(&by, context, snapshot),
+                }
+            });
             *traced.entry(chunk.context).or_default() += chunk.held;
-            let tally = Tally { count: 1, requested: chunk.requested, held: chunk.held };
+            let tally =
+                weighted(Tally { count: 1, requested: chunk.requested, held: chunk.held }, chunk.weight);
             let key = (self.stack(chunk.stack), place, What::Chunks, watched.index);
-            let group = self.count(key, &by, chunk.context, tally, chunk.born_ns, is_last);
+            let making = self.count(key, &by, context, tally, chunk.born_ns, is_last);
             // Parts of one chunk pin its block once.
-            group.pinned += pinned.remove(&chunk.chunk).unwrap_or(0);
+            let kept = pinned.remove(&chunk.chunk).unwrap_or(0);
+            making.group.pinned = making.group.pinned.saturating_add(kept.saturating_mul(chunk.weight));
+            if is_last {
+                let weight = chunk.weight as f64 / ONE as f64;
+                making.variance += weight * (weight - 1.0) * (chunk.held as f64).powi(2);
+            }
         }
-        let looks = &watched.looks;
+        let (looks, samples) = (&watched.looks, self.drained.samples);
         let look = if is_last { looks.survived.as_ref() } else { looks.recorded.as_ref() };
         for (address, context) in &snapshot.contexts {
             let Some(stack) = context.made_by else { continue };
             let place = *places.entry(*address).or_insert_with(|| self.place(&by, *address, snapshot));
-            let held = own_bytes(look, *address, traced.get(address).copied().unwrap_or(0));
-            let tally = Tally { count: 1, requested: 0, held };
+            let held = own_bytes(look, *address, traced.get(address).copied().unwrap_or(0), samples);
+            let tally = weighted(Tally { count: 1, requested: 0, held }, ONE);
             let key = (self.stack(stack), place, What::Contexts, watched.index);
             self.count(key, &by, *address, tally, context.born_ns, is_last);
         }
@@ -273,8 +354,7 @@ impl Groups<'_> {
         let no_names = HashMap::new();
         let names = last.map_or(&no_names, |last| &last.names);
         let place = by.watched.looks.place(address, snapshot, of_process, names);
-        let next = ContextId(self.places.len() as u32);
-        *self.places.entry(place).or_insert(next)
+        intern(&mut self.places, place)
     }
 
     fn count(
@@ -285,7 +365,7 @@ impl Groups<'_> {
         tally: Tally,
         born_ns: u64,
         is_last: bool,
-    ) -> &mut Group {
+    ) -> &mut Making {
         let (stack, place, what, process) = key;
         let slices = self.slices;
         let making = self.groups.entry(key).or_insert_with(|| {
@@ -299,10 +379,11 @@ impl Groups<'_> {
                 recorded: none,
                 survived: none,
                 pinned: 0,
+                variance: 0,
                 queries: Vec::new(),
                 slices: vec![none; slices.len()],
             };
-            Making { group, contexts: FastSet::default(), queries: FastMap::default() }
+            Making { group, contexts: FastSet::default(), queries: FastMap::default(), variance: 0.0 }
         });
         let group = &mut making.group;
         if is_last {
@@ -312,13 +393,20 @@ impl Groups<'_> {
                 *making.queries.entry(query).or_default() += 1;
             }
             if let Some(slice) = self.timeline.slice_of(born_ns, slices) {
-                group.slices[slice] += tally;
+                // What was really seen: estimates are no surer than that.
+                group.slices[slice] += Tally { count: ONE, ..tally };
             }
         } else {
             group.recorded += tally;
         }
-        group
+        making
     }
+}
+
+/// The id of a place of contexts.
+fn intern(places: &mut HashMap<ContextPlace, ContextId>, place: ContextPlace) -> ContextId {
+    let next = ContextId(places.len() as u32);
+    *places.entry(place).or_insert(next)
 }
 
 /// Interns frames and stacks; the stack with id 0 is the unknown one.
@@ -374,8 +462,14 @@ fn intern_stacks(
 
 /// What became of each stack's chunks. What was recorded and neither freed nor still there went
 /// with a reset or delete of its context.
-fn summarize(drained: &Drained, ids: &FastMap<u32, StackId>, profile: &mut Profile<RawFrame>) {
-    for (raw, totals) in drained.last().into_iter().flat_map(|last| &last.totals) {
+fn summarize(
+    drained: &Drained,
+    ids: &FastMap<u32, StackId>,
+    is_wanted: &dyn Fn(u32) -> bool,
+    profile: &mut Profile<RawFrame>,
+) {
+    let totals = drained.last().into_iter().flat_map(|last| &last.totals);
+    for (raw, totals) in totals.filter(|(raw, _)| is_wanted(**raw)) {
         let StackTotals { count, requested, held, freed_count, freed_requested, freed_held } = *totals;
         let id = ids.get(raw).copied().unwrap_or(StackId(0));
         if let Some(stack) = profile.stacks.get_mut(id.0 as usize) {
@@ -434,7 +528,7 @@ mod tests {
     }
 
     fn chunk(stack: u32, held: u64, born_ns: u64) -> LiveChunk {
-        LiveChunk { stack, chunk: born_ns, context: 0xc0, requested: held - 8, held, born_ns }
+        LiveChunk { stack, chunk: born_ns, context: 0xc0, requested: held - 8, held, born_ns, weight: ONE }
     }
 
     /// What a process holds in its one context.
@@ -468,12 +562,12 @@ mod tests {
     fn equal_stacks_are_one_and_what_is_gone_was_reset() {
         let names = HashMap::from([(0xa0, "Leaky".to_owned())]);
         let totals = |count, held| StackTotals {
-            count,
-            requested: held - 8 * count,
-            held,
-            freed_count: 1,
-            freed_requested: 24,
-            freed_held: 32,
+            count: count * ONE,
+            requested: (held - 8 * count) * ONE,
+            held: held * ONE,
+            freed_count: ONE,
+            freed_requested: 24 * ONE,
+            freed_held: 32 * ONE,
         };
         let drained = Drained {
             // Ids 1 and 2 are the same stack, seen before and after the mappings changed.

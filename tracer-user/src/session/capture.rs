@@ -10,12 +10,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracer_ebpf::{abi::SiteHits, counters::Class, site::Role};
+use tracer_ebpf::{
+    abi::SiteHits,
+    counters::{Class, Counter},
+    sampling::Selection,
+    site::Role,
+};
 use tracing::debug;
 
 use super::{
     Allocators, CaptureError, Chosen, Detaching, Interrupts, Prepared, Progress, RecordOptions, Recorder,
-    Recording, Scope, assemble, memory_growth, prepare, record::SLICES, sum_of_growths,
+    Recording, Scope, add_used, assemble, memory_growth, prepare, record::SLICES, sum_of_growths,
 };
 use crate::{
     addr::AbsAddr,
@@ -25,8 +30,8 @@ use crate::{
     },
     probe::{CostClass, ProbeSite, static_functions},
     profile::{
-        Capture, CounterValue, Frame, MemoryGrowth, Profile, SCHEMA, SEVERAL, SiteReport, Tally, Target,
-        Tool, Window, Windows,
+        Capture, CounterValue, Frame, Group, MemoryGrowth, Profile, SCHEMA, SEVERAL, Sampling, SiteReport,
+        Tally, Target, Tool, Window, Windows,
     },
     render::units::counted,
     symbolize::{DebugFiles, Debuginfod, OsRelease, Symbolizer, run_time_frame},
@@ -47,6 +52,8 @@ pub struct CaptureOptions {
     pub allocators: Allocators,
     /// Record only what is allocated in contexts of this name.
     pub context: Option<String>,
+    /// Record only some allocations, by their size.
+    pub selection: Selection,
     /// How probes are attached; the best way that there is if that is not said.
     pub mechanism: Option<Mechanism>,
     /// Whether unwind tables are kept on disk, and taken from there.
@@ -158,8 +165,9 @@ pub async fn capture(
     progress.say("naming the stacks");
     let Naming { debuginfod, hurry } = naming;
     let only = options.context.clone();
+    let selection = options.selection;
     let named = move || {
-        let capture = finish(&prepared, &recording, &record, only.as_deref(), debuginfod);
+        let capture = finish(&prepared, &recording, &record, (only.as_deref(), selection), debuginfod);
         (capture, recording.detaching)
     };
     Ok(interrupts.during(named, || hurry.store(true, Ordering::Relaxed)).await)
@@ -170,7 +178,7 @@ fn finish(
     prepared: &Prepared,
     recording: &Recording,
     options: &RecordOptions,
-    only: Option<&str>,
+    (only, selection): (Option<&str>, Selection),
     debuginfod: Option<Debuginfod>,
 ) -> Capture {
     let pid = prepared.process.pid;
@@ -184,6 +192,7 @@ fn finish(
         .plan
         .sites
         .iter()
+        .chain(&prepared.not_probed)
         .map(|site| (site.function.address.in_process(site.bias(prepared.bias)), site.function.name()))
         .chain(
             static_functions(&prepared.image, &prepared.functions)
@@ -261,8 +270,15 @@ fn finish(
         memory_growth(&watched.looks, of_process, anon)
     });
     let mut memory = sum_of_growths(growths);
-    if let (Some(windows), Some(memory)) = (&recording.windows, &mut memory) {
-        by_windows(memory, &profile, windows);
+    if let Some(memory) = &mut memory {
+        add_used(memory, &recording.drained.used, &recording.drained.timeline(), &slices);
+        match &recording.windows {
+            Some(windows) => by_windows(memory, &profile, windows),
+            None if selection.is_sampled() || profile.no_blocks.is_some() => {
+                by_groups(memory, &profile, 1.0, |group| group.recorded)
+            }
+            None => {}
+        }
     }
     debug!("contexts compared in {:?}", begun.elapsed());
     let are_several = recording.foreign.is_some();
@@ -304,6 +320,12 @@ fn finish(
             end: recording.end,
             target_cpu_ns: recording.cpu_ns,
             windows: recording.windows.clone(),
+            sampling: selection.is_partial().then(|| Sampling {
+                min_size: selection.min_size,
+                mean_bytes: selection.sample,
+                recorded: recording.counters.get(Counter::Recorded),
+                left_out: recording.counters.get(Counter::LeftOut),
+            }),
             expected_slowdown: recording.expected_slowdown.map(|slowdown| (slowdown * 100.0).round() / 100.0),
         },
         sites: sites(prepared, recording),
@@ -318,11 +340,16 @@ fn finish(
 
 /// What was traced in windows, as much as would have been seen of all the work.
 fn by_windows(memory: &mut MemoryGrowth, profile: &Profile<Frame>, windows: &Windows) {
-    let scaled = |bytes: u64| (bytes as f64 / windows.work.max(f64::MIN_POSITIVE)) as u64;
+    by_groups(memory, profile, windows.work.max(f64::MIN_POSITIVE), |group| group.survived);
+}
+
+/// What was traced as groups have it, which are `part` of all; how much was not cannot be told then.
+fn by_groups(memory: &mut MemoryGrowth, profile: &Profile<Frame>, part: f64, of: fn(&Group) -> Tally) {
+    let scaled = |bytes: u64| (bytes as f64 / part) as u64;
     for growth in &mut memory.by_label {
         let of_label = profile.groups.iter().filter(|group| profile.place(group).label() == growth.label);
         let mut sum = Tally::default();
-        of_label.for_each(|group| sum += group.survived);
+        of_label.for_each(|group| sum += of(group));
         growth.traced = scaled(sum.held);
         growth.requested = scaled(sum.requested);
         growth.untraced = None;
@@ -376,6 +403,7 @@ fn limits(
     };
     let limits = limits
         .ok_or(CaptureError::MapMemory { given_mib: given >> 20, least_mib: least.div_ceil(1 << 20) })?;
+    let limits = Limits { selection: options.selection, ..limits };
     // Kernel maps are charged to the cgroup of the process that makes them: pgleak's own.
     let cgroup = cgroup_memory(std::process::id()).ok().flatten();
     check_memory(

@@ -1,13 +1,13 @@
 //! The contexts before and after, beside what was traced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use super::Looks;
+use super::{Looks, Timeline};
 use crate::{
     bpf::{LiveChunk, ProcessSnapshot},
     census::{Kind, MemoryContext, Usage, UsedChunk},
     hash::FastMap,
-    profile::{ContextGrowth, MemoryGrowth},
+    profile::{ContextGrowth, MemoryGrowth, Slice},
 };
 
 /// Smaller changes are no line of a report.
@@ -75,6 +75,28 @@ pub fn memory_growth(
         by_label,
         troubles: troubles.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; "),
     })
+}
+
+/// How much of the contexts of each label was used at the beginning and at the end of each slice: by the first look of
+/// all, and by the last in each slice. Nothing is said where a slice has none.
+pub fn add_used(
+    memory: &mut MemoryGrowth,
+    looks: &[(u64, HashMap<String, u64>)],
+    timeline: &Timeline,
+    slices: &[Slice],
+) {
+    let mut last: Vec<Option<&HashMap<String, u64>>> = vec![None; slices.len()];
+    for (ns, used) in looks {
+        if let Some(slice) = timeline.slice_of(*ns, slices) {
+            last[slice] = Some(used);
+        }
+    }
+    let Some((_, first)) = looks.first() else { return };
+    let Some(last) = last.into_iter().collect::<Option<Vec<_>>>() else { return };
+    for growth in &mut memory.by_label {
+        let of = |used: &HashMap<String, u64>| used.get(&growth.label).copied().unwrap_or(0);
+        growth.used_over_time = std::iter::once(of(first)).chain(last.iter().map(|used| of(used))).collect();
+    }
 }
 
 /// What several processes have gained.

@@ -9,7 +9,9 @@ use super::assemble::BLOCKS;
 use crate::{
     addr::AbsAddr,
     bpf::{LiveChunk, ProcessSnapshot, RawContext},
-    census::{BLOCK_HEADER_BYTES, Block, Census, Limits, MemoryContext, Observed, UsedChunk, used_chunks},
+    census::{
+        BLOCK_HEADER_BYTES, Block, Census, Limits, MemoryContext, Observed, Usage, UsedChunk, used_chunks,
+    },
     hash::{FastMap, FastSet},
     profile::{BLOCKS_OF_CONTEXTS, ContextPlace, OUTSIDE},
 };
@@ -119,6 +121,17 @@ impl Look {
         (before - snapshot.chunks.len()) as u64
     }
 
+    /// The addresses that malloc gave for blocks, and for contexts that lie before their first one, with the address of
+    /// the context.
+    fn blocks(&self) -> HashMap<u64, u64> {
+        let of = |context: &MemoryContext| {
+            let blocks = context.usage.iter().flat_map(|usage| &usage.blocks).map(|block| block.address.0);
+            let own = context.address.0;
+            blocks.chain([own]).map(|address| (address, own)).collect::<Vec<_>>()
+        };
+        self.census.contexts.iter().flat_map(of).collect()
+    }
+
     /// The context at an address, if it is surely the one that the programs have seen there: it was
     /// made before this look, and its name is the same.
     fn same(&self, address: u64, raw: &RawContext, name: &str) -> Option<usize> {
@@ -148,6 +161,14 @@ pub struct Looks {
 }
 
 impl Looks {
+    /// Of the look when recording ended or of the last one: the contexts that blocks are of ([`Look::blocks`]), and
+    /// where each stands.
+    pub(super) fn of_blocks(&self, is_last: bool) -> OfBlocks<'_> {
+        // Of one that has ended there is no last look.
+        let look = self.survived.as_ref().filter(|_| is_last).or(self.recorded.as_ref());
+        OfBlocks { look, contexts: look.map(Look::blocks).unwrap_or_default() }
+    }
+
     /// Where a context of a snapshot stands: by the last look if it is still there, since contexts
     /// are moved.
     pub fn place(
@@ -177,6 +198,25 @@ impl Looks {
     }
 }
 
+/// Which contexts blocks are of.
+pub(super) struct OfBlocks<'a> {
+    look: Option<&'a Look>,
+    contexts: HashMap<u64, u64>,
+}
+
+impl OfBlocks<'_> {
+    /// The context that the block at an address is of.
+    pub(super) fn context(&self, block: u64) -> Option<u64> {
+        self.contexts.get(&block).copied()
+    }
+
+    /// Where that context stands.
+    pub(super) fn place(&self, context: u64) -> Option<ContextPlace> {
+        let look = self.look?;
+        Some(look.place(*look.by_address.get(&AbsAddr(context))?))
+    }
+}
+
 /// The name of what stands for a context where there is none.
 fn outside_of_contexts(context: u64) -> Option<&'static str> {
     if context == BLOCKS {
@@ -190,9 +230,11 @@ fn outside_of_contexts(context: u64) -> Option<&'static str> {
 }
 
 /// Bytes that a context takes beside what was recorded in it: for one that was made while recording,
-/// and so has no chunks but these.
-pub(super) fn own_bytes(look: Option<&Look>, address: u64, traced: u64) -> u64 {
+/// and so has no chunks but these. With `samples` it has others, which are estimated elsewhere.
+pub(super) fn own_bytes(look: Option<&Look>, address: u64, traced: u64, samples: bool) -> u64 {
     let Some(context) = look.and_then(|look| look.at(address)) else { return 0 };
+    let used = context.usage.as_ref().filter(|_| samples).map_or(0, Usage::used);
+    let traced = traced.max(used);
     let unused = context.usage.as_ref().map_or(0, |usage| usage.blocks.iter().map(not_counted).sum());
     context.total.unwrap_or(0).saturating_sub(unused).saturating_sub(traced)
 }

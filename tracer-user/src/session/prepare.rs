@@ -13,7 +13,7 @@ use crate::{
     census::Observed,
     elf::{FunctionRange, Image},
     guard::EventRates,
-    probe::{CostClass, LiveProcess, ProbePlan, outside, plan, top_context_variable},
+    probe::{CostClass, LiveProcess, ProbePlan, ProbeSite, outside, plan, top_context_variable},
     target::{
         Binary, CpuTime, LoadedModules, ProcessId, ProcessMemory, Seccomp, Status, Title, command_line,
         cpu_time, parse_title, status,
@@ -33,6 +33,8 @@ pub enum Allocators {
     Malloc,
     /// Both, blocks of contexts counted once: as what is allocated in them.
     All,
+    /// Blocks that malloc gives for contexts, by the context that they are in.
+    Blocks,
 }
 
 /// A process that can be captured, and how.
@@ -56,6 +58,8 @@ pub struct Prepared {
     pub bias: Bias,
     /// Where its probes go.
     pub plan: ProbePlan,
+    /// Allocators' functions that are not probed, and have names all the same.
+    pub not_probed: Vec<ProbeSite>,
     /// Its mappings with their unwind tables.
     pub mappings: Mappings,
     /// CPU time that it had used when it was first looked at.
@@ -81,7 +85,21 @@ pub fn prepare(pid: u32, cache: Option<TableCache>) -> Result<Prepared, CaptureE
         .map_err(|source| CaptureError::Probe { pid, source })?;
     let mappings = Mappings::new(modules, cache)?;
     let title = parse_title(&title_text);
-    Ok(Prepared { process, status, title_text, title, binary, image, functions, bias, plan, mappings, cpu })
+    let not_probed = Vec::new();
+    Ok(Prepared {
+        process,
+        status,
+        title_text,
+        title,
+        binary,
+        image,
+        functions,
+        bias,
+        plan,
+        not_probed,
+        mappings,
+        cpu,
+    })
 }
 
 impl Prepared {
@@ -90,12 +108,12 @@ impl Prepared {
     /// # Errors
     /// If the process's malloc is not found.
     pub fn choose(&mut self, allocators: Allocators) -> Result<(), CaptureError> {
-        let Self { plan, .. } = self;
+        let Self { plan, not_probed, .. } = self;
         if allocators == Allocators::Contexts {
             return Ok(());
         }
-        if allocators == Allocators::Malloc {
-            plan.sites.clear();
+        if matches!(allocators, Allocators::Malloc | Allocators::Blocks) {
+            not_probed.append(&mut plan.sites);
             plan.not_followed.clear();
         }
         // A context lies in memory of malloc, which is then no longer anybody else's.
@@ -104,8 +122,12 @@ impl Prepared {
         }
         let pid = self.process.pid;
         let first = plan.sites.len() as u8;
-        let outside = outside(self.mappings.modules(), &ProcessMemory::new(pid), pid, first)
+        let mut outside = outside(self.mappings.modules(), &ProcessMemory::new(pid), pid, first)
             .map_err(|source| CaptureError::Outside { pid, source })?;
+        if allocators == Allocators::Blocks {
+            // No context maps memory itself. Malloc's probes come first, so that the numbers stay those of the plan.
+            outside.retain(|site| site.site.pool == Some(Pool::Malloc));
+        }
         plan.sites.extend(outside);
         Ok(())
     }

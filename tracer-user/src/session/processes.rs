@@ -16,7 +16,7 @@ use super::{
 use crate::{
     addr::Bias,
     bpf::{ProcessTable, RawSnapshot, SeenProcess, Tracer},
-    census::Observed,
+    census::{self, Observed, Usage},
     probe::exported_variable,
     profile::{EndedProcesses, Query, TracedProcess},
     target::{
@@ -467,6 +467,23 @@ impl Processes {
             *moment(&mut traced.looks) = look;
             beat();
         }
+    }
+
+    /// Bytes of used chunks in the contexts of each label, of all processes; `None` if one cannot be read soon.
+    pub fn used_by_label(&mut self) -> Option<HashMap<String, u64>> {
+        // The process is recorded meanwhile, and its stacks have to be drained.
+        let limits = census::Limits { time: Duration::from_millis(200), ..census::Limits::default() };
+        let mut used: HashMap<String, u64> = HashMap::new();
+        for (_, traced) in self.alive() {
+            let census = traced.observed.as_ref()?.census(limits).ok()?;
+            if census.troubles.cut > 0 {
+                return None;
+            }
+            for context in &census.contexts {
+                *used.entry(context.label()).or_default() += context.usage.as_ref().map_or(0, Usage::used);
+            }
+        }
+        Some(used)
     }
 
     /// Walks the chunks of what was looked at.

@@ -28,6 +28,8 @@ pub struct RecordOptions {
     pub force: bool,
     /// Keep the literals of statements.
     pub show_queries: bool,
+    /// Only blocks of contexts are wanted of what malloc gives.
+    pub only_blocks: bool,
 }
 
 /// What came out.

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 
 /// Every check that the guest makes. One that is not heard of has failed.
-const CHECKS: [&str; 27] = [
+const CHECKS: [&str; 28] = [
     "measure",
     "program alloc_enter",
     "program alloc_exit",
@@ -31,6 +31,7 @@ const CHECKS: [&str; 27] = [
     "uprobe_multi links",
     "session links",
     "several processes",
+    "sampling",
 ];
 
 /// Reads the console; see `tests/src/bin/kernel-guest` for its lines.

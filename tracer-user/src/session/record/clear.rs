@@ -25,7 +25,8 @@ pub(super) fn is_clear(snapshot: &RawSnapshot, start_ns: u64, elapsed_ns: u64) -
         let name = context.map_or(0, |context| context.name);
         let of_name = held.entry(name).or_insert_with(|| vec![Tally::default(); slices.len()]);
         if let Some(slice) = timeline.slice_of(chunk.born_ns, &slices) {
-            of_name[slice] += Tally { count: 1, requested: chunk.requested, held: chunk.held };
+            let (requested, held) = (chunk.weighed(chunk.requested), chunk.weighed(chunk.held));
+            of_name[slice] += Tally { count: 1, requested, held };
         }
     }
     let courses: Vec<Vec<Tally>> = held.into_values().collect();

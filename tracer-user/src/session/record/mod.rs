@@ -75,6 +75,8 @@ pub struct Recorder<'a> {
     stacks: Vec<RawStack>,
     /// Bytes allocated and not freed, by stack, at moments while recording.
     held: Vec<(u64, HashMap<u32, u64>)>,
+    /// Bytes of used chunks in contexts by their label, at the same moments, where only blocks are traced.
+    used: Vec<(u64, HashMap<String, u64>)>,
     /// Code outside of every known object that was not looked at yet.
     unknown_code: Vec<(u32, AbsAddr)>,
     run_time_code: HashSet<(usize, AbsAddr)>,
@@ -115,6 +117,7 @@ impl<'a> Recorder<'a> {
         tracer.watch_process()?;
         let before = processes.first_cpu();
         let untouched = processes.cpu().since(before);
+        let costs = costs.of_a_part(tracer.limits().selection.is_partial());
         let loads = tracer.take_loads().ok_or(CaptureError::LoadsTaken)?;
         let mappings = std::mem::replace(&mut prepared.mappings, Mappings::none());
         let mapper = Mapper::start(mappings, Arc::clone(tracer.walks()), loads, processes.are_one())
@@ -133,6 +136,7 @@ impl<'a> Recorder<'a> {
             mapper,
             stacks: Vec::new(),
             held: Vec::new(),
+            used: Vec::new(),
             unknown_code: Vec::new(),
             run_time_code: HashSet::new(),
             notes: Vec::new(),
@@ -238,7 +242,10 @@ impl<'a> Recorder<'a> {
             block_makers: self.prepared.block_makers(),
             processes,
             queries,
+            only_blocks: self.options.only_blocks,
+            used: self.used,
             held: self.held,
+            samples: self.tracer.limits().selection.is_sampled(),
         };
         Ok(Recording {
             recorded_for: Duration::from_nanos(drained.timeline().length_ns()),
@@ -417,6 +424,9 @@ impl<'a> Recorder<'a> {
             let due = self.options.duration.as_nanos() as u64 / (2 * SLICES);
             if self.held.last().is_none_or(|(last, _)| now - last >= due) {
                 self.held.push((now, self.tracer.held_by_stack()?));
+                if self.options.only_blocks {
+                    self.used.extend(self.processes.used_by_label().map(|used| (now, used)));
+                }
             }
         }
         // Dead chunks stay until their address is used again.
