@@ -1,5 +1,10 @@
 //! `--allocator blocks`: contexts that grow, by the blocks that malloc gives them.
 
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
 use pgleak::profile::{Capture, Class, judge};
 use pgleak_tests::{
     Build, Server,
@@ -24,6 +29,7 @@ fn on(build: &Build) {
     planted::install(&server).unwrap();
     a_leak_is_told_by_its_context(build, &server);
     bytes_are_those_that_leaked(build, &server);
+    growth_within_a_block_is_told(build, &server);
 }
 
 /// Calls of allocators that were seen.
@@ -96,6 +102,31 @@ fn bytes_are_those_that_leaked(build: &Build, server: &Server) {
     let growth = memory.by_label.iter().find(|growth| growth.label == CONTEXT).unwrap();
     assert!((growth.after - growth.before).abs_diff(is) < is / 50 + 16_384, "{growth:?}, {is}");
     assert_eq!(growth.untraced, None);
+}
+
+/// A context that has just got a block of 8 MiB leaks for a long time without another one.
+fn growth_within_a_block_is_told(build: &Build, server: &Server) {
+    /// Just more than all blocks up to one of 4 MiB hold.
+    const FILLED: i64 = 120_000;
+    let mut session = planted::session(server).unwrap();
+    Call::PALLOC.run(&mut session, &[FILLED, 40]).unwrap();
+    let pid = session.backend_pid();
+    let running = recording(pid, &["--duration=4s", "--settle=0", "--force", "--allocator=blocks"]);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(4500) {
+        Call::PALLOC.run(&mut session, &[500, 40]).unwrap();
+        // A leak is slow, and goes on while it is looked at.
+        thread::sleep(Duration::from_millis(50));
+    }
+    let finished = running.finish().unwrap().success().unwrap();
+    let capture = finished.capture().unwrap();
+    let memory = capture.memory.as_ref().unwrap();
+    let growth = memory.by_label.iter().find(|growth| growth.label == CONTEXT);
+    let growth = growth.unwrap_or_else(|| panic!("{}: {}", build.name, finished.stdout));
+    assert_eq!(growth.before, growth.after, "{}: it has got no block", build.name);
+    let verdict = judge(&capture);
+    let first = verdict.suspects.first().unwrap_or_else(|| panic!("{}", finished.stdout));
+    assert_eq!((first.head.as_str(), first.course.class), (CONTEXT, Class::Leak), "{}", finished.stdout);
 }
 
 on_builds! { on: debian_15 npm_12 12 npm_17 17 }

@@ -2,12 +2,19 @@
 
 use std::time::Instant;
 
+use pgleak::{
+    bpf::{Attached, ContextNames, Limits, Mechanism, Probe, Tracer},
+    session::prepare,
+    target::exe_link,
+};
 use pgleak_tests::{
     Build, Server, Session,
     findings::{counter, losses, survived},
     pgleak::Running,
     planted::{self, CONTEXT, Call},
 };
+
+use tracer_ebpf::{abi::Phase, counters::Counter, foresee::SetFields};
 
 use crate::common::{PATIENCE, assert_no_probe_is_left, server};
 
@@ -50,7 +57,18 @@ fn of_one(server: &Server, session: &mut Session, how: &str) {
     for site in capture.sites.iter().filter(|site| site.entries > 0) {
         let Some(returns) = site.returns else { continue };
         // Calls that were open when recording began or ended.
-        assert!(site.entries.abs_diff(returns) <= counter(&capture, "left_by_error") + 4, "{site:?}");
+        let awaited = site.entries - site.unawaited;
+        assert!(awaited.abs_diff(returns) <= counter(&capture, "left_by_error") + 4, "{site:?}");
+    }
+    let [foreseen, checked] = ["foreseen", "foreseen_checked"].map(|name| counter(&capture, name));
+    if how == "session" {
+        // The first 256 are awaited all the same, of the thousand in flight and all that the server needs itself.
+        assert!(foreseen > 500 && checked >= 256, "{foreseen} foreseen, {checked} checked");
+        let alloc = capture.sites.iter().find(|site| site.function == "AllocSetAlloc").expect("it is probed");
+        let most = foreseen + counter(&capture, "nested_in_realloc");
+        assert!((foreseen..=most).contains(&alloc.unawaited), "{alloc:?}, {foreseen} foreseen");
+    } else {
+        assert_eq!((foreseen, checked), (0, 0));
     }
     let said = match how {
         "session" => "session links",
@@ -78,6 +96,43 @@ fn of_several(server: &Server, session: &mut Session, how: &str) {
     let left = survived(&capture, CONTEXT, Call::PALLOC.frame);
     assert_eq!((left.count, left.held), (50, (held + held_by_new).unsigned_abs()));
     assert_eq!(capture.processes.len(), 2);
+}
+
+/// A server whose sets are not where they should be: what is foreseen of it is compared before anything is recorded by it.
+#[test]
+fn wrong_foresight_ends_at_once() {
+    let server = server(&Build::packaged(15).unwrap());
+    planted::install(&server).unwrap();
+    let mut session = planted::session(&server).unwrap();
+    let pid = session.backend_pid();
+    let mut prepared = prepare(pid, None).unwrap();
+    let (rows, pages) = prepared.mappings.table_sizes();
+    let limits = Limits::within(64 << 20, rows, pages).unwrap();
+    let mut names = ContextNames::of(&prepared.plan.layout);
+    let fields = names.sets.expect("known of 15");
+    // Each free list is taken for that of the next smaller size.
+    names.sets = Some(SetFields { start: fields.start + 8, ..fields });
+    let mut tracer = Tracer::load_for(limits, names, Mechanism::Session).unwrap();
+    prepared.mappings.upload(tracer.walks()).unwrap();
+    let mut attached = Attached::default();
+    for site in &prepared.plan.sites {
+        attached.add(&mut tracer, Some(pid), &exe_link(pid), Probe::of(site)).unwrap();
+    }
+    tracer.control().allow_until(u64::MAX);
+    assert!(tracer.control().advance(Phase::Off, Phase::Record));
+    for size in [20, 40, 100, 300] {
+        Call::CHURN.run(&mut session, &[5, size, 50]).unwrap();
+        Call::PALLOC.run(&mut session, &[20, size]).unwrap();
+        Call::PFREE.run(&mut session, &[20]).unwrap();
+        session.text("select string_agg(relname, ',' order by relname) from pg_class").unwrap();
+    }
+    assert!(tracer.control().advance(Phase::Record, Phase::Off));
+    let counters = tracer.counters().unwrap();
+    let of = |counter| counters.get(counter);
+    assert_eq!(of(Counter::ForeseenWrongly), 1, "once, and no more");
+    assert_eq!(of(Counter::Foreseen), 0, "nothing was recorded by it");
+    assert!(of(Counter::Recorded) > 1000 && of(Counter::OverwroteLive) == 0, "{counters:?}");
+    drop(attached);
 }
 
 #[test]

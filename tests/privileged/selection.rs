@@ -33,6 +33,7 @@ fn on(build: &Build) {
     samples_stand_for_all(build, &mut session);
     what_is_resized_is_estimated(build, &mut session);
     only_large_ones(&mut session);
+    blocks_of_what_is_left_out_are_no_malloc(&mut session);
     assert_no_probe_is_left(session.backend_pid());
 }
 
@@ -128,6 +129,23 @@ fn what_is_resized_is_estimated(build: &Build, session: &mut Session) {
         build.name
     );
     Call::DELETE.run(session, &[]).unwrap();
+}
+
+/// The block that an allocation takes from malloc is its context's, recorded or not, by each way to attach.
+fn blocks_of_what_is_left_out_are_no_malloc(session: &mut Session) {
+    for how in ["session", "multi"] {
+        let arguments = ["--min-size", "1000", "--allocator", "all", "--attach", how];
+        let (capture, _) = captured(session, &arguments, |session| {
+            Call::PALLOC.run(session, &SMALL).unwrap();
+            Call::PALLOC0.run(session, &LARGE).unwrap();
+        });
+        for call in [Call::PALLOC, Call::PALLOC0] {
+            assert_eq!(survived(&capture, "malloc", call.frame).count, 0, "{how}: {}", call.frame);
+        }
+        let found = survived(&capture, CONTEXT, Call::PALLOC0.frame);
+        assert_eq!(found.count, LARGE[0].unsigned_abs(), "{how}");
+        Call::DELETE.run(session, &[]).unwrap();
+    }
 }
 
 fn only_large_ones(session: &mut Session) {

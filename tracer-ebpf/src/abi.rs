@@ -364,8 +364,8 @@ pub struct SiteHits {
     pub entries: u64,
     /// Calls that returned.
     pub returns: u64,
-    /// Calls of which the return was not looked at: what they return was foreseen, or nothing depends on it.
-    pub foreseen: u64,
+    /// Calls of which the return was not awaited: what they return was foreseen, or they were left out.
+    pub unawaited: u64,
 }
 
 /// A call that has begun.
@@ -539,6 +539,10 @@ pub struct Task {
     pub parts: Parts,
     /// What the AllocSet at hand has: see [`crate::foresee`].
     pub set: [u64; SET_WORDS],
+    /// How many chunks were foreseen for the task.
+    pub foresights: u32,
+    /// Padding.
+    pub pad: u32,
     /// The chunk that is resized, as it was.
     pub resized: Live,
     /// 1 if it is followed already.
@@ -623,6 +627,7 @@ const _: () = {
                 + 1024
                 + 264
                 + 8 * SET_WORDS
+                + 8
                 + 96
                 + 16 * 24
                 + 64 * 24

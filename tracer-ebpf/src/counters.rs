@@ -85,7 +85,7 @@ counters! {
 
     LiveFull = "live_full", Loss, "allocations not recorded because the map of live chunks was full";
     PartsFull = "parts_full", Loss, "realloc growth booked to another realloc of the same chunk because it had too many";
-    PartsMapFull = "parts_map_full", Loss, "realloc growth booked to the stack of the chunk's allocation because the map of growths was full";
+    PartsMapFull = "parts_map_full", Loss, "realloc growth booked to the stack of the chunk's allocation, and left out of samples, because the map of growths was full";
     ContextsFull = "contexts_full", Loss, "allocations not recorded because the map of contexts was full";
     StacksFull = "stacks_full", Loss, "allocations whose stack is unknown because the map of stacks was full";
     StackRingFull = "stack_ring_full", Loss, "allocations whose stack is unknown because user space read too slowly";

@@ -17,7 +17,7 @@ use tracer_ebpf::{
 };
 
 use crate::bpf::{
-    chunk::{entered, now, within_deadline},
+    call::{entered, now, within_deadline},
     maps::{CONTEXTS, LIVE, NAMES, control, count, name_offset, names_are_copies, next_epoch},
     process, read,
     record::{add_allocated, add_freed, remove},

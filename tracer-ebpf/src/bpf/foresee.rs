@@ -9,16 +9,21 @@ use tracer_ebpf::{
 
 use crate::bpf::{maps::set_fields, read::anew};
 
-/// Of so many allocations of a task one is looked at when it returns, however sure it is. A power of two.
-const CHECKED: u32 = 64;
+/// Of two to the power of this many that a task has foreseen, one is looked at when it returns, however sure it is.
+const CHECKED_BITS: u32 = 6;
 /// All of the first ones are.
 const FIRST_CHECKED: u32 = 256;
 
-/// Whether the allocation with that number of its task is looked at when it returns.
+/// Whether the chunk that was just foreseen is looked at when it is returned.
 #[inline(always)]
-pub(crate) fn is_checked(number: u32) -> bool {
-    // Not those that are timed, which are the first of so many.
-    number < FIRST_CHECKED || number & (CHECKED - 1) == CHECKED / 2
+pub(crate) fn is_checked(task: *mut Task) -> bool {
+    // SAFETY: a map value that only this task uses.
+    let number = unsafe {
+        (*task).foresights = (*task).foresights.wrapping_add(1);
+        core::ptr::read_volatile(&raw const (*task).foresights)
+    };
+    // Multiples of the golden ratio have no period: what a loop allocates comes up whatever its length.
+    number <= FIRST_CHECKED || number.wrapping_mul(0x9e37_79b9) >> (u32::BITS - CHECKED_BITS) == 0
 }
 
 /// The chunk that a call in the context at `context` will return, and the bytes that it takes; `None` if that cannot be

@@ -300,11 +300,11 @@ pub(crate) fn hit_return(phase: u32, site: u32) {
     }
 }
 
-/// Counts a call of the site whose return is not looked at.
+/// Counts a call of the site whose return is not awaited.
 #[inline(always)]
-pub(crate) fn hit_foreseen(site: u32) {
+pub(crate) fn hit_unawaited(site: u32) {
     if let Some(hits) = SITE_HITS.get_ptr_mut(site) {
         // SAFETY: a map value.
-        add(unsafe { &raw mut (*hits).foreseen }, 1);
+        add(unsafe { &raw mut (*hits).unawaited }, 1);
     }
 }

@@ -1,5 +1,6 @@
 //! What the programs are made of.
 
+pub(crate) mod call;
 pub(crate) mod chunk;
 pub(crate) mod context;
 pub(crate) mod foresee;

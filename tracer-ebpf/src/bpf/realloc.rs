@@ -11,9 +11,8 @@ use tracer_ebpf::{
 };
 
 use crate::bpf::{
-    chunk::{
-        begin, entered, free, held_bytes, return_address, returned, returned_pointer, sizes, within_deadline,
-    },
+    call::{begin, entered, held_bytes, return_address, returned, returned_pointer, sizes, within_deadline},
+    chunk::free,
     context,
     maps::{LIVE, PARTS, count, count_own, phase},
     process, read,

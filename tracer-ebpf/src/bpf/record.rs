@@ -85,10 +85,13 @@ fn move_parts(task: *mut Task, old: ChunkKey, new: ChunkKey, live: &mut Live) {
     live.has_parts = 0;
     // Unused parts hold zero bytes.
     for part in &moved.parts {
-        live.requested += part.requested;
-        live.held += part.held;
         add_freed(part.stack, 0, 0, part.requested, part.held);
-        add_allocated(live.stack, live.sampled, 0, part.requested, part.held);
+        // What stands for itself cannot be a part of what stands for others, and is left out.
+        if !is_sampled(live) {
+            live.requested += part.requested;
+            live.held += part.held;
+            add_allocated(live.stack, 0, 0, part.requested, part.held);
+        }
     }
 }
 
@@ -143,7 +146,10 @@ fn first_part(task: *mut Task, live: &mut Live, key: ChunkKey, owner: u32, growt
     }
     live.has_parts = 0;
     count(Counter::PartsMapFull);
-    grow_allocation(live, growth);
+    // As above.
+    if !is_sampled(live) {
+        grow_allocation(live, growth);
+    }
 }
 
 /// Takes bytes off a chunk: what grew last goes first.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_get_func_ip, programs::ProbeContext};
 
-use crate::bpf::chunk::Return;
+use crate::bpf::call::Return;
 
 /// Whether this is the entry. The kernel has a function for it, which takes a call by BTF id; it also says where
 /// the probe is (`bpf_get_func_ip`, Linux 6.6 for these links), and there it is at the entry only.

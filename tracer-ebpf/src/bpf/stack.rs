@@ -242,7 +242,7 @@ fn walk_on<const IN_LINE: u32>(task: *mut Task, function: u64, regs: Registers) 
     // SAFETY: a map value that only this task uses.
     unsafe {
         let walk = &mut (*task).walk;
-        // See `chunk::begin`.
+        // See `call::begin`.
         let none = opaque(0) as u32;
         (walk.regs, walk.function) = (regs, function);
         (walk.end, walk.fresh, walk.met) = (none, none, none);

@@ -58,6 +58,7 @@ fn take(tid: u32, process: *mut Process) -> Option<*mut Task> {
         unsafe {
             if set_if_zero(&raw mut (*task).owner, u64::from(tid)) {
                 (*task).depth = 0;
+                (*task).foresights = 0;
                 (*task).is_late = 0;
                 (*task).process = process::index(process);
                 return Some(task);

@@ -181,7 +181,7 @@ fn around(profile: Profile<Frame>) -> Capture {
             found_by: ".symtab".into(),
             library: None,
             entries: 1_204_331,
-            foreseen: 0,
+            unawaited: 0,
             returns: Some(1_204_331),
         }],
         modules: vec![Module {

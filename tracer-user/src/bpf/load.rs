@@ -241,6 +241,7 @@ pub struct Tracer {
     pub(super) weights: Option<Weights>,
     pub(super) ring: RingBuf<MapData>,
     limits: Limits,
+    foresees: bool,
     /// Servers whose new processes are followed.
     families: usize,
     /// Entries of the map of live chunks when it was last looked through for dead ones.
@@ -321,6 +322,7 @@ impl Tracer {
         let (distance_slots, weight_slots) = limits.sampling_tables();
         // Only the programs of session links can tell the kernel that a return is not wanted.
         let sets = names.sets.filter(|_| mechanism == Mechanism::Session);
+        let foresees = sets.is_some();
         let sets = sets.unwrap_or(SetFields { start: 0, limit_word: 0, limit_shift: 0 });
         let namespace = pid_namespace().map_err(LoadError::Namespace)?;
         let mut loader = EbpfLoader::new();
@@ -415,6 +417,7 @@ impl Tracer {
             mechanism,
             multi,
             limits,
+            foresees,
             families: 0,
             swept_at: 0,
         };
@@ -431,6 +434,11 @@ impl Tracer {
             Some((name.to_owned(), program.info().ok()?.verified_instruction_count()?))
         });
         by_aya.chain(self.multi.verified_instructions()).collect()
+    }
+
+    /// Whether most returns need not be awaited.
+    pub fn foresees(&self) -> bool {
+        self.foresees
     }
 
     /// What probes are attached with.

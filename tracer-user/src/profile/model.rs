@@ -163,7 +163,7 @@ pub struct Group {
     #[serde(default)]
     pub pinned: u64,
     /// Of samples, the variance of the bytes that survive, by the chance that chose them: in square bytes.
-    #[serde(default, skip_serializing_if = "has_none")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub variance: u64,
     /// The statements that it was allocated in, the most frequent first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -182,11 +182,6 @@ impl Group {
 
 fn is_zero<N: Default + PartialEq>(number: &N) -> bool {
     *number == N::default()
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
-fn has_none(number: &u64) -> bool {
-    *number == 0
 }
 
 /// One of several processes that were traced.
@@ -518,11 +513,11 @@ pub struct SiteReport {
     pub library: Option<String>,
     /// Calls seen.
     pub entries: u64,
-    /// Returns, where the site has a return probe; those included that were not looked at.
+    /// Returns seen, where the site has a return probe.
     pub returns: Option<u64>,
-    /// Of these, such as were foreseen when the call began.
+    /// Calls whose return was not awaited: it was foreseen, or nothing depended on it.
     #[serde(default, skip_serializing_if = "is_zero")]
-    pub foreseen: u64,
+    pub unawaited: u64,
 }
 
 /// [`Target::kind`] of a capture of several processes.

@@ -71,7 +71,7 @@ impl Maker {
                     library: None,
                     entries: 1_204_331,
                     returns: Some(1_204_331),
-                    foreseen: 0,
+                    unawaited: 0,
                 }],
                 modules: vec![Module {
                     path: "/usr/lib/postgresql/15/bin/postgres".into(),

@@ -595,8 +595,8 @@ fn probes(page: &mut Page, capture: &Capture) {
     for site in called {
         let mut returns =
             site.returns.map_or(String::new(), |returns| format!(", {}", counted(returns, "return")));
-        if site.foreseen > 0 {
-            returns.push_str(&format!(" ({} foreseen)", count(site.foreseen)));
+        if site.unawaited > 0 {
+            returns.push_str(&format!(" and {} not awaited", count(site.unawaited)));
         }
         page.hang(
             &format!("  {:18} ", site.function),

@@ -13,7 +13,7 @@ use tracer_ebpf::{
 };
 
 use super::{
-    History, Stretch, Timeline,
+    History, Stretch, Timeline, Used,
     look::{Looks, own_bytes, pinned},
 };
 use crate::{
@@ -57,7 +57,7 @@ pub struct Drained {
     /// Whether of all that malloc gave only blocks of contexts are wanted, each as of its context.
     pub only_blocks: bool,
     /// Bytes of used chunks in contexts by their label, at moments while recording, where that is so.
-    pub used: Vec<(u64, HashMap<String, u64>)>,
+    pub used: Vec<(u64, Used)>,
     /// Whether what was recorded are samples, which stand for others.
     pub samples: bool,
     /// Bytes allocated and not freed by the stacks that have some, at moments while recording

@@ -141,7 +141,10 @@ pub async fn capture(
     if let Err(error) = go_first_when_memory_is_short() {
         progress.say(&format!("cannot make pgleak the first to go when memory is short: {error}"));
     }
-    let names = ContextNames::of(&prepared.plan.layout);
+    let mut names = ContextNames::of(&prepared.plan.layout);
+    if !can_foresee(options, &prepared) {
+        names.sets = None;
+    }
     let mut tracer = match options.mechanism {
         Some(mechanism) => Tracer::load_for(limits, names, mechanism)?,
         // What it forks has its breakpoints, and loses them at the first hit only if they are of perf events
@@ -171,6 +174,13 @@ pub async fn capture(
         (capture, recording.detaching)
     };
     Ok(interrupts.during(named, || hurry.store(true, Ordering::Relaxed)).await)
+}
+
+/// Whether returns may go unseen. What malloc gives within an allocation is known to be that by the open call; one that is
+/// left out is foreseen or not, and opens none.
+fn can_foresee(options: &CaptureOptions, prepared: &Prepared) -> bool {
+    let leaves_out = options.selection.is_partial() || options.context.is_some();
+    prepared.has_contexts() && !(options.allocators == Allocators::All && leaves_out)
 }
 
 /// From what was recorded to what is written.
@@ -267,7 +277,7 @@ fn finish(
             Some(_) => &nothing,
             None => recorded?.processes.get(number)?,
         };
-        memory_growth(&watched.looks, of_process, anon)
+        memory_growth(&watched.looks, of_process, anon, options.only_blocks)
     });
     let mut memory = sum_of_growths(growths);
     if let Some(memory) = &mut memory {
@@ -436,8 +446,8 @@ fn site_report(site: &ProbeSite, hits: &SiteHits) -> SiteReport {
         found_by: site.function.found_by.to_string(),
         library: site.library.as_ref().map(|library| library.path.display().to_string()),
         entries: hits.entries,
-        returns: role.needs_return().then_some(hits.returns + hits.foreseen),
-        foreseen: hits.foreseen,
+        returns: role.needs_return().then_some(hits.returns),
+        unawaited: hits.unawaited,
     }
 }
 

@@ -36,7 +36,7 @@ impl Sample {
             .map(|(now, then)| SiteHits {
                 entries: now.entries.saturating_sub(then.entries),
                 returns: now.returns.saturating_sub(then.returns),
-                foreseen: now.foreseen.saturating_sub(then.foreseen),
+                unawaited: now.unawaited.saturating_sub(then.unawaited),
             })
             .collect()
     }

@@ -14,11 +14,13 @@ use crate::{
 const NOTABLE: u64 = 1 << 10;
 
 /// What all contexts have gained while recording; `None` unless they were read before and after it.
-/// What was allocated while settling is no part of it, since it was not recorded.
+/// What was allocated while settling is no part of it, since it was not recorded. `by_use`: contexts that grow in the
+/// blocks that they have are part of it; where chunks are traced, these tell of that.
 pub fn memory_growth(
     looks: &Looks,
     recorded: &ProcessSnapshot,
     anon: [Option<u64>; 2],
+    by_use: bool,
 ) -> Option<MemoryGrowth> {
     let (before, after) = (looks.before.as_ref()?, looks.recorded.as_ref()?);
     let mut traced: FastMap<u64, FastMap<u64, [u64; 2]>> = FastMap::default();
@@ -35,6 +37,9 @@ pub fn memory_growth(
         sums[1] += chunk.held;
     }
     let mut by_label: BTreeMap<String, ContextGrowth> = BTreeMap::new();
+    let used = [before, after].map(|look| used_by_label(&look.census.contexts));
+    let of = |used: &HashMap<String, u64>, label: &str| used.get(label).copied().unwrap_or(0);
+    let changes_use = |label: &str| of(&used[0], label).abs_diff(of(&used[1], label)) >= NOTABLE;
     for context in &before.census.contexts {
         let growth = by_label.entry(context.label()).or_default();
         growth.contexts_before += 1;
@@ -64,7 +69,11 @@ pub fn memory_growth(
     }
     let mut by_label: Vec<ContextGrowth> =
         by_label.into_iter().map(|(label, growth)| ContextGrowth { label, ..growth }).collect();
-    by_label.retain(|growth| growth.before.abs_diff(growth.after) >= NOTABLE || growth.traced >= NOTABLE);
+    by_label.retain(|growth| {
+        growth.before.abs_diff(growth.after) >= NOTABLE
+            || growth.traced >= NOTABLE
+            || (by_use && changes_use(&growth.label))
+    });
     sort_by_gain(&mut by_label);
     let troubles = [before, after].map(|look| look.census.troubles.to_string());
     Some(MemoryGrowth {
@@ -77,15 +86,23 @@ pub fn memory_growth(
     })
 }
 
+/// Bytes of used chunks in the contexts of each label.
+pub fn used_by_label(contexts: &[MemoryContext]) -> HashMap<String, u64> {
+    let mut used: HashMap<String, u64> = HashMap::new();
+    for context in contexts {
+        *used.entry(context.label()).or_default() += context.usage.as_ref().map_or(0, Usage::used);
+    }
+    used
+}
+
+/// What was used of the contexts of each label at one moment, by the number of the process.
+pub type Used = BTreeMap<u32, HashMap<String, u64>>;
+
 /// How much of the contexts of each label was used at the beginning and at the end of each slice: by the first look of
-/// all, and by the last in each slice. Nothing is said where a slice has none.
-pub fn add_used(
-    memory: &mut MemoryGrowth,
-    looks: &[(u64, HashMap<String, u64>)],
-    timeline: &Timeline,
-    slices: &[Slice],
-) {
-    let mut last: Vec<Option<&HashMap<String, u64>>> = vec![None; slices.len()];
+/// all, and by the last in each slice. Nothing is said where a slice has none. Of processes that were there all the time
+/// only: one that comes with its contexts is no growth of theirs.
+pub fn add_used(memory: &mut MemoryGrowth, looks: &[(u64, Used)], timeline: &Timeline, slices: &[Slice]) {
+    let mut last: Vec<Option<&Used>> = vec![None; slices.len()];
     for (ns, used) in looks {
         if let Some(slice) = timeline.slice_of(*ns, slices) {
             last[slice] = Some(used);
@@ -93,8 +110,16 @@ pub fn add_used(
     }
     let Some((_, first)) = looks.first() else { return };
     let Some(last) = last.into_iter().collect::<Option<Vec<_>>>() else { return };
+    let always = first.keys().filter(|number| last.iter().all(|used| used.contains_key(number)));
+    let always: Vec<u32> = always.copied().collect();
+    if always.is_empty() {
+        return;
+    }
     for growth in &mut memory.by_label {
-        let of = |used: &HashMap<String, u64>| used.get(&growth.label).copied().unwrap_or(0);
+        let of = |used: &Used| {
+            let of_process = always.iter().filter_map(|number| used.get(number)?.get(&growth.label));
+            of_process.sum::<u64>()
+        };
         growth.used_over_time = std::iter::once(of(first)).chain(last.iter().map(|used| of(used))).collect();
     }
 }

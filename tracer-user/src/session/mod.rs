@@ -26,7 +26,7 @@ pub use assemble::{Cycle, Drained, RawFrame, Watched, assemble};
 pub use capture::{CaptureOptions, Naming, Ready, capture, ready};
 pub use detach::Detaching;
 pub use error::CaptureError;
-pub use growth::{add_used, memory_growth, sum_of_growths};
+pub use growth::{Used, add_used, memory_growth, sum_of_growths, used_by_label};
 pub use look::{Look, Looks};
 pub use mapper::Mapper;
 pub use mappings::Mappings;

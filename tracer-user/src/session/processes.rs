@@ -9,14 +9,15 @@ use std::{
 use tracer_ebpf::abi::{Family, ProcessState};
 
 use super::{
-    Activity, CaptureError, Cycle, History, Look, Looks, Mapper, Prepared, Watched,
+    Activity, CaptureError, Cycle, History, Look, Looks, Mapper, Prepared, Used, Watched,
     mappings::ONLY_PROCESS,
     scope::{Chosen, Filter, ScopeError, application_name, is_settled, leader_pid},
+    used_by_label,
 };
 use crate::{
     addr::Bias,
     bpf::{ProcessTable, RawSnapshot, SeenProcess, Tracer},
-    census::{self, Observed, Usage},
+    census::{self, Observed},
     probe::exported_variable,
     profile::{EndedProcesses, Query, TracedProcess},
     target::{
@@ -469,21 +470,25 @@ impl Processes {
         }
     }
 
-    /// Bytes of used chunks in the contexts of each label, of all processes; `None` if one cannot be read soon.
-    pub fn used_by_label(&mut self) -> Option<HashMap<String, u64>> {
-        // The process is recorded meanwhile, and its stacks have to be drained.
-        let limits = census::Limits { time: Duration::from_millis(200), ..census::Limits::default() };
-        let mut used: HashMap<String, u64> = HashMap::new();
-        for (_, traced) in self.alive() {
-            let census = traced.observed.as_ref()?.census(limits).ok()?;
-            if census.troubles.cut > 0 {
-                return None;
+    /// What is used of the contexts of each process, as far as there is time for it. Always the same ones come first, so
+    /// that some are in every look. `beat` between two of them.
+    pub fn used_by_label(&mut self, beat: impl Fn()) -> Used {
+        // They are recorded meanwhile, and their stacks have to be drained.
+        let end = Instant::now() + Duration::from_millis(200);
+        let mut used = Used::new();
+        for (number, traced) in self.alive() {
+            let time = end.saturating_duration_since(Instant::now());
+            if time.is_zero() {
+                break;
             }
-            for context in &census.contexts {
-                *used.entry(context.label()).or_default() += context.usage.as_ref().map_or(0, Usage::used);
+            let limits = census::Limits { time, ..census::Limits::default() };
+            let census = traced.observed.as_ref().and_then(|observed| observed.census(limits).ok());
+            if let Some(census) = census.filter(|census| census.troubles.cut == 0) {
+                used.insert(*number, used_by_label(&census.contexts));
             }
+            beat();
         }
-        Some(used)
+        used
     }
 
     /// Walks the chunks of what was looked at.

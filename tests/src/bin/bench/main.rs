@@ -11,6 +11,7 @@ mod load;
 mod options;
 mod page;
 mod plot;
+mod processor;
 mod ratio;
 mod rivals;
 mod rounds;

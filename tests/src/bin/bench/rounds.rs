@@ -19,6 +19,7 @@ use crate::{
     conditions::Conditions,
     load::{Ends, Load, Window},
     options::{self, Options},
+    processor::Kept,
     rivals::{self, NOTHING, Rival, Working},
 };
 
@@ -65,6 +66,7 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
         fs::create_dir_all(dir)?;
     }
     let mut file = OpenOptions::new().create(true).append(true).open(&options.file)?;
+    let kept = Kept::last()?;
     let builds: Vec<Build> = options.builds.iter().map(|name| options::build(name)).collect::<Result<_>>()?;
     let servers: Vec<Server> = builds.iter().map(server).collect::<Result<_>>()?;
     let conditions = Conditions::now(&builds)?;
@@ -73,7 +75,8 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
         for server in &servers {
             for load in &options.loads {
                 let begun = Instant::now();
-                let round = Round { conditions: Some(conditions.clone()), ..round(options, server, *load)? };
+                let round =
+                    Round { conditions: Some(conditions.clone()), ..round(options, server, *load, kept)? };
                 keep(&mut file, &round)?;
                 eprintln!(
                     "round {number} of {}: {} {} in {:.0} s: {}",
@@ -108,11 +111,12 @@ fn said(round: &Round) -> String {
     times.collect::<Vec<_>>().join(", ")
 }
 
-fn round(options: &Options, server: &Server, load: Load) -> Result<Round> {
+fn round(options: &Options, server: &Server, load: Load, kept: Kept) -> Result<Round> {
     let began = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let dir = tempfile::Builder::new().prefix("pgleak-bench-").tempdir()?;
     let mut bench = start(server, load, dir.path())?;
     let pid = bench.backend_pid();
+    kept.give_to(pid)?;
     let mut looks: Vec<Look> = Vec::new();
     for name in order(&options.rivals_under(load))? {
         looks.push(Look::at(name, pid, options.window));

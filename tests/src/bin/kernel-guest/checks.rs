@@ -12,6 +12,7 @@ use pgleak::{
 use tracer_ebpf::{
     abi::Phase,
     counters::{Class, Counter},
+    foresee::SetFields,
     sampling::{ONE, Selection},
     site::{NO_ARG, Role, Site},
     unwind::WalkEnd,
@@ -75,6 +76,7 @@ pub(crate) fn run(say: &mut impl FnMut(&str, Result<String>)) -> Result<()> {
     say("session links", by_links(Mechanism::Session, (6, 13)));
     say("several processes", several());
     say("sampling", sampling());
+    say("foresight", foresight());
     Ok(())
 }
 
@@ -90,6 +92,34 @@ fn sampling() -> Result<String> {
     verified(most.context("no program was loaded")?)
 }
 
+/// The programs that foresee what is returned, of all allocations and of samples, on kernels that have session links.
+fn foresight() -> Result<String> {
+    let fixture = Fixture::start(FIXTURE, ROUNDS)?;
+    let mappings = Mappings::new(LoadedModules::read(fixture.pid())?, None)?;
+    let (rows, pages) = mappings.table_sizes();
+    let limits = Limits::within(64 << 20, rows, pages).context("64 MiB are enough for a small program")?;
+    let names =
+        ContextNames { sets: Some(SetFields { start: 80, limit_word: 13, limit_shift: 32 }), ..NAMES };
+    let mut most = 0;
+    for selection in [Selection::default(), Selection { min_size: 16, sample: 4096 }] {
+        match Tracer::load_for(Limits { selection, ..limits }, names, Mechanism::Session) {
+            Err(_) if kernel_version()? < (6, 13) => return Ok("refused, as it should be".to_owned()),
+            Err(error) => return Err(error.into()),
+            Ok(tracer) => {
+                let counts = tracer.verified_instructions();
+                most = counts.into_iter().map(|(_, count)| count).fold(most, u32::max);
+            }
+        }
+    }
+    verified(most)
+}
+
+fn kernel_version() -> Result<(u32, u32)> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse().ok());
+    numbers.next().zip(numbers.next()).with_context(|| format!("no version: {release}"))
+}
+
 const NAMES: ContextNames = ContextNames { offset: NAME_OFFSET, are_copies: 0, sets: None };
 
 /// The same chains by another way to attach, on kernels that have it `since`; others must refuse it.
@@ -98,11 +128,9 @@ fn by_links(mechanism: Mechanism, since: (u32, u32)) -> Result<String> {
     let mut mappings = Mappings::new(LoadedModules::read(fixture.pid())?, None)?;
     let (rows, pages) = mappings.table_sizes();
     let limits = Limits::within(64 << 20, rows, pages).context("64 MiB are enough for a small program")?;
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse().ok());
-    let version = numbers.next().zip(numbers.next()).with_context(|| format!("no version: {release}"))?;
+    let version = kernel_version()?;
     let mut tracer = match Tracer::load_for(limits, NAMES, mechanism) {
-        Err(_) if version < since => return Ok(format!("refused by {}, as it should be", release.trim())),
+        Err(_) if version < since => return Ok(format!("refused by {version:?}, as it should be")),
         Err(error) => return Err(error.into()),
         Ok(tracer) => tracer,
     };

@@ -27,10 +27,11 @@ pub(crate) fn table(measured: &Measured) -> String {
     measured.axes.iter().map(|axis| format!("{}\n\n{}\n", axis.label, of_axis(axis))).collect()
 }
 
-/// Whether nothing costs more than in proportion.
+/// Whether nothing costs more than in proportion; not if there are too few points to tell.
 pub(crate) fn is_linear(measured: &Measured) -> bool {
     let curves = measured.axes.iter().flat_map(|axis| &axis.curves);
-    curves.filter_map(|curve| slope(&curve.points)).all(|slope| slope <= MOST)
+    let slopes: Vec<f64> = curves.filter_map(|curve| slope(&curve.points)).collect();
+    !slopes.is_empty() && slopes.iter().all(|slope| *slope <= MOST)
 }
 
 fn of_axis(axis: &Axis) -> String {

@@ -19,6 +19,9 @@ use crate::{
 /// How long hits are counted before recording.
 const COUNT_FOR: Duration = Duration::from_millis(500);
 
+/// Of so many returns, one will be awaited where most are foreseen. In `pgbench -S` it is one in thirty.
+const AWAITED: u64 = 4;
+
 impl Recorder<'_> {
     /// Counts hits for a moment and decides whether recording is affordable.
     pub(super) async fn count(&mut self) -> Result<Option<f64>, CaptureError> {
@@ -34,7 +37,11 @@ impl Recorder<'_> {
         if self.processes.are_one() && !self.prepared.is_there() {
             return Err(CaptureError::GoneTooEarly { pid });
         }
-        let rates = self.prepared.rates(&self.tracer.site_hits()?, cpu);
+        let mut rates = self.prepared.rates(&self.tracer.site_hits()?, cpu);
+        if self.tracer.foresees() {
+            // All are awaited while calls are only counted.
+            rates.returns /= AWAITED;
+        }
         let Some(slowdown) = expected_slowdown(&rates, &self.yardstick) else {
             self.progress
                 .say("the process is nearly idle now: its slowdown cannot be foreseen and will be watched");

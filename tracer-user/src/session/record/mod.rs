@@ -23,8 +23,8 @@ use tracer_ebpf::{
 use self::{afford::check_hits, clear::is_clear};
 use super::{
     CaptureError, Chosen, Cycle, Detaching, Drained, Figures, Filter, Interrupts, Look, Looks, Mapper,
-    Mappings, Overhead, Prepared, Processes, Progress, RecordOptions, Recording, Stretch, cost::CostWatch,
-    detach::hand_over, recording::Stop,
+    Mappings, Overhead, Prepared, Processes, Progress, RecordOptions, Recording, Stretch, Used,
+    cost::CostWatch, detach::hand_over, recording::Stop,
 };
 use crate::{
     addr::AbsAddr,
@@ -38,6 +38,9 @@ use crate::{
 /// Equal parts of the record window: enough to tell a steady leak from a cache that fills, few
 /// enough that a slow leak is in each.
 pub(super) const SLICES: u64 = 10;
+
+/// Most allocations are of fewer bytes.
+const MOST_ARE_SMALLER: u64 = 1024;
 
 /// How often everything is looked at.
 const TICK: Duration = Duration::from_millis(50);
@@ -76,7 +79,7 @@ pub struct Recorder<'a> {
     /// Bytes allocated and not freed, by stack, at moments while recording.
     held: Vec<(u64, HashMap<u32, u64>)>,
     /// Bytes of used chunks in contexts by their label, at the same moments, where only blocks are traced.
-    used: Vec<(u64, HashMap<String, u64>)>,
+    used: Vec<(u64, Used)>,
     /// Code outside of every known object that was not looked at yet.
     unknown_code: Vec<(u32, AbsAddr)>,
     run_time_code: HashSet<(usize, AbsAddr)>,
@@ -117,7 +120,9 @@ impl<'a> Recorder<'a> {
         tracer.watch_process()?;
         let before = processes.first_cpu();
         let untouched = processes.cpu().since(before);
-        let costs = costs.of_a_part(tracer.limits().selection.is_partial());
+        // Which sizes a process asks for is not known yet; most are small in all that were looked at.
+        let selection = tracer.limits().selection;
+        let costs = costs.of_a_part(selection.min_size.max(selection.sample) >= MOST_ARE_SMALLER);
         let loads = tracer.take_loads().ok_or(CaptureError::LoadsTaken)?;
         let mappings = std::mem::replace(&mut prepared.mappings, Mappings::none());
         let mapper = Mapper::start(mappings, Arc::clone(tracer.walks()), loads, processes.are_one())
@@ -425,7 +430,12 @@ impl<'a> Recorder<'a> {
             if self.held.last().is_none_or(|(last, _)| now - last >= due) {
                 self.held.push((now, self.tracer.held_by_stack()?));
                 if self.options.only_blocks {
-                    self.used.extend(self.processes.used_by_label().map(|used| (now, used)));
+                    let (watchdog, control) = (&self.watchdog, self.tracer.control());
+                    let used = self.processes.used_by_label(|| {
+                        watchdog.beat();
+                        allow(control);
+                    });
+                    self.used.push((now, used));
                 }
             }
         }

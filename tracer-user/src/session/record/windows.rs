@@ -233,7 +233,7 @@ fn since(now: &[SiteHits], before: &[SiteHits]) -> Vec<SiteHits> {
     let minus = |(now, before): (&SiteHits, &SiteHits)| SiteHits {
         entries: now.entries.saturating_sub(before.entries),
         returns: now.returns.saturating_sub(before.returns),
-        foreseen: now.foreseen.saturating_sub(before.foreseen),
+        unawaited: now.unawaited.saturating_sub(before.unawaited),
     };
     now.iter().zip(before).map(minus).collect()
 }
