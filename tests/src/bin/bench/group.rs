@@ -98,6 +98,7 @@ pub(crate) mod testing {
             let time = |(rival, each_us): &(&str, Option<f64>)| Time {
                 rival: (*rival).to_owned(),
                 each_us: each_us.map(|us| if *rival == "nothing" { us } else { us * factor }),
+                cpu_us: None,
                 lost: rival.starts_with("pgleak").then_some(0),
                 error: each_us.is_none().then(|| "no such program".to_owned()),
             };

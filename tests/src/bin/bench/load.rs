@@ -83,15 +83,24 @@ impl Load {
 pub(crate) struct Window {
     from_us: u64,
     to_us: u64,
+    /// Processor time that the backend has taken.
+    cpu_us: Option<f64>,
 }
 
 impl Window {
     /// One of that length, that begins now.
-    pub(crate) fn pass(length: Duration) -> Self {
-        let from_us = now_us();
+    pub(crate) fn pass(length: Duration, pid: u32) -> Self {
+        let (from_us, before) = (now_us(), cpu_us(pid));
         thread::sleep(length);
-        Self { from_us, to_us: now_us() }
+        let (after, to_us) = (cpu_us(pid), now_us());
+        Self { from_us, to_us, cpu_us: after.zip(before).map(|(after, before)| after - before) }
     }
+}
+
+/// What a process has taken of a processor, without what the host took from that meanwhile.
+fn cpu_us(pid: u32) -> Option<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).ok()?;
+    Some(text.split(' ').next()?.parse::<u64>().ok()? as f64 / 1000.0)
 }
 
 fn now_us() -> u64 {
@@ -147,13 +156,16 @@ impl Ends {
         Ok(Self(ends))
     }
 
-    /// Microseconds from one end to the next, on average over the window.
-    pub(crate) fn each_us(&self, window: Window) -> Result<f64> {
+    /// Microseconds from one end to the next, and of the processor, on average over the window.
+    pub(crate) fn each_us(&self, window: Window) -> Result<(f64, Option<f64>)> {
         let first = self.0.partition_point(|end| *end < window.from_us);
         let after = self.0.partition_point(|end| *end <= window.to_us);
         let ends = &self.0[first..after];
         match ends {
-            [first, .., last] if ends.len() > LEAST => Ok((last - first) as f64 / (ends.len() - 1) as f64),
+            [first, .., last] if ends.len() > LEAST => Ok((
+                (last - first) as f64 / (ends.len() - 1) as f64,
+                window.cpu_us.map(|cpu_us| cpu_us / ends.len() as f64),
+            )),
             few => bail!("{} transactions in a window are too few: make it longer", few.len()),
         }
     }
@@ -172,8 +184,8 @@ mod tests {
         let ends = Ends::read(dir.path()).expect("it is there");
         assert_eq!(ends.0.len(), 100, "the line that is cut is none");
         let window =
-            |from_us: u64, to_us: u64| Window { from_us: 7_000_000 + from_us, to_us: 7_000_000 + to_us };
-        assert_eq!(ends.each_us(window(500, 60_500)).expect("enough"), 1000.0);
+            |from: u64, to: u64| Window { from_us: 7_000_000 + from, to_us: 7_000_000 + to, cpu_us: Some(3e4) };
+        assert_eq!(ends.each_us(window(500, 60_500)).expect("enough"), (1000.0, Some(500.0)));
         assert!(ends.each_us(window(0, 5000)).is_err(), "six are too few");
     }
 

@@ -15,7 +15,8 @@ In each round one backend works without a pause under `pgbench`, which logs the 
 other is attached to that backend, in an order by chance, warms up and is looked at, with nothing attached at the beginning, in
 the middle and at the end; the next one begins when no breakpoint is left in the process. The backend has one processor for
 itself, everything else the others. A transaction's time is that from one
-end to the next, on average over a rival's window. What a rival adds is its time less that of nothing in the same round, and only
+end to the next, on average over a rival's window; throughput is of that. What a rival adds is what a transaction takes of the backend's
+processor less what it takes with nothing in the same round: waiting for the client, and what the host takes away meanwhile, are no part of it. Only
 ratios within a round are compared. A figure is the geometric mean of the rounds' ratios with its 95 % interval, by Student's t
 on their logarithms. `noise` stands where a rival was faster than nothing in a round. `lost` is what the rival itself says
 that it has lost, in all rounds; `–` if it says no such thing. What failed is counted, and is no time.

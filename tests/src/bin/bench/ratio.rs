@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use statrs::distribution::{ContinuousCDF as _, StudentsT};
 
-use crate::{rivals::NOTHING, rounds::Round};
+use crate::{
+    rivals::NOTHING,
+    rounds::{Round, Time},
+};
 
 /// A mean with its 95 % interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,26 +81,28 @@ impl std::fmt::Display for Summary {
     }
 }
 
-/// Microseconds of a transaction in one round, by rival.
-pub(crate) struct Times(BTreeMap<String, f64>);
+/// Microseconds of a transaction in one round, by rival: by the clock, and of the backend's processor.
+pub(crate) struct Times {
+    all: BTreeMap<String, f64>,
+    cpu: BTreeMap<String, f64>,
+}
 
 impl Times {
     pub(crate) fn of(round: &Round) -> Self {
-        let mut all: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-        for (time, each_us) in round.times.iter().filter_map(|time| Some((time, time.each_us?))) {
-            all.entry(&time.rival).or_default().push(each_us);
-        }
-        let mean = |times: Vec<f64>| times.iter().sum::<f64>() / times.len() as f64;
-        Self(all.into_iter().map(|(rival, times)| (rival.to_owned(), mean(times))).collect())
+        Self { all: means(round, |time| time.each_us), cpu: means(round, |time| time.cpu_us) }
     }
 
     pub(crate) fn get(&self, rival: &str) -> Option<f64> {
-        self.0.get(rival).copied()
+        self.all.get(rival).copied()
     }
 
-    /// What a rival adds to a transaction.
+    /// What a rival adds to a transaction: of the backend's processor, or by the clock where that was not noted.
     pub(crate) fn added(&self, rival: &str) -> Option<f64> {
-        Some(self.get(rival)? - self.get(NOTHING)?)
+        let cpu = |rival: &str| self.cpu.get(rival);
+        match (cpu(rival), cpu(NOTHING)) {
+            (Some(with), Some(without)) => Some(with - without),
+            _ => Some(self.get(rival)? - self.get(NOTHING)?),
+        }
     }
 
     /// The same as a part of what another one adds.
@@ -111,10 +116,19 @@ impl Times {
     }
 }
 
+/// By rival.
+fn means(round: &Round, of: impl Fn(&Time) -> Option<f64>) -> BTreeMap<String, f64> {
+    let mut all: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for (time, us) in round.times.iter().filter_map(|time| Some((time, of(time)?))) {
+        all.entry(&time.rival).or_default().push(us);
+    }
+    let mean = |times: Vec<f64>| times.iter().sum::<f64>() / times.len() as f64;
+    all.into_iter().map(|(rival, times)| (rival.to_owned(), mean(times))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rounds::Time;
 
     #[test]
     fn an_interval_is_over_rounds() {
@@ -149,5 +163,16 @@ mod tests {
         assert_eq!(times.added_to("pgleak", "floor"), Some(1.5));
         assert_eq!(times.throughput("pgleak"), Some(0.25));
         assert_eq!((times.get("perf"), times.added_to("perf", "floor")), (None, None));
+        // Of the processor, where that is known of both.
+        let cpu = |rival: &str, each_us, cpu_us| Time {
+            rival: rival.into(),
+            each_us: Some(each_us),
+            cpu_us: Some(cpu_us),
+            ..Time::default()
+        };
+        let times = vec![cpu(NOTHING, 10.0, 6.0), cpu("floor", 31.0, 26.0), cpu("pgleak", 50.0, 30.0)];
+        let round = Round { build: String::new(), load: String::new(), began: 0, conditions: None, times };
+        let times = Times::of(&round);
+        assert_eq!((times.added_to("pgleak", "floor"), times.throughput("pgleak")), (Some(1.2), Some(0.2)));
     }
 }

@@ -47,6 +47,9 @@ pub(crate) struct Time {
     pub(crate) rival: String,
     /// Microseconds that a transaction took on average; `None` if the rival has failed.
     pub(crate) each_us: Option<f64>,
+    /// What of it the backend has taken of its processor.
+    #[serde(default)]
+    pub(crate) cpu_us: Option<f64>,
     /// What it says it has lost, if it says anything.
     pub(crate) lost: Option<u64>,
     /// Why it has failed.
@@ -179,7 +182,7 @@ impl Look {
             Ok(working) => {
                 let (warm_up, length) = rival.times(length);
                 thread::sleep(warm_up);
-                look.window = Some(Window::pass(length));
+                look.window = Some(Window::pass(length, pid));
                 if !is_running(pid) {
                     look.error = Some("the backend has ended while it was looked at".into());
                     return look;
@@ -211,17 +214,17 @@ impl Look {
         if let Some(working) = self.staying.take() {
             self.ended(working.end());
         }
-        let each_us = match (self.window, &self.error) {
+        let (each_us, cpu_us) = match (self.window, &self.error) {
             (Some(window), None) => match ends.each_us(window) {
-                Ok(each_us) => Some(each_us),
+                Ok((each_us, cpu_us)) => (Some(each_us), cpu_us),
                 Err(error) => {
                     self.error = Some(format!("{error:#}"));
-                    None
+                    (None, None)
                 }
             },
-            _ => None,
+            _ => (None, None),
         };
-        Time { rival: self.rival.to_owned(), each_us, lost: self.lost, error: self.error }
+        Time { rival: self.rival.to_owned(), each_us, cpu_us, lost: self.lost, error: self.error }
     }
 }
 
