@@ -196,8 +196,9 @@ fn a_leak_of_small_chunks_is_named() {
     );
     let [low, high] = first.course.interval.expect("it is known");
     assert!(low < first.course.growth_per_second && first.course.growth_per_second < high);
-    // A chunk of 8 bytes takes 16 here; nothing else is allocated by that function.
-    assert_eq!(first.survived.held / 16, first.survived.count, "{}", finished.stdout);
+    // A chunk of 8 bytes takes 16 here; nothing else is allocated by that function. Each figure is rounded by itself.
+    let by_bytes = first.survived.held / 16;
+    assert!(first.survived.count.abs_diff(by_bytes) <= 1, "{}", finished.stdout);
 }
 
 /// The same choice outside of contexts, and in windows.

@@ -19,7 +19,7 @@ use crate::bpf::{
         within_deadline,
     },
     context, foresee,
-    maps::{LIVE, are_several, control, count, count_many, count_own, hit_unawaited, set_fields},
+    maps::{LIVE, are_several, control, count, count_many, count_own, hit_unawaited, phase, set_fields},
     process, read,
     record::{add_allocated, add_freed, free_parts, put, remove, sweep},
     sampling, stack, task,
@@ -45,7 +45,11 @@ pub(crate) fn alloc_enter<const OUTSIDE: bool, const FORESEES: bool>(ctx: &Probe
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
     let sp = read::sp(regs);
-    let Some((cookie, phase, process)) = entered::<true>(ctx) else { return Return::Awaited };
+    let Some((cookie, phase, process)) = entered::<true>(ctx) else {
+        // Returns are counted as well; when all is off, nobody's stack is to be cut at a return that nobody wants.
+        let counts = phase() == Some(Phase::Count as u32);
+        return if counts { Return::Awaited } else { Return::NotNeeded };
+    };
     if phase != Phase::Record as u32 {
         return Return::NotNeeded;
     }

@@ -121,6 +121,12 @@ impl ControlPage {
         self.word64(|record| unsafe { &raw mut (*record).next_epoch }).load(Ordering::Acquire)
     }
 
+    /// The id that the next new stack will have: all that were seen have smaller ones.
+    pub(super) fn next_stack(&self) -> u64 {
+        // SAFETY: an address computation.
+        self.word64(|record| unsafe { &raw mut (*record).next_stack }).load(Ordering::Acquire)
+    }
+
     /// Whether every walk starts anew, without what is remembered of the last one.
     pub fn walk_anew(&self, anew: bool) {
         // SAFETY: an address computation.

@@ -635,7 +635,17 @@ impl Tracer {
         let held = |(stack, totals): (u32, StackTotals)| {
             (stack, totals.held.saturating_sub(totals.freed_held) / unit)
         };
-        Ok(self.stack_totals.all()?.into_iter().map(held).filter(|(_, held)| *held > 0).collect())
+        Ok(self.used_stack_totals()?.into_iter().map(held).filter(|(_, held)| *held > 0).collect())
+    }
+
+    /// What became of the chunks of each stack that was seen, by its id.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn used_stack_totals(&self) -> Result<Vec<(u32, StackTotals)>, MapError> {
+        // Most of the array is never used, and reading it is most of what a tick would cost.
+        let used = u32::try_from(self.control.next_stack()).unwrap_or(u32::MAX);
+        self.stack_totals.first(used.clamp(1, self.limits.stacks))
     }
 
     /// Looks for dead chunks and asks the programs to sweep them, if the map of live chunks, of

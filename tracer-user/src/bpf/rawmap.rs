@@ -170,6 +170,35 @@ impl<K: Plain, V: Plain> RawMap<K, V> {
         Ok(found)
     }
 
+    /// The first elements of an array.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn first(&self, count: u32) -> Result<Vec<(K, V)>, MapError> {
+        let mut keys: Vec<MaybeUninit<K>> = vec![MaybeUninit::uninit(); count as usize];
+        let mut values: Vec<MaybeUninit<V>> = vec![MaybeUninit::uninit(); count as usize];
+        let mut next: u64 = 0;
+        let mut attr = BatchAttr {
+            in_batch: 0,
+            out_batch: &raw mut next as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count,
+            map_fd: self.raw_fd(),
+            elem_flags: 0,
+            flags: 0,
+        };
+        match bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) {
+            Ok(()) => {}
+            // It has no more.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(self.error("read", error)),
+        }
+        let read = keys.into_iter().zip(values).take(attr.count.min(count) as usize);
+        // SAFETY: the kernel has filled as many of both.
+        Ok(read.map(|(key, value)| unsafe { (key.assume_init(), value.assume_init()) }).collect())
+    }
+
     /// The same one by one, as they are read: a million of them are not to be held twice.
     ///
     /// # Errors

@@ -138,8 +138,7 @@ pub fn take(tracer: &Tracer, gone: &HashSet<u32>, sign_of_life: &dyn Fn()) -> Re
     });
     let names = names.collect();
     let totals = tracer
-        .stack_totals
-        .all()?
+        .used_stack_totals()?
         .into_iter()
         .filter(|(_, totals)| totals.requested != 0 || totals.count != 0)
         // With samples, the programs have done that.

@@ -25,7 +25,7 @@ const NEAR_BYTES: usize = 272;
 const MOST_TEXT: usize = 256;
 
 /// How often a part that changes while it is read is read again.
-const TRIES: u32 = 8;
+const TRIES: u32 = 32;
 
 /// How much a census may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

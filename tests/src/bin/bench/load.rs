@@ -183,8 +183,11 @@ mod tests {
         fs::write(dir.path().join("other"), "0 1 900 0 7 1").expect("write");
         let ends = Ends::read(dir.path()).expect("it is there");
         assert_eq!(ends.0.len(), 100, "the line that is cut is none");
-        let window =
-            |from: u64, to: u64| Window { from_us: 7_000_000 + from, to_us: 7_000_000 + to, cpu_us: Some(3e4) };
+        let window = |from: u64, to: u64| Window {
+            from_us: 7_000_000 + from,
+            to_us: 7_000_000 + to,
+            cpu_us: Some(3e4),
+        };
         assert_eq!(ends.each_us(window(500, 60_500)).expect("enough"), (1000.0, Some(500.0)));
         assert!(ends.each_us(window(0, 5000)).is_err(), "six are too few");
     }
