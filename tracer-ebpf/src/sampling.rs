@@ -38,7 +38,7 @@ pub const ONE: u64 = 1 << 16;
 /// Larger allocations weigh as much as one of so many bytes.
 const MOST_BYTES: u64 = (1 << 31) - 1;
 
-/// The largest distance on average: 32 of them fit in [`MOST_BYTES`], and what is that large is recorded for sure.
+/// The largest distance on average: 32 of them fit in `MOST_BYTES`, and what is that large is recorded for sure.
 pub const MOST_SAMPLE: u64 = 1 << 26;
 
 /// Cells of the table of weights in each power of two.

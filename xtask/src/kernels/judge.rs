@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 
 /// Every check that the guest makes. One that is not heard of has failed.
-const CHECKS: [&str; 28] = [
+const CHECKS: [&str; 29] = [
     "measure",
     "program alloc_enter",
     "program alloc_exit",
@@ -32,6 +32,7 @@ const CHECKS: [&str; 28] = [
     "session links",
     "several processes",
     "sampling",
+    "foresight",
 ];
 
 /// Reads the console; see `tests/src/bin/kernel-guest` for its lines.
