@@ -320,6 +320,90 @@ impl ReadMemory for Recorder<'_> {
     }
 }
 
+impl Recorded {
+    fn set(&mut self, address: u64, word: u64) {
+        let at = (address % PAGE) as usize;
+        let page = self.pages.get_mut(&(address / PAGE)).expect("it was read");
+        page[at..at + 8].copy_from_slice(&word.to_le_bytes());
+    }
+}
+
+/// Memory that changes once, right after something at an address was read.
+struct Moving {
+    memory: RefCell<Recorded>,
+    after: u64,
+    change: RefCell<Vec<(u64, u64)>>,
+}
+
+impl ReadMemory for Moving {
+    fn read(&self, address: AbsAddr, into: &mut [u8]) -> io::Result<()> {
+        self.memory.borrow().read(address, into)?;
+        if address.0 == self.after {
+            for (at, word) in self.change.take() {
+                self.memory.borrow_mut().set(at, word);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A server keeps deleted contexts and makes the next ones of them: what was read as somebody's child is
+/// met again, elsewhere or before its siblings. It is in the census once, and no damage.
+#[test]
+fn a_context_that_is_made_again_elsewhere_is_no_damage() {
+    let server = server(&Build::packaged(15).unwrap());
+    planted::install(&server).unwrap();
+    let session = planted::session(&server).unwrap();
+    let observed = Observed::of(session.backend_pid()).unwrap();
+    let recorder = Recorder { memory: &observed.memory, recorded: RefCell::default() };
+    let limits = Limits::default();
+    let top = observed.census(limits).unwrap().contexts[0].address;
+    let take = |memory: &dyn ReadMemory| census::take(memory, &observed.layout, top, limits);
+    let whole = take(&recorder);
+    let recorded = recorder.recorded.into_inner();
+    let fields = &observed.layout.context;
+    let word = |at: u64| {
+        let mut bytes = [0; 8];
+        recorded.read(AbsAddr(at), &mut bytes).unwrap();
+        u64::from_le_bytes(bytes)
+    };
+    let cache = whole.contexts.iter().position(|context| context.name == "CacheMemoryContext").unwrap();
+    let parent = whole.contexts[cache].address.0;
+    let children: Vec<u64> = whole
+        .contexts
+        .iter()
+        .filter(|context| context.parent == Some(cache))
+        .map(|context| context.address.0)
+        .collect();
+    let [first, second, third] = children[..3] else { panic!("{} children", children.len()) };
+    assert_eq!(word(second + fields.next_child), third);
+    let others = whole.contexts.iter().find(|context| context.name == "ErrorContext").unwrap().address.0;
+
+    let before_its_siblings = vec![
+        (first + fields.next_child, third),
+        (second + fields.next_child, first),
+        (parent + fields.first_child, second),
+    ];
+    let of_another = vec![
+        (first + fields.next_child, third),
+        (second + fields.parent, others),
+        (second + fields.next_child, word(others + fields.first_child)),
+        (others + fields.first_child, second),
+    ];
+    for (what, change) in [("before its siblings", before_its_siblings), ("elsewhere", of_another)] {
+        let memory = RefCell::new(recorded.clone());
+        let moving = Moving { memory, after: second, change: RefCell::new(change) };
+        let census = take(&moving);
+        assert!(moving.change.borrow().is_empty(), "{what}: it was read");
+        assert_eq!(census.troubles.to_string(), "", "{what}");
+        let mut addresses: Vec<u64> = census.contexts.iter().map(|context| context.address.0).collect();
+        addresses.sort_unstable();
+        let mut all: Vec<u64> = whole.contexts.iter().map(|context| context.address.0).collect();
+        all.sort_unstable();
+        assert_eq!(addresses, all, "{what}: each context once, and none is missing");
+    }
+}
+
 /// Words of real contexts, changed at random: to other addresses of it, to edges, to anything. Each is
 /// what a torn read could give, and worse.
 #[test]

@@ -129,8 +129,6 @@ pub struct Troubles {
     pub torn: u64,
     /// Contexts whose blocks or free lists changed each time; what is in them is left out.
     pub torn_blocks: u64,
-    /// Pointers that led to where the reader had been.
-    pub loops: u64,
     /// 1 if the time or room that the reader has was over.
     pub cut: u64,
 }
@@ -148,7 +146,6 @@ impl fmt::Display for Troubles {
             (self.unreadable, "names unreadable"),
             (self.torn, "contexts with missing children"),
             (self.torn_blocks, "contexts without what is in them"),
-            (self.loops, "loops"),
             (self.cut, "cut at the limit of time or size"),
         ];
         let said: Vec<String> = parts

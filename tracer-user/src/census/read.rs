@@ -112,13 +112,14 @@ impl<'a> Reader<'a> {
                 self.troubles.cut = 1;
                 break;
             }
-            if !seen.insert(address.0) {
-                self.troubles.loops += 1;
+            // What was deleted and made again elsewhere meanwhile, at the same address, is in already.
+            if seen.contains(&address.0) {
                 continue;
             }
             let above = parent.map_or(0, |parent: usize| contexts[parent].address.0);
             // One that is not there any more ended since its parent was read.
             let Some((context, children)) = self.context(address, parent, above, near) else { continue };
+            seen.insert(address.0);
             let index = contexts.len();
             let children = children.into_iter().rev();
             to_read.extend(children.map(|near| (AbsAddr(near.start), Some(index), Some(near))));
@@ -175,6 +176,7 @@ impl<'a> Reader<'a> {
 
     fn list(&mut self, of: AbsAddr, header: &Header) -> Result<Vec<Near>, Vec<Near>> {
         let mut children = Vec::new();
+        let mut seen = HashSet::new();
         let mut at = header.first_child;
         while at != 0 {
             if children.len() >= self.limits.contexts || Instant::now() > self.deadline {
@@ -182,11 +184,12 @@ impl<'a> Reader<'a> {
                 break;
             }
             match self.header(AbsAddr(at), of.0) {
-                Some(child) => {
+                // One that was deleted and made again meanwhile leads back to its siblings.
+                Some(child) if seen.insert(at) => {
                     children.push(self.near);
                     at = child.next_child;
                 }
-                None => return Err(children),
+                _ => return Err(children),
             }
         }
         Ok(children)
