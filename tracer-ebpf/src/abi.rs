@@ -2,7 +2,7 @@
 
 use crate::{
     counters::OWN,
-    foresee::SET_WORDS,
+    foresee::{Known, SET_WORDS},
     trail::{Fresh, Trail},
     unwind::Registers,
 };
@@ -156,6 +156,11 @@ pub struct Control {
     pub doomed_tail: u64,
     /// The number of the next process. Starts at 1 in a capture of several; 0 is the one of a capture of one.
     pub next_process: u64,
+    /// How many entries `LIVE` has; both sides add to it and take from it.
+    pub entries: u64,
+    /// As long as it has fewer than that, the entry of a chunk that was freed stays for the next one at its address;
+    /// written by user space.
+    pub entries_kept: u64,
     /// 1: chunks are foreseen ([`crate::foresee`]); written by user space, and by the programs when one was another.
     pub foresees: u64,
     /// The name of the contexts that allocations are recorded in, NUL-padded; all zero for every one.
@@ -224,8 +229,8 @@ pub const fn name_key(tag: u32, address: u64) -> u64 {
     address & ((1 << 47) - 1) | (tag as u64) << 47
 }
 
-/// A chunk that was allocated and not yet freed. It is dead, whatever else it says, unless its
-/// context is in `CONTEXTS` with the same epoch.
+/// A chunk that was allocated. It is dead, whatever else it says, unless its context is in `CONTEXTS` with the same
+/// epoch: [`Live::FREED`] never is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Live {
@@ -254,6 +259,9 @@ pub struct Live {
 }
 
 impl Live {
+    /// Stands for the context of a chunk that was freed.
+    pub const FREED: ContextKey = 0;
+
     /// A chunk that was allocated with these bytes.
     #[inline(always)]
     pub const fn new(context: (ContextKey, u64), bytes: (u64, u64), born_ns: u64, stack: u32) -> Self {
@@ -494,6 +502,8 @@ pub struct KnownContext {
     pub epoch: u64,
     /// [`Control::next_epoch`] when it was looked up: as long as that is the same, no context was reset or deleted.
     pub as_of: u64,
+    /// What it holds, if it is an AllocSet.
+    pub set: Known,
 }
 
 /// A stack that a task has just met.
@@ -543,6 +553,8 @@ pub struct Task {
     pub foresights: u32,
     /// Padding.
     pub pad: u32,
+    /// How often something may have happened to contexts that what is known of their sets does not account for.
+    pub changes: u64,
     /// The chunk that is resized, as it was.
     pub resized: Live,
     /// 1 if it is followed already.
@@ -601,7 +613,7 @@ pub struct Name {
 }
 
 const _: () = {
-    assert!(size_of::<Control>() == 8 + 56 + 64 + 32 * MAX_FAMILIES);
+    assert!(size_of::<Control>() == 8 + 72 + 64 + 32 * MAX_FAMILIES);
     assert!(size_of::<Process>() == 80 + TITLE_BYTES);
     assert!(size_of::<Range>() == 32);
     assert!(size_of::<MapSet>() == 8192);
@@ -627,12 +639,12 @@ const _: () = {
                 + 1024
                 + 264
                 + 8 * SET_WORDS
-                + 8
+                + 16
                 + 96
-                + 16 * 24
+                + 16 * 64
                 + 64 * 24
                 + 24
-                + 14 * 8
+                + 12 * 8
                 + 8
                 + 8
     );

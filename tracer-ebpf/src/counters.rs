@@ -55,8 +55,6 @@ counters! {
     ReallocGrown = "realloc_grown", Work, "reallocs that grew a chunk";
     ReallocShrunk = "realloc_shrunk", Work, "reallocs that shrank a chunk";
     ReallocSame = "realloc_same", Work, "reallocs that kept a chunk's size";
-    LiveInserted = "live_inserted", Work, "entries added to the map of live chunks";
-    LiveRemoved = "live_removed", Work, "entries removed from the map of live chunks";
     StacksWalked = "stacks_walked", Work, "stacks walked";
     FramesWalked = "frames_walked", Work, "frames walked";
     FramesReused = "frames_reused", Work, "frames that were as in the stack before, and not walked again";
@@ -113,13 +111,11 @@ pub const COUNT: usize = COUNTERS.len();
 
 /// What is counted so often that each task does it for itself, in [`crate::abi::Task::own_counts`]: without an
 /// atomic operation, and without a line of memory that goes from one processor to the other.
-pub const OWN: [Counter; 14] = [
+pub const OWN: [Counter; 12] = [
     Counter::Foreseen,
     Counter::Recorded,
     Counter::RecordedBytes,
     Counter::Freed,
-    Counter::LiveInserted,
-    Counter::LiveRemoved,
     Counter::StacksWalked,
     Counter::FramesWalked,
     Counter::FramesReused,

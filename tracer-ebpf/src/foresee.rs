@@ -6,8 +6,55 @@
 
 use crate::{lookup::opaque, site::header_bytes};
 
-/// Words of a set that are read: the first block, eleven free lists, and what sets how large chunks of a block may be.
-pub const SET_WORDS: usize = 16;
+/// Words of a set that are read: the first block, eleven free lists, what sets how large chunks of a block may be; and
+/// behind it the header of the block that was made with the set, which is the first one of most. No set is so small
+/// that less than that belongs to it (1 KiB, `AllocSetContextCreateInternal`).
+pub const SET_WORDS: usize = 32;
+
+/// What a set was found to hold, and has given out since. As long as every call that may change it is seen, what it gives
+/// out next follows from that, and nothing has to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Known {
+    /// [`crate::abi::Task::changes`] when that was so; 0 if nothing is known.
+    pub changes: u64,
+    /// Where the free part of the first block begins, and where it ends; the same if that is not known.
+    pub free: [u64; 2],
+    /// The largest chunk of a block.
+    pub limit: u64,
+    /// The free lists that are empty, a bit each.
+    pub empty: u64,
+}
+
+impl Known {
+    /// Nothing.
+    pub const NOTHING: Self = Self { changes: 0, free: [0; 2], limit: 0, empty: 0 };
+
+    /// The chunk that the next allocation of `size` bytes is given, and the bytes that it takes; `None` if the set has to
+    /// be looked at.
+    #[inline(always)]
+    pub fn next(&mut self, header: u64, size: u64) -> Option<(u64, u64)> {
+        let class = class_of(size);
+        if size > self.limit || self.empty >> (class & 63) & 1 == 0 {
+            return None;
+        }
+        let bytes = (8 << class) + header_bytes(header);
+        let pointer = carved(self.free, header, bytes)?;
+        self.free[0] = self.free[0].wrapping_add(bytes);
+        Some((pointer, bytes))
+    }
+
+    /// A chunk that took so many bytes with its header is freed: it becomes the head of its free list, or takes its block
+    /// with it, which may be anyone.
+    #[inline(always)]
+    pub fn freed(&mut self, header: u64, held: u64) {
+        let size = held.wrapping_sub(header_bytes(header));
+        if size > self.limit || size & size.wrapping_sub(1) != 0 {
+            self.changes = 0;
+        }
+        self.empty &= !(1 << (class_of(size) & 63));
+    }
+}
 
 /// Where the first block keeps its free part: `freeptr` and `endptr` of `AllocBlockData`, behind the owner and two links.
 pub const BLOCK_FREE: u64 = 24;
@@ -28,31 +75,50 @@ pub struct SetFields {
 pub enum Source {
     /// It is this one.
     FreeList(u64),
-    /// It is carved from the block at this address, if that has as many bytes left.
-    Block {
-        /// The block.
-        at: u64,
-        /// Bytes that the chunk takes.
-        bytes: u64,
-    },
+    /// It is carved from the block at this address, if that has room for it.
+    Block(u64),
     /// It has, or begins, a block of its own.
     NewBlock,
+}
+
+/// The free lists that are empty, a bit each.
+#[inline(always)]
+pub fn empty_lists(words: &[u64; SET_WORDS]) -> u64 {
+    let mut empty = 0;
+    for class in 0..=LAST_CLASS as usize {
+        empty |= u64::from(words[1 + class] == 0) << class;
+    }
+    empty
+}
+
+/// The largest chunk of a block.
+#[inline(always)]
+pub fn limit(words: &[u64; SET_WORDS], fields: SetFields) -> u64 {
+    word(words, fields.limit_word) >> fields.limit_shift
 }
 
 /// Where a chunk of `size` bytes will come from, and how many bytes it takes with its header.
 #[inline(always)]
 pub fn source(words: &[u64; SET_WORDS], fields: SetFields, header: u64, size: u64) -> (Source, u64) {
-    let limit = word(words, fields.limit_word) >> fields.limit_shift;
     let class = class_of(size);
     let bytes = (8 << class) + header_bytes(header);
-    if size > limit || class > LAST_CLASS {
+    if size > limit(words, fields) || class > LAST_CLASS {
         return (Source::NewBlock, bytes);
     }
     let chunk = word(words, 1 + class);
     if chunk != 0 {
         return (Source::FreeList(chunk.wrapping_add(header_bytes(header))), bytes);
     }
-    if words[0] == 0 { (Source::NewBlock, bytes) } else { (Source::Block { at: words[0], bytes }, bytes) }
+    (if words[0] == 0 { Source::NewBlock } else { Source::Block(words[0]) }, bytes)
+}
+
+/// Which of the words, which are those at `address`, begin the free part of the block at `block`, if they are among
+/// them.
+#[inline(always)]
+pub fn free_word(address: u64, block: u64) -> Option<u64> {
+    let offset = block.wrapping_add(BLOCK_FREE).wrapping_sub(address);
+    // Both of them; an address less than that of the set is far behind its end.
+    (offset <= (SET_WORDS as u64 - 2) * 8 && offset & 7 == 0).then_some(offset >> 3)
 }
 
 /// The chunk that is carved from a block whose free part is that; `None` if it has no room for it.
@@ -63,8 +129,9 @@ pub fn carved(free: [u64; 2], header: u64, bytes: u64) -> Option<u64> {
     (left >= bytes && left >> 63 == 0).then_some(free[0].wrapping_add(header_bytes(header)))
 }
 
+/// One of the words, which are as many as the mask of an index has.
 #[inline(always)]
-fn word(words: &[u64; SET_WORDS], index: u64) -> u64 {
+pub fn word(words: &[u64; SET_WORDS], index: u64) -> u64 {
     words[(opaque(index) & (SET_WORDS as u64 - 1)) as usize]
 }
 
@@ -109,14 +176,51 @@ mod tests {
         words[1 + 2] = 0x5000;
         assert_eq!(source(&words, TO_16, header, 20), (Source::FreeList(0x5010), 48));
         assert_eq!(source(&words, TO_16, header, 32), (Source::FreeList(0x5010), 48));
-        assert_eq!(source(&words, TO_16, header, 33), (Source::Block { at: 0x1000, bytes: 80 }, 80));
+        assert_eq!(source(&words, TO_16, header, 33), (Source::Block(0x1000), 80));
         let header = ChunkHeader::Packed17 as u64;
         let words = set(FROM_17, 1024, 0x1000);
-        assert_eq!(source(&words, FROM_17, header, 1024), (Source::Block { at: 0x1000, bytes: 1032 }, 1032));
+        assert_eq!(source(&words, FROM_17, header, 1024), (Source::Block(0x1000), 1032));
         assert_eq!(source(&words, FROM_17, header, 1025).0, Source::NewBlock);
         assert_eq!(source(&set(FROM_17, 1024, 0), FROM_17, header, 8).0, Source::NewBlock);
         // What is no set says nothing.
         assert_eq!(source(&[u64::MAX; SET_WORDS], TO_16, header, 1 << 20).0, Source::NewBlock);
+    }
+
+    #[test]
+    fn what_is_known_of_a_set_goes_on_until_it_has_to_be_looked_at() {
+        let header = ChunkHeader::SizeContext as u64;
+        let mut words = set(TO_16, 8192, 0x1000);
+        words[1 + 2] = 0x5000;
+        let empty = empty_lists(&words);
+        assert_eq!(empty, 0b111_1111_1011);
+        let mut known = Known { changes: 1, free: [0x2000, 0x2060], limit: limit(&words, TO_16), empty };
+        assert_eq!(known.next(header, 20), None, "a free list has one");
+        assert_eq!(known.next(header, 33), Some((0x2010, 80)));
+        assert_eq!(known.next(header, 8), None, "no room");
+        assert_eq!(known.free, [0x2050, 0x2060]);
+        known.free[1] = 0x10_0000;
+        assert_eq!(known.next(header, 8), Some((0x2060, 24)));
+        assert_eq!(known.next(header, 8192), Some((0x2078, 8208)));
+        assert_eq!(known.next(header, 8193), None, "a block of its own");
+        assert_eq!(Known::NOTHING.next(header, 0), None);
+        known.free = [0x2000, 0x10_0000];
+        known.freed(header, 24);
+        assert_eq!(known.next(header, 8), None, "a free list has one");
+        assert!(known.next(header, 9).is_some());
+        known.freed(header, 8208);
+        assert_eq!((known.changes, known.next(header, 8192)), (1, None));
+        known.freed(header, 10_016);
+        assert_eq!(known.changes, 0, "a block of its own is no more");
+    }
+
+    #[test]
+    fn the_block_that_was_made_with_the_set_is_behind_it() {
+        // 15: 80 bytes of the set stand before the words, and 144 of them are its own.
+        assert_eq!(free_word(0x1050, 0x10e0), Some(21));
+        assert_eq!(free_word(0x1050, 0x1050 + 30 * 8 - BLOCK_FREE), Some(30));
+        assert_eq!(free_word(0x1050, 0x1050 + 31 * 8 - BLOCK_FREE), None);
+        assert_eq!(free_word(0x1050, 0x10e4), None);
+        assert_eq!(free_word(0x1050, 0x1000), None);
     }
 
     #[test]

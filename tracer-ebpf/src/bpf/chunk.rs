@@ -19,9 +19,9 @@ use crate::bpf::{
         within_deadline,
     },
     context, foresee,
-    maps::{LIVE, are_several, control, count, count_many, count_own, hit_unawaited, phase, set_fields},
+    maps::{are_several, control, count, count_many, count_own, hit_unawaited, phase, set_fields},
     process, read,
-    record::{add_allocated, add_freed, free_parts, put, remove, sweep},
+    record::{add_allocated, add_freed, end, find, free_parts, put, sweep},
     sampling, stack, task,
 };
 
@@ -57,6 +57,9 @@ pub(crate) fn alloc_enter<const OUTSIDE: bool, const FORESEES: bool>(ctx: &Probe
         return Return::Awaited;
     };
     task::drop_left(task, sp);
+    if FORESEES && set_fields().is_some() {
+        foresee::unsettle(task);
+    }
     // SAFETY: a map value that only this task uses.
     let is_late = unsafe {
         let number = (*task).allocations.wrapping_add(1);
@@ -84,12 +87,13 @@ pub(crate) fn alloc_enter<const OUTSIDE: bool, const FORESEES: bool>(ctx: &Probe
     if call.flags == 0 {
         (call.stack, call.return_address) =
             stack::id_at_entry::<{ stack::IN_LINE }>(control, process, task, cookie, (regs, sp));
-    } else {
-        call.return_address = return_address(sp);
     }
     if FORESEES && set_fields().is_some() && is_over(control, process, task, call, regs) {
         hit_unawaited(Site::index_of(cookie));
         return Return::NotNeeded;
+    }
+    if call.flags != 0 {
+        call.return_address = return_address(sp);
     }
     // SAFETY: as above.
     let start = unsafe { core::ptr::read_volatile(&raw const (*task).started_ns) };
@@ -127,7 +131,8 @@ fn is_over(
     }
     let cookie = call.cookie;
     let context = read::argument(regs, cookie, ArgField::Context);
-    let Some((pointer, held)) = foresee::chunk(control, task, cookie, context, call.size) else {
+    let Some((pointer, held)) = foresee::chunk(control, task, cookie, (context, call.context), call.size)
+    else {
         return false;
     };
     if foresee::is_checked(task) {
@@ -169,7 +174,7 @@ fn record(
         count_own(Some(task), Counter::RecordedBytes, call.size);
         add_allocated(call.stack, live.sampled, 1, call.size, held);
     }
-    sweep(control, task);
+    sweep(control);
 }
 
 /// Why a call is part of another one, or not of the process's own memory.
@@ -227,7 +232,7 @@ pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
     };
     let start = if call.timed_ns == 0 { 0 } else { now() };
     if !OUTSIDE && call.foreseen != 0 {
-        check_foreseen(control, call.foreseen == pointer);
+        foresee::check(control, call.foreseen == pointer);
     }
     let held = held_bytes::<false>(call, pointer, call.size);
     record(control, process, task, call, (pointer, held), born_ns);
@@ -241,17 +246,6 @@ pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
 fn timed(ns: u64) {
     count(Counter::RecordTimed);
     count_many(Counter::RecordNs, ns);
-}
-
-/// One that was foreseen has returned. If it was another, this server is not as it should be.
-#[inline(always)]
-fn check_foreseen(control: *mut Control, is_it: bool) {
-    count(Counter::ForeseenChecked);
-    if !is_it {
-        count(Counter::ForeseenWrongly);
-        // SAFETY: a map value; an aligned word.
-        unsafe { core::ptr::write_volatile(&raw mut (*control).foresees, 0) };
-    }
 }
 
 /// The chunk that a call returns, unless it has failed.
@@ -272,6 +266,10 @@ pub(crate) fn free_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
     let pointer = read::argument(regs, cookie, ArgField::Pointer);
     let chunk = key(process::number(process), pointer);
     let task = task::current();
+    let sets = if OUTSIDE || set_fields().is_none() { None } else { task };
+    if let Some(task) = sets {
+        foresee::unsettle(task);
+    }
     if let Some(task) = task
         && let Some(outer) = task::innermost_realloc(task, read::sp(regs))
         // SAFETY: a map value that only this task uses.
@@ -280,19 +278,19 @@ pub(crate) fn free_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
         count(Counter::NestedInRealloc);
         return;
     }
-    let Some(live) = LIVE.get_ptr(&chunk) else {
+    let Some(record) = find(chunk) else {
         count_own(task, Counter::FreeUnknown, 1);
         return;
     };
     // SAFETY: a map value; copied because its slot is used again as soon as it is removed.
-    let live = unsafe { *live };
+    let live = unsafe { *record };
     if OUTSIDE && Site::pool_of(cookie) == Pool::Mmap as u64 {
         // munmap may take a part only.
         let length = rounded(ChunkHeader::Pages as u64, read::argument(regs, cookie, ArgField::Size));
         if length < live.full_held {
             unmap_head(
                 task,
-                chunk,
+                (chunk, record),
                 key(process::number(process), pointer.wrapping_add(length)),
                 &live,
                 length,
@@ -300,28 +298,39 @@ pub(crate) fn free_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
             return;
         }
     }
-    free(task, chunk, &live);
+    if free(task, (chunk, record), &live)
+        && let Some(task) = sets
+    {
+        foresee::settle_freed(task, live.context, cookie, live.full_held);
+    }
 }
 
-/// A chunk is no more.
+/// A chunk is no more; whether it was alive until then.
 #[inline(always)]
-pub(crate) fn free(task: Option<*mut Task>, chunk: ChunkKey, live: &Live) {
-    let alive = context::is_alive(live);
+pub(crate) fn free(task: Option<*mut Task>, (chunk, record): (ChunkKey, *mut Live), live: &Live) -> bool {
+    let alive = context::is_alive_to(task, live);
     if live.has_parts != 0 {
         free_parts(chunk, alive);
     }
-    remove(task, chunk);
+    end(chunk, record);
     if !alive {
         count_own(task, Counter::FreeDead, 1);
-        return;
+    } else {
+        count_own(task, Counter::Freed, 1);
+        add_freed(live.stack, live.sampled, 1, live.requested, live.held);
     }
-    count_own(task, Counter::Freed, 1);
-    add_freed(live.stack, live.sampled, 1, live.requested, live.held);
+    alive
 }
 
 /// A mapping begins later than before. What is cut off at its other end is not noticed.
 #[inline(always)]
-fn unmap_head(task: Option<*mut Task>, chunk: ChunkKey, left: ChunkKey, live: &Live, length: u64) {
+fn unmap_head(
+    task: Option<*mut Task>,
+    (chunk, record): (ChunkKey, *mut Live),
+    left: ChunkKey,
+    live: &Live,
+    length: u64,
+) {
     let mut rest = *live;
     let gone = (rest.requested.min(length), rest.held.min(length));
     rest.requested -= gone.0;
@@ -329,6 +338,6 @@ fn unmap_head(task: Option<*mut Task>, chunk: ChunkKey, left: ChunkKey, live: &L
     rest.full_requested = rest.full_requested.saturating_sub(length);
     rest.full_held -= length;
     add_freed(rest.stack, rest.sampled, 0, gone.0, gone.1);
-    remove(task, chunk);
+    end(chunk, record);
     put(task, left, &rest);
 }

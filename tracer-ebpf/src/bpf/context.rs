@@ -12,15 +12,16 @@ use tracer_ebpf::{
         Name, Phase, Process, Task, key, name_key,
     },
     counters::Counter,
+    foresee::Known,
     lookup::opaque,
     site::{ArgField, NO_ARG, Site, is_pool},
 };
 
 use crate::bpf::{
     call::{entered, now, within_deadline},
-    maps::{CONTEXTS, LIVE, NAMES, control, count, name_offset, names_are_copies, next_epoch},
+    maps::{CONTEXTS, NAMES, control, count, name_offset, names_are_copies, next_epoch},
     process, read,
-    record::{add_allocated, add_freed, remove},
+    record::{add_allocated, add_freed, end, find},
     stack, task,
 };
 
@@ -36,10 +37,7 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
     let sp = read::sp(regs);
     // Its memory was allocated just now, and is its own from here on.
     if Site::pool_of(cookie) != 0 {
-        take_over(
-            task::current(),
-            key(process::number(process), read::argument(regs, cookie, ArgField::Context)),
-        );
+        take_over(key(process::number(process), read::argument(regs, cookie, ArgField::Context)));
     }
     // The end of a context whose methods are not probed would not be seen.
     if Site::arg_of(cookie, ArgField::Tag) != u64::from(NO_ARG)
@@ -75,12 +73,12 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
 
 /// Forgets an allocation of malloc that a context has become.
 #[inline(always)]
-fn take_over(task: Option<*mut Task>, chunk: ChunkKey) {
-    let Some(live) = LIVE.get_ptr(&chunk) else { return };
+fn take_over(chunk: ChunkKey) {
+    let Some(record) = find(chunk) else { return };
     // SAFETY: a map value; copied because its slot is used again as soon as it is removed.
-    let live = unsafe { *live };
+    let live = unsafe { *record };
     if is_pool(live.context) {
-        remove(task, chunk);
+        end(chunk, record);
         add_allocated(
             live.stack,
             live.sampled,
@@ -138,14 +136,9 @@ pub(crate) fn epoch(
 ) -> Option<(ContextKey, u64)> {
     let key = key(process::number(process), address);
     // Read before the map: what is reset later raises it.
-    // SAFETY: map values; an aligned word. The slot is the task's own, its index masked.
-    let (as_of, known) = unsafe {
-        let slot = (opaque(key >> 3) & (KNOWN_CONTEXTS as u64 - 1)) as usize;
-        (
-            core::ptr::read_volatile(&raw const (*control).next_epoch),
-            &mut *(&raw mut (*task).known_contexts[slot]),
-        )
-    };
+    // SAFETY: map values; an aligned word. The slot is the task's own.
+    let (as_of, known) =
+        unsafe { (core::ptr::read_volatile(&raw const (*control).next_epoch), &mut *self::known(task, key)) };
     if known.key == key && known.as_of == as_of {
         return Some((key, known.epoch));
     }
@@ -168,8 +161,16 @@ pub(crate) fn epoch(
         count(Counter::OtherContext);
         return None;
     }
-    *known = KnownContext { key, epoch, as_of };
+    *known = KnownContext { key, epoch, as_of, set: Known::NOTHING };
     Some((key, epoch))
+}
+
+/// Where a task keeps what it knows of a context, or of another one.
+#[inline(always)]
+pub(crate) fn known(task: *mut Task, key: ContextKey) -> *mut KnownContext {
+    let slot = (opaque(key >> 3) & (KNOWN_CONTEXTS as u64 - 1)) as usize;
+    // SAFETY: a map value; the index is masked.
+    unsafe { &raw mut (*task).known_contexts[slot] }
 }
 
 /// Notes a context, in the place of one that was at that address before.
@@ -233,6 +234,21 @@ fn remember_name(key: u64, address: u64) {
 #[inline(always)]
 pub(crate) fn is_alive(live: &Live) -> bool {
     is_pool(live.context) || has_its_epoch(live)
+}
+
+/// The same; a task may know it.
+#[inline(always)]
+pub(crate) fn is_alive_to(task: Option<*mut Task>, live: &Live) -> bool {
+    if let (Some(task), Some(control)) = (task, control()) {
+        // SAFETY: map values; an aligned word, and the task's own.
+        let (as_of, known) = unsafe {
+            (core::ptr::read_volatile(&raw const (*control).next_epoch), &*known(task, live.context))
+        };
+        if known.key == live.context && known.epoch == live.epoch && known.as_of == as_of {
+            return true;
+        }
+    }
+    is_alive(live)
 }
 
 /// The same for a chunk that is in a context.

@@ -2,12 +2,17 @@
 
 use aya_ebpf::helpers::generated;
 use tracer_ebpf::{
-    abi::{Control, Task},
-    foresee::{BLOCK_FREE, SET_WORDS, Source, carved, source},
+    abi::{ContextKey, Control, Task},
+    counters::Counter,
+    foresee::{BLOCK_FREE, Known, SET_WORDS, Source, empty_lists, free_word, limit, source, word},
     site::{Site, is_set},
 };
 
-use crate::bpf::{maps::set_fields, read::anew};
+use crate::bpf::{
+    context,
+    maps::{count, set_fields},
+    read::anew,
+};
 
 /// Of two to the power of this many that a task has foreseen, one is looked at when it returns, however sure it is.
 const CHECKED_BITS: u32 = 6;
@@ -26,14 +31,42 @@ pub(crate) fn is_checked(task: *mut Task) -> bool {
     number <= FIRST_CHECKED || number.wrapping_mul(0x9e37_79b9) >> (u32::BITS - CHECKED_BITS) == 0
 }
 
-/// The chunk that a call in the context at `context` will return, and the bytes that it takes; `None` if that cannot be
-/// told. Reads what the call is about to read itself, so that it is there.
+/// Something happens to contexts that what is known of their sets does not account for, unless [`settle`] says that it
+/// does. Every call that may change a set begins with it.
+#[inline(always)]
+pub(crate) fn unsettle(task: *mut Task) {
+    // SAFETY: a map value that only this task uses.
+    unsafe { (*task).changes = (*task).changes.wrapping_add(1) };
+}
+
+/// What has just happened is accounted for.
+#[inline(always)]
+pub(crate) fn settle(task: *mut Task) {
+    // SAFETY: as above.
+    unsafe { (*task).changes = (*task).changes.wrapping_sub(1) };
+}
+
+/// Accounts for a chunk of a context that was freed.
+#[inline(always)]
+pub(crate) fn settle_freed(task: *mut Task, context: ContextKey, cookie: u64, held: u64) {
+    let known = context::known(task, context);
+    // SAFETY: as above.
+    unsafe {
+        if (*known).key == context {
+            (*known).set.freed(Site::header_of(cookie), held);
+        }
+    }
+    settle(task);
+}
+
+/// The chunk that a call in a context will return, and the bytes that it takes; `None` if that cannot be told. What is
+/// read is what the call is about to read itself, so that it is there.
 #[inline(always)]
 pub(crate) fn chunk(
     control: *mut Control,
     task: *mut Task,
     cookie: u64,
-    context: u64,
+    (context, key): (u64, ContextKey),
     size: u64,
 ) -> Option<(u64, u64)> {
     let fields = set_fields()?;
@@ -42,25 +75,60 @@ pub(crate) fn chunk(
     if !is_set(header) || unsafe { core::ptr::read_volatile(&raw const (*control).foresees) } == 0 {
         return None;
     }
-    // SAFETY: a map value that only this task uses.
-    let words = unsafe { &raw mut (*task).set };
-    if !read_at_hand(words.cast(), SET_WORDS as u32 * 8, context.wrapping_add(fields.start)) {
+    // SAFETY: map values that only this task uses.
+    let (set, words, changes) = unsafe {
+        (&mut (*context::known(task, key)).set, &raw mut (*task).set, (*task).changes.wrapping_sub(1))
+    };
+    if set.changes != changes {
+        *set = Known::NOTHING;
+    } else if let Some(chunk) = set.next(header, size) {
+        settle(task);
+        return Some(chunk);
+    }
+    let address = context.wrapping_add(fields.start);
+    if !read_at_hand(words.cast(), SET_WORDS as u32 * 8, address) {
         return None;
     }
     // SAFETY: as above.
-    let (source, bytes) = source(unsafe { &*anew(words) }, fields, header, size);
-    let pointer = match source {
-        Source::FreeList(pointer) => pointer,
-        Source::Block { at, bytes } => {
-            let mut free = [0_u64; 2];
-            if !read_at_hand(free.as_mut_ptr(), 16, at.wrapping_add(BLOCK_FREE)) {
-                return None;
-            }
-            carved(free, header, bytes)?
-        }
+    let words = unsafe { &*anew(words) };
+    let (source, bytes) = source(words, fields, header, size);
+    let mut free = set.free;
+    if let Some(at) = free_word(address, words[0]) {
+        free = [word(words, at), word(words, at + 1)];
+    } else if let Source::Block(block) = source
+        && !read_at_hand(free.as_mut_ptr(), 16, block.wrapping_add(BLOCK_FREE))
+    {
+        return None;
+    }
+    if set.changes != 0 && set.free[1] != 0 && set.free != free {
+        is_another(control);
+        return None;
+    }
+    *set = Known { changes, free, limit: limit(words, fields), empty: empty_lists(words) };
+    let chunk = match source {
+        Source::FreeList(pointer) => (pointer, bytes),
+        Source::Block(_) => set.next(header, size)?,
         Source::NewBlock => return None,
     };
-    Some((pointer, bytes))
+    settle(task);
+    Some(chunk)
+}
+
+/// Notes whether a chunk that was foreseen was the one that was returned.
+#[inline(always)]
+pub(crate) fn check(control: *mut Control, is_it: bool) {
+    count(Counter::ForeseenChecked);
+    if !is_it {
+        is_another(control);
+    }
+}
+
+/// This server is not as it should be.
+#[inline(always)]
+fn is_another(control: *mut Control) {
+    count(Counter::ForeseenWrongly);
+    // SAFETY: a map value; an aligned word.
+    unsafe { core::ptr::write_volatile(&raw mut (*control).foresees, 0) };
 }
 
 #[inline(always)]

@@ -13,10 +13,10 @@ use tracer_ebpf::{
 use crate::bpf::{
     call::{begin, entered, held_bytes, return_address, returned, returned_pointer, sizes, within_deadline},
     chunk::free,
-    context,
-    maps::{LIVE, PARTS, count, count_own, phase},
+    context, foresee,
+    maps::{PARTS, count, count_own, phase},
     process, read,
-    record::{add_allocated, give_back, grow, put, remove, settle_in},
+    record::{add_allocated, end, find, give_back, grow, put, settle_in},
     sampling, stack, task,
 };
 
@@ -29,6 +29,9 @@ pub(crate) fn realloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
     let Some((cookie, phase, process)) = entered::<true>(ctx) else { return };
     let Some(task) = task::current_or_new(process) else { return };
     task::drop_left(task, sp);
+    if !OUTSIDE {
+        foresee::unsettle(task);
+    }
     let is_inner = OUTSIDE && task::innermost(task, sp).is_some();
     let Some(call) = task::next(task) else { return };
     begin::<OUTSIDE>(call, regs, sp, cookie);
@@ -81,11 +84,11 @@ pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
         // realloc(p, 0) is free(p); other failures leave the chunk as it was.
         if OUTSIDE
             && call.size == 0
-            && let Some(live) = LIVE.get_ptr(&old_key)
+            && let Some(record) = find(old_key)
         {
             // SAFETY: a map value; copied because its slot is used again as soon as it is removed.
-            let live = unsafe { *live };
-            free(Some(task), old_key, &live);
+            let live = unsafe { *record };
+            free(Some(task), (old_key, record), &live);
         }
         count(Counter::NullReturn);
         return;
@@ -167,9 +170,9 @@ fn is_followed(task: *mut Task) -> bool {
 /// Puts what is known of a chunk that is alive into the task's memory; what is known of a dead one goes.
 #[inline(always)]
 fn remember<const OUTSIDE: bool>(task: *mut Task, chunk: ChunkKey) -> bool {
-    let Some(live) = LIVE.get_ptr(&chunk) else { return false };
+    let Some(record) = find(chunk) else { return false };
     // SAFETY: a map value; copied because its slot may be given up.
-    let live = unsafe { *live };
+    let live = unsafe { *record };
     if OUTSIDE || context::has_its_epoch(&live) {
         // SAFETY: a map value that only this task uses.
         unsafe {
@@ -181,7 +184,7 @@ fn remember<const OUTSIDE: bool>(task: *mut Task, chunk: ChunkKey) -> bool {
     if live.has_parts != 0 {
         let _ = PARTS.remove(&chunk);
     }
-    remove(Some(task), chunk);
+    end(chunk, record);
     count_own(Some(task), Counter::FreeDead, 1);
     false
 }

@@ -228,7 +228,8 @@ fn open(control: *mut Control, process: *mut Process, task: *mut Task, sp: u64) 
 unsafe extern "C" fn stands(_index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `context` is the address of a task pointer on the stack of `open`.
     let task = unsafe { &mut **context.cast::<*mut Task>() };
-    let differs = task.trail.differs(u64::from(task.walk.valid), &mut AtHand(&raw mut task.window));
+    let differs =
+        task.trail.differs::<true, _>(u64::from(task.walk.valid), &mut AtHand(&raw mut task.window));
     if differs != 0 {
         return 1;
     }

@@ -59,6 +59,8 @@ fn take(tid: u32, process: *mut Process) -> Option<*mut Task> {
             if set_if_zero(&raw mut (*task).owner, u64::from(tid)) {
                 (*task).depth = 0;
                 (*task).foresights = 0;
+                // Never one that was there before: what another task knew is not known.
+                (*task).changes = (*task).changes.wrapping_add(1);
                 (*task).is_late = 0;
                 (*task).process = process::index(process);
                 return Some(task);

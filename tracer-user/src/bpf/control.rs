@@ -133,6 +133,24 @@ impl ControlPage {
         self.word32(|record| unsafe { &raw mut (*record).walk_anew }).store(anew.into(), Ordering::Release);
     }
 
+    /// How many entries the map of live chunks has, those of chunks that are dead included.
+    pub fn entries(&self) -> u64 {
+        // SAFETY: an address computation.
+        self.word64(|record| unsafe { &raw mut (*record).entries }).load(Ordering::Relaxed)
+    }
+
+    /// Notes that so many were removed from here.
+    pub(super) fn removed(&self, entries: u64) {
+        // SAFETY: an address computation.
+        self.word64(|record| unsafe { &raw mut (*record).entries }).fetch_sub(entries, Ordering::Relaxed);
+    }
+
+    /// Has the programs keep what chunks that are freed leave as long as there are fewer entries.
+    pub(super) fn keep_below(&self, entries: u64) {
+        // SAFETY: an address computation.
+        self.word64(|record| unsafe { &raw mut (*record).entries_kept }).store(entries, Ordering::Relaxed);
+    }
+
     pub(super) fn doomed(&self) -> (u64, u64) {
         // SAFETY: address computations.
         unsafe {

@@ -422,6 +422,8 @@ impl Tracer {
             swept_at: 0,
         };
         tracer.control.start();
+        // So many may be dead before the first look for them.
+        tracer.control.keep_below(u64::from(limits.live) / 4);
         if !limits.are_several() {
             tracer.walks.processes.follow(0, 0, 0);
         }
@@ -557,18 +559,18 @@ impl Tracer {
     }
 
     /// Removes whatever is recorded of processes that have ended, or are not wanted, so that their
-    /// slots can be used again. Gives the number of live chunks that went.
+    /// slots can be used again.
     ///
     /// Only user space removes these: a number is never used twice, so the programs write nothing of
     /// them any more.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn purge(&self, numbers: &HashSet<u32>) -> Result<u64, MapError> {
+    pub fn purge(&self, numbers: &HashSet<u32>) -> Result<(), MapError> {
         let is_gone = |key: &u64| numbers.contains(&key_process(*key));
         let mut live: Vec<u64> = Vec::new();
         self.live.for_each(|key, _| live.extend(Some(key).filter(is_gone)))?;
-        self.live.remove(&live)?;
+        self.control.removed(self.live.remove(&live)?);
         self.parts.remove(&self.parts.keys()?.into_iter().filter(is_gone).collect::<Vec<_>>())?;
         self.contexts.remove(&self.contexts.keys()?.into_iter().filter(is_gone).collect::<Vec<_>>())?;
         for number in numbers {
@@ -576,22 +578,20 @@ impl Tracer {
                 self.walks.processes.advance(*number, state, ProcessState::Free);
             }
         }
-        Ok(live.len() as u64)
+        Ok(())
     }
 
-    /// Forgets all chunks and contexts, and calls that were left open; how many chunks. Nothing may be
-    /// attached.
+    /// Forgets all chunks and contexts, and calls that were left open. Nothing may be attached.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn clear_chunks(&self) -> Result<u64, MapError> {
-        let live = self.live.keys()?;
-        self.live.remove(&live)?;
+    pub fn clear_chunks(&self) -> Result<(), MapError> {
+        self.control.removed(self.live.remove(&self.live.keys()?)?);
         self.parts.remove(&self.parts.keys()?)?;
         self.contexts.remove(&self.contexts.keys()?)?;
         self.tasks.free_all();
         self.control.forget_contexts();
-        Ok(live.len() as u64)
+        Ok(())
     }
 
     /// The words that both sides share.
@@ -648,18 +648,13 @@ impl Tracer {
         self.stack_totals.first(used.clamp(1, self.limits.stacks))
     }
 
-    /// Looks for dead chunks and asks the programs to sweep them, if the map of live chunks, of
-    /// which `live` entries are used, fills up. Every look reads the whole map, so there is one
+    /// Looks for dead chunks and asks the programs to sweep them, if the map of live chunks fills up. Every look reads the whole map, so there is one
     /// only after it has grown by an eighth since the last. `sign_of_life` is called all along.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn sweep_when_filling(
-        &mut self,
-        live: u64,
-        sign_of_life: &dyn Fn(&ControlPage),
-    ) -> Result<(), MapError> {
-        let room = u64::from(self.limits.live);
+    pub fn sweep_when_filling(&mut self, sign_of_life: &dyn Fn(&ControlPage)) -> Result<(), MapError> {
+        let (live, room) = (self.control.entries(), u64::from(self.limits.live));
         // The smallest since: a sweep that found something is worth another look sooner.
         self.swept_at = self.swept_at.min(live);
         let (head, tail) = self.control.doomed();

@@ -125,8 +125,8 @@ impl<K: Plain, V: Plain> RawMap<K, V> {
     ///
     /// # Errors
     /// What the kernel says.
-    pub(super) fn remove(&self, keys: &[K]) -> Result<(), MapError> {
-        let mut rest = keys;
+    pub(super) fn remove(&self, keys: &[K]) -> Result<u64, MapError> {
+        let (mut rest, mut missing) = (keys, 0);
         while !rest.is_empty() {
             let mut attr = BatchAttr {
                 in_batch: 0,
@@ -139,15 +139,16 @@ impl<K: Plain, V: Plain> RawMap<K, V> {
                 flags: 0,
             };
             match bpf(BPF_MAP_DELETE_BATCH, &mut attr) {
-                Ok(()) => return Ok(()),
+                Ok(()) => break,
                 // The kernel stops at one that is not there, and says how far it came.
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                    missing += 1;
                     rest = rest.get(attr.count as usize + 1..).unwrap_or(&[]);
                 }
                 Err(error) => return Err(self.error("clear", error)),
             }
         }
-        Ok(())
+        Ok(keys.len() as u64 - missing)
     }
 
     /// Every key.

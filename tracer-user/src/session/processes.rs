@@ -82,8 +82,6 @@ pub struct Processes {
     /// Numbers whose records are still to be swept out.
     to_purge: HashSet<u32>,
     purged_at: Instant,
-    /// Live chunks that were swept out.
-    pub purged: u64,
     ended: BTreeMap<String, EndedProcesses>,
     show_queries: bool,
     is_one: bool,
@@ -126,7 +124,6 @@ impl Processes {
             left_out: HashSet::new(),
             to_purge: HashSet::new(),
             purged_at: Instant::now(),
-            purged: 0,
             ended: BTreeMap::new(),
             show_queries,
             is_one,
@@ -333,7 +330,7 @@ impl Processes {
         }
         if !self.to_purge.is_empty() && self.purged_at.elapsed() >= PURGE_EVERY {
             self.purged_at = Instant::now();
-            self.purged += tracer.purge(&self.to_purge)?;
+            tracer.purge(&self.to_purge)?;
             self.to_purge.clear();
         }
         Ok(())

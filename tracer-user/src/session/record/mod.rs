@@ -84,8 +84,6 @@ pub struct Recorder<'a> {
     unknown_code: Vec<(u32, AbsAddr)>,
     run_time_code: HashSet<(usize, AbsAddr)>,
     notes: Vec<String>,
-    /// Records that were forgotten between windows.
-    cleared: u64,
 }
 
 impl<'a> Recorder<'a> {
@@ -145,7 +143,6 @@ impl<'a> Recorder<'a> {
             unknown_code: Vec::new(),
             run_time_code: HashSet::new(),
             notes: Vec::new(),
-            cleared: 0,
         };
         if options.overhead == Overhead::Full {
             recorder.set_probes()?;
@@ -420,8 +417,6 @@ impl<'a> Recorder<'a> {
         self.drain();
         self.processes.follow_births_and_ends(self.prepared, &self.mapper, &self.tracer)?;
         let counters = self.tracer.counters()?;
-        let removed = counters.get(Counter::LiveRemoved) + self.processes.purged + self.cleared;
-        let live = counters.get(Counter::LiveInserted).saturating_sub(removed);
         if self.tracer.control().phase() == Some(Phase::Record) {
             let now = monotonic_ns();
             self.processes.look_at_statements(now);
@@ -441,13 +436,13 @@ impl<'a> Recorder<'a> {
         }
         // Dead chunks stay until their address is used again.
         let watchdog = &self.watchdog;
-        self.tracer.sweep_when_filling(live, &|control| {
+        self.tracer.sweep_when_filling(&|control| {
             watchdog.beat();
             allow(control);
         })?;
         self.progress.update(Figures {
             recorded: counters.get(Counter::Recorded),
-            live,
+            live: self.tracer.control().entries(),
             stacks: counters.get(Counter::StacksNew),
             lost: counters.iter().filter(|(info, _)| info.class == Class::Loss).map(|(_, value)| value).sum(),
         });

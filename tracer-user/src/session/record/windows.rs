@@ -144,7 +144,7 @@ impl Recorder<'_> {
             return Ok(Some(measured));
         }
         self.drop_gone_of_last(course);
-        self.cleared += self.tracer.clear_chunks()?;
+        self.tracer.clear_chunks()?;
         self.set_probes()?;
         let stop = self.window(course).await?;
         if stop != Stop::TimeOver {
