@@ -375,7 +375,8 @@ fn a_context_that_is_made_again_elsewhere_is_no_damage() {
         .filter(|context| context.parent == Some(cache))
         .map(|context| context.address.0)
         .collect();
-    let [first, second, third] = children[..3] else { panic!("{} children", children.len()) };
+    let [first, second, third, fourth] = children[..4] else { panic!("{} children", children.len()) };
+    let [last_but_one, last] = children[children.len() - 2..] else { panic!() };
     assert_eq!(word(second + fields.next_child), third);
     let others = whole.contexts.iter().find(|context| context.name == "ErrorContext").unwrap().address.0;
 
@@ -390,9 +391,24 @@ fn a_context_that_is_made_again_elsewhere_is_no_damage() {
         (second + fields.next_child, word(others + fields.first_child)),
         (others + fields.first_child, second),
     ];
-    for (what, change) in [("before its siblings", before_its_siblings), ("elsewhere", of_another)] {
-        let memory = RefCell::new(recorded.clone());
-        let moving = Moving { memory, after: second, change: RefCell::new(change) };
+    // The last one, which has none, gets it, with a child that was not there before.
+    let with_a_child = vec![
+        (first + fields.next_child, fourth),
+        (second + fields.parent, last),
+        (second + fields.first_child, third),
+        (second + fields.next_child, 0),
+        (third + fields.parent, second),
+        (third + fields.next_child, 0),
+        (last + fields.first_child, second),
+    ];
+    let mut without_third = recorded.clone();
+    without_third.set(second + fields.next_child, fourth);
+    for (what, memory, after, change) in [
+        ("before its siblings", recorded.clone(), second, before_its_siblings),
+        ("elsewhere", recorded.clone(), second, of_another),
+        ("elsewhere, after it was read", without_third, last_but_one, with_a_child),
+    ] {
+        let moving = Moving { memory: RefCell::new(memory), after, change: RefCell::new(change) };
         let census = take(&moving);
         assert!(moving.change.borrow().is_empty(), "{what}: it was read");
         assert_eq!(census.troubles.to_string(), "", "{what}");

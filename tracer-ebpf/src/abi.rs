@@ -56,7 +56,8 @@ pub enum Phase {
     Count = 1,
     /// Record allocations and follow frees.
     Record = 2,
-    /// Follow frees, record nothing new.
+    /// Follow frees, record nothing new. What tasks know of sets is not kept up: before anything is recorded again, their
+    /// slots have to be freed.
     Settle = 3,
     /// The process has ended; written by the exit program.
     Exited = 4,
@@ -114,6 +115,10 @@ pub struct Process {
     pub recorded: u64,
     /// Bytes asked for by these.
     pub recorded_bytes: u64,
+    /// Where in `DOOMED` the first of its keys is that was not dealt with; the programs move it on.
+    pub doomed_next: u32,
+    /// One past the last of them; written by user space, as both are when it has found new ones.
+    pub doomed_end: u32,
     /// Where its title is, 0 if that is not known.
     pub title_address: u64,
     /// The title of a new process, which may end before user space has seen it; NUL-padded.
@@ -134,8 +139,8 @@ pub struct Family {
     pub title_address: u64,
 }
 
-/// The one element of the `CONTROL` map. Both sides write single words of it; each word has one
-/// writer, but for `phase`, where the end of the process comes last.
+/// The one element of the `CONTROL` map. Both sides write single words of it, and those that have several writers
+/// atomically; of `phase`, the end of the process comes last.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Control {
@@ -150,23 +155,25 @@ pub struct Control {
     pub next_epoch: u64,
     /// The next stack id. Starts at 1.
     pub next_stack: u64,
-    /// How many keys user space has put into `DOOMED`, ever.
-    pub doomed_head: u64,
-    /// How many of them were dealt with, ever.
-    pub doomed_tail: u64,
     /// The number of the next process. Starts at 1 in a capture of several; 0 is the one of a capture of one.
     pub next_process: u64,
-    /// How many entries `LIVE` has; both sides add to it and take from it.
-    pub entries: u64,
-    /// As long as it has fewer than that, the entry of a chunk that was freed stays for the next one at its address;
+    /// 1: chunks are foreseen ([`crate::foresee`]). 2: they are, and each is awaited and compared all the same; for
+    /// tests. Written by user space; the programs write 0 when one was another.
+    pub foresees: u64,
+    /// As long as `LIVE` has fewer entries than that, the one of a chunk that was freed stays for the next at its address;
     /// written by user space.
     pub entries_kept: u64,
-    /// 1: chunks are foreseen ([`crate::foresee`]); written by user space, and by the programs when one was another.
-    pub foresees: u64,
+    /// Padding.
+    pub pad: u64,
     /// The name of the contexts that allocations are recorded in, NUL-padded; all zero for every one.
     pub only: [u64; NAME_BYTES / 8],
     /// Servers whose new processes are followed.
     pub families: [Family; MAX_FAMILIES],
+    /// How many entries `LIVE` has. Not among the words that every hit reads: on other processors these would have to be
+    /// fetched anew whenever this one changes.
+    pub entries: u64,
+    /// Padding.
+    pub pad_after: [u64; 7],
 }
 
 /// One executable mapping. Kept sorted by `start`; unused ones start at `i64::MAX`.
@@ -613,8 +620,9 @@ pub struct Name {
 }
 
 const _: () = {
-    assert!(size_of::<Control>() == 8 + 72 + 64 + 32 * MAX_FAMILIES);
-    assert!(size_of::<Process>() == 80 + TITLE_BYTES);
+    assert!(size_of::<Control>() == 64 + 64 + 32 * MAX_FAMILIES + 64);
+    assert!(core::mem::offset_of!(Control, entries).is_multiple_of(64));
+    assert!(size_of::<Process>() == 88 + TITLE_BYTES);
     assert!(size_of::<Range>() == 32);
     assert!(size_of::<MapSet>() == 8192);
     assert!(size_of::<Live>() == 72);

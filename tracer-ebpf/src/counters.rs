@@ -71,7 +71,7 @@ counters! {
     FreeUnknown = "free_unknown", Normal, "frees of chunks that are older than the capture or were not recorded";
     FreeDead = "free_dead", Normal, "frees of chunks whose context was reset or deleted before";
     OverwroteDead = "overwrote_dead", Normal, "addresses reused after a reset or delete of their context";
-    SweptDead = "swept_dead", Normal, "chunks of reset or deleted contexts swept out of the map";
+    SweptDead = "swept_dead", Normal, "records of chunks that were freed, or whose context was reset or deleted, swept out of the map";
     NullReturn = "null_return", Normal, "allocations that returned NULL";
     NestedInRealloc = "nested_in_realloc", Normal, "allocations and frees made by realloc for itself, counted once as the realloc";
     NestedInAllocator = "nested_in_allocator", Normal, "calls of malloc and mmap by an allocator for itself, counted once as what they were made for";
@@ -91,7 +91,7 @@ counters! {
     TasksFull = "tasks_full", Loss, "calls not followed because of too many threads";
     NestedTooDeep = "nested_too_deep", Loss, "calls not followed because too many were nested";
     OverwroteLive = "overwrote_live", Loss, "addresses handed out twice: a free, reset or delete was not seen";
-    ForeseenWrongly = "foreseen_wrongly", Loss, "allocations that returned another address than was foreseen: from then on nothing was; some frees before it may not have been seen";
+    ForeseenWrongly = "foreseen_wrongly", Loss, "allocations that returned another address than was foreseen, or whose context was not as it should be: from then on nothing was foreseen; some frees before it may not have been seen";
     NameUnreadable = "name_unreadable", Loss, "contexts whose name could not be read";
     HeaderUnreadable = "header_unreadable", Loss, "chunks whose header could not be read: their requested size stands for what they hold";
     GrowthUnknown = "growth_unknown", Loss, "reallocs of memory that is older than the capture or was not recorded, whose old size nobody knows: their growth is missing";

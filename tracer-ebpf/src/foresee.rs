@@ -44,6 +44,12 @@ impl Known {
         Some((pointer, bytes))
     }
 
+    /// Whether what a set holds now is what it should, if nothing but what was seen has happened to it.
+    #[inline(always)]
+    pub fn agrees(&self, free: [u64; 2], empty: u64) -> bool {
+        (self.free[1] == 0 || self.free == free) && self.empty & !empty == 0
+    }
+
     /// A chunk that took so many bytes with its header is freed: it becomes the head of its free list, or takes its block
     /// with it, which may be anyone.
     #[inline(always)]
@@ -198,6 +204,10 @@ mod tests {
         assert_eq!(known.next(header, 33), Some((0x2010, 80)));
         assert_eq!(known.next(header, 8), None, "no room");
         assert_eq!(known.free, [0x2050, 0x2060]);
+        assert!(known.agrees([0x2050, 0x2060], empty), "as it was seen");
+        assert!(known.agrees([0x2050, 0x2060], 0x7ff), "a list was emptied, which is not looked at");
+        assert!(!known.agrees([0x2040, 0x2060], empty), "an allocation that was not seen");
+        assert!(!known.agrees([0x2050, 0x2060], empty & !1), "a free that was not seen");
         known.free[1] = 0x10_0000;
         assert_eq!(known.next(header, 8), Some((0x2060, 24)));
         assert_eq!(known.next(header, 8192), Some((0x2078, 8208)));

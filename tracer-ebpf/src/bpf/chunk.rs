@@ -57,7 +57,7 @@ pub(crate) fn alloc_enter<const OUTSIDE: bool, const FORESEES: bool>(ctx: &Probe
         return Return::Awaited;
     };
     task::drop_left(task, sp);
-    if FORESEES && set_fields().is_some() {
+    if FORESEES && foresee::concerns(cookie) {
         foresee::unsettle(task);
     }
     // SAFETY: a map value that only this task uses.
@@ -135,7 +135,7 @@ fn is_over(
     else {
         return false;
     };
-    if foresee::is_checked(task) {
+    if foresee::is_checked(control, task) {
         call.foreseen = pointer;
         return false;
     }
@@ -145,7 +145,7 @@ fn is_over(
         return true;
     };
     count_own(Some(task), Counter::Foreseen, 1);
-    record(control, process, task, call, (pointer, held), born_ns);
+    record(process, task, call, (pointer, held), born_ns);
     // SAFETY: as above.
     let start = unsafe { core::ptr::read_volatile(&raw const (*task).started_ns) };
     if start != 0 {
@@ -156,14 +156,7 @@ fn is_over(
 
 /// Records a new chunk of that many bytes.
 #[inline(always)]
-fn record(
-    control: *mut Control,
-    process: *mut Process,
-    task: *mut Task,
-    call: &Pending,
-    (pointer, held): (u64, u64),
-    born_ns: u64,
-) {
+fn record(process: *mut Process, task: *mut Task, call: &Pending, (pointer, held): (u64, u64), born_ns: u64) {
     let live = Live::new((call.context, call.epoch), (call.size, held), born_ns, call.stack);
     let live = Live { sampled: sampling::sampled(call.size), ..live };
     if put(Some(task), key(process::number(process), pointer), &live) {
@@ -174,7 +167,7 @@ fn record(
         count_own(Some(task), Counter::RecordedBytes, call.size);
         add_allocated(call.stack, live.sampled, 1, call.size, held);
     }
-    sweep(control);
+    sweep(process);
 }
 
 /// Why a call is part of another one, or not of the process's own memory.
@@ -235,7 +228,7 @@ pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
         foresee::check(control, call.foreseen == pointer);
     }
     let held = held_bytes::<false>(call, pointer, call.size);
-    record(control, process, task, call, (pointer, held), born_ns);
+    record(process, task, call, (pointer, held), born_ns);
     if start != 0 {
         timed(call.timed_ns + now().wrapping_sub(start));
     }
@@ -266,7 +259,7 @@ pub(crate) fn free_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
     let pointer = read::argument(regs, cookie, ArgField::Pointer);
     let chunk = key(process::number(process), pointer);
     let task = task::current();
-    let sets = if OUTSIDE || set_fields().is_none() { None } else { task };
+    let sets = task.filter(|_| !OUTSIDE && foresee::concerns(cookie));
     if let Some(task) = sets {
         foresee::unsettle(task);
     }

@@ -16,27 +16,39 @@ use crate::bpf::{
 
 /// Of two to the power of this many that a task has foreseen, one is looked at when it returns, however sure it is.
 const CHECKED_BITS: u32 = 6;
+/// [`Control::foresees`]: all are.
+const ALL_CHECKED: u64 = 2;
 /// All of the first ones are.
 const FIRST_CHECKED: u32 = 256;
 
 /// Whether the chunk that was just foreseen is looked at when it is returned.
 #[inline(always)]
-pub(crate) fn is_checked(task: *mut Task) -> bool {
-    // SAFETY: a map value that only this task uses.
-    let number = unsafe {
+pub(crate) fn is_checked(control: *mut Control, task: *mut Task) -> bool {
+    // SAFETY: map values; the task's own, and an aligned word.
+    let (number, all) = unsafe {
         (*task).foresights = (*task).foresights.wrapping_add(1);
-        core::ptr::read_volatile(&raw const (*task).foresights)
+        (
+            core::ptr::read_volatile(&raw const (*task).foresights),
+            core::ptr::read_volatile(&raw const (*control).foresees) == ALL_CHECKED,
+        )
     };
     // Multiples of the golden ratio have no period: what a loop allocates comes up whatever its length.
-    number <= FIRST_CHECKED || number.wrapping_mul(0x9e37_79b9) >> (u32::BITS - CHECKED_BITS) == 0
+    all || number <= FIRST_CHECKED || number.wrapping_mul(0x9e37_79b9) >> (u32::BITS - CHECKED_BITS) == 0
 }
 
-/// Something happens to contexts that what is known of their sets does not account for, unless [`settle`] says that it
-/// does. Every call that may change a set begins with it.
+/// Something happens to a set that what is known of it does not account for, unless [`settle`] says that it does. Every
+/// allocation, resize and free that [`concerns`] sets begins with it as long as chunks are recorded; resets and deletes
+/// of contexts begin another epoch.
 #[inline(always)]
 pub(crate) fn unsettle(task: *mut Task) {
     // SAFETY: a map value that only this task uses.
     unsafe { (*task).changes = (*task).changes.wrapping_add(1) };
+}
+
+/// Whether the function that has this probe may change a set of which something is known.
+#[inline(always)]
+pub(crate) fn concerns(cookie: u64) -> bool {
+    set_fields().is_some() && is_set(Site::header_of(cookie))
 }
 
 /// What has just happened is accounted for.
@@ -72,7 +84,7 @@ pub(crate) fn chunk(
     let fields = set_fields()?;
     let header = Site::header_of(cookie);
     // SAFETY: a map value; an aligned word that user space and other tasks write.
-    if !is_set(header) || unsafe { core::ptr::read_volatile(&raw const (*control).foresees) } == 0 {
+    if !concerns(cookie) || unsafe { core::ptr::read_volatile(&raw const (*control).foresees) } == 0 {
         return None;
     }
     // SAFETY: map values that only this task uses.
@@ -100,11 +112,12 @@ pub(crate) fn chunk(
     {
         return None;
     }
-    if set.changes != 0 && set.free[1] != 0 && set.free != free {
+    let empty = empty_lists(words);
+    if set.changes != 0 && !set.agrees(free, empty) {
         is_another(control);
         return None;
     }
-    *set = Known { changes, free, limit: limit(words, fields), empty: empty_lists(words) };
+    *set = Known { changes, free, limit: limit(words, fields), empty };
     let chunk = match source {
         Source::FreeList(pointer) => (pointer, bytes),
         Source::Block(_) => set.next(header, size)?,

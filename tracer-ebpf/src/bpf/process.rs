@@ -141,6 +141,8 @@ fn take_slot(tgid: u32, mapset: u32, title_address: u64) -> u32 {
                 ended_ns: 0,
                 recorded: 0,
                 recorded_bytes: 0,
+                doomed_next: 0,
+                doomed_end: 0,
                 title_address,
                 title: [0; TITLE_BYTES],
             };

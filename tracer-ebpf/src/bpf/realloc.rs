@@ -29,7 +29,7 @@ pub(crate) fn realloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
     let Some((cookie, phase, process)) = entered::<true>(ctx) else { return };
     let Some(task) = task::current_or_new(process) else { return };
     task::drop_left(task, sp);
-    if !OUTSIDE {
+    if !OUTSIDE && foresee::concerns(cookie) {
         foresee::unsettle(task);
     }
     let is_inner = OUTSIDE && task::innermost(task, sp).is_some();

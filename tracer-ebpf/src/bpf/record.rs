@@ -1,14 +1,17 @@
 //! The records of live chunks: written, moved, grown, removed, swept; and the totals of stacks.
 
 use tracer_ebpf::{
-    abi::{ChunkKey, Control, DOOMED_A_CALL, DOOMED_SLOTS, Live, MAX_PARTS, Part, Parts, Task},
+    abi::{ChunkKey, DOOMED_A_CALL, Live, MAX_PARTS, Part, Parts, Process, Task, key_process},
     counters::Counter,
     growth,
+    site::is_pool,
 };
 
 use crate::bpf::{
     context,
     maps::{DOOMED, LIVE, PARTS, STACK_TOTALS, add, control, count, count_own},
+    process,
+    read::anew,
     sampling::{is_sampled, weighed},
 };
 
@@ -26,8 +29,7 @@ pub(crate) fn put(task: Option<*mut Task>, key: ChunkKey, live: &Live) -> bool {
         // SAFETY: a map value; the target's allocations are made by one thread at a time.
         let was = unsafe { *old };
         if was.context == Live::FREED {
-            // SAFETY: as above.
-            unsafe { *old = *live };
+            write_over(old, live);
             return true;
         }
         // Mostly it is the same context, whose epoch is at hand.
@@ -41,8 +43,7 @@ pub(crate) fn put(task: Option<*mut Task>, key: ChunkKey, live: &Live) -> bool {
         if was.has_parts != 0 && live.has_parts == 0 {
             let _ = PARTS.remove(&key);
         }
-        // SAFETY: as above.
-        unsafe { *old = *live };
+        write_over(old, live);
         return true;
     }
     if LIVE.insert(&key, live, 0).is_err() {
@@ -53,19 +54,34 @@ pub(crate) fn put(task: Option<*mut Task>, key: ChunkKey, live: &Live) -> bool {
     true
 }
 
+/// Writes over the record of a dead chunk. It stays dead until all of it is written: user space, which reads from its
+/// beginning to its end, may do so at the same time.
+#[inline(always)]
+fn write_over(dead: *mut Live, live: &Live) {
+    // SAFETY: a map value; an aligned word, written before and after the others, also in LLVM's eyes.
+    unsafe {
+        core::ptr::write_volatile(&raw mut (*dead).context, Live::FREED);
+        *anew(dead) = Live { context: Live::FREED, ..*live };
+        core::ptr::write_volatile(&raw mut (*anew(dead)).context, live.context);
+    }
+}
+
 /// Marks the record of a chunk that is no more, for the next chunk at its address: to write over it takes a third of
-/// the time of a removal and an insertion. Where the map fills up, it is removed.
+/// the time of a removal and an insertion. Where the map fills up, it is removed. So is memory that is in no context:
+/// several threads of a process may allocate that, and one that sweeps would take away what another is writing over.
 #[inline(always)]
 pub(crate) fn end(key: ChunkKey, record: *mut Live) {
-    let Some(control) = control() else { return };
-    // SAFETY: map values; aligned words.
-    unsafe {
-        if core::ptr::read_volatile(&raw const (*control).entries)
-            < core::ptr::read_volatile(&raw const (*control).entries_kept)
-        {
-            core::ptr::write_volatile(&raw mut (*record).context, Live::FREED);
-            return;
+    if let Some(control) = control()
+        // SAFETY: map values; aligned words.
+        && unsafe {
+            !is_pool((*record).context)
+                && core::ptr::read_volatile(&raw const (*control).entries)
+                    < core::ptr::read_volatile(&raw const (*control).entries_kept)
         }
+    {
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(&raw mut (*record).context, Live::FREED) };
+        return;
     }
     remove(key);
 }
@@ -254,19 +270,27 @@ pub(crate) fn add_freed(stack: u32, sampled: u64, chunks: u64, requested: u64, h
     }
 }
 
-/// Removes some of the records that user space found dead, if they still are.
+/// Removes some of the records of a process that user space found dead, if they still are. Only in the process itself:
+/// it cannot be writing over one of them at the same time.
 #[inline(always)]
-pub(crate) fn sweep(control: *mut Control) {
-    // SAFETY: a map value; aligned words. User space moves only the head, this only the tail.
-    let (head, mut tail) =
-        unsafe { (core::ptr::read_volatile(&raw const (*control).doomed_head), (*control).doomed_tail) };
+pub(crate) fn sweep(process: *mut Process) {
+    // SAFETY: a map value; aligned words. User space writes both when it has found new ones.
+    let (mut next, end) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*process).doomed_next),
+            core::ptr::read_volatile(&raw const (*process).doomed_end),
+        )
+    };
     for _ in 0..DOOMED_A_CALL {
-        if tail == head {
+        if next >= end {
             return;
         }
-        let Some(key) = DOOMED.get(tail as u32 & (DOOMED_SLOTS - 1)) else { return };
+        let Some(key) = DOOMED.get(next) else { return };
         let key = *key;
-        if let Some(live) = LIVE.get_ptr(&key) {
+        // It may have found new ones since the words were read.
+        if key_process(key) == process::number(process)
+            && let Some(live) = LIVE.get_ptr(&key)
+        {
             // SAFETY: a map value.
             let live = unsafe { *live };
             if !context::is_alive(&live) {
@@ -277,8 +301,8 @@ pub(crate) fn sweep(control: *mut Control) {
                 count(Counter::SweptDead);
             }
         }
-        tail += 1;
+        next += 1;
         // SAFETY: as above.
-        unsafe { core::ptr::write_volatile(&raw mut (*control).doomed_tail, tail) };
+        unsafe { core::ptr::write_volatile(&raw mut (*process).doomed_next, next) };
     }
 }

@@ -127,6 +127,12 @@ impl ControlPage {
         self.word64(|record| unsafe { &raw mut (*record).next_stack }).load(Ordering::Acquire)
     }
 
+    /// Has every chunk that is foreseen awaited, and compared with what is returned.
+    pub fn check_all_foresight(&self) {
+        // SAFETY: an address computation.
+        self.word64(|record| unsafe { &raw mut (*record).foresees }).store(2, Ordering::Release);
+    }
+
     /// Whether every walk starts anew, without what is remembered of the last one.
     pub fn walk_anew(&self, anew: bool) {
         // SAFETY: an address computation.
@@ -149,20 +155,5 @@ impl ControlPage {
     pub(super) fn keep_below(&self, entries: u64) {
         // SAFETY: an address computation.
         self.word64(|record| unsafe { &raw mut (*record).entries_kept }).store(entries, Ordering::Relaxed);
-    }
-
-    pub(super) fn doomed(&self) -> (u64, u64) {
-        // SAFETY: address computations.
-        unsafe {
-            (
-                self.word64(|record| &raw mut (*record).doomed_head).load(Ordering::Acquire),
-                self.word64(|record| &raw mut (*record).doomed_tail).load(Ordering::Acquire),
-            )
-        }
-    }
-
-    pub(super) fn set_doomed_head(&self, head: u64) {
-        // SAFETY: an address computation.
-        self.word64(|record| unsafe { &raw mut (*record).doomed_head }).store(head, Ordering::Release);
     }
 }

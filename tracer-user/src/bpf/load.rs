@@ -422,8 +422,7 @@ impl Tracer {
             swept_at: 0,
         };
         tracer.control.start();
-        // So many may be dead before the first look for them.
-        tracer.control.keep_below(u64::from(limits.live) / 4);
+        tracer.control.keep_below(tracer.kept());
         if !limits.are_several() {
             tracer.walks.processes.follow(0, 0, 0);
         }
@@ -648,21 +647,25 @@ impl Tracer {
         self.stack_totals.first(used.clamp(1, self.limits.stacks))
     }
 
-    /// Looks for dead chunks and asks the programs to sweep them, if the map of live chunks fills up. Every look reads the whole map, so there is one
-    /// only after it has grown by an eighth since the last. `sign_of_life` is called all along.
+    /// Looks for dead chunks and asks the programs to sweep them, if the map of live chunks fills up. Every look reads the
+    /// whole map, so there is one only after it has grown by an eighth since the last. `sign_of_life` is called all along.
     ///
     /// # Errors
     /// What the kernel says.
     pub fn sweep_when_filling(&mut self, sign_of_life: &dyn Fn(&ControlPage)) -> Result<(), MapError> {
-        let (live, room) = (self.control.entries(), u64::from(self.limits.live));
+        let entries = self.control.entries();
         // The smallest since: a sweep that found something is worth another look sooner.
-        self.swept_at = self.swept_at.min(live);
-        let (head, tail) = self.control.doomed();
-        if live > room / 2 && live >= self.swept_at + room / 8 && head == tail {
-            self.swept_at = live;
+        self.swept_at = self.swept_at.min(entries);
+        if entries > self.kept() && entries >= self.swept_at + u64::from(self.limits.live) / 8 {
+            self.swept_at = entries;
             self.doom_dead_chunks(&|| sign_of_life(&self.control))?;
         }
         Ok(())
+    }
+
+    /// How many entries there may be until freed chunks leave none behind, and dead ones are looked for.
+    fn kept(&self) -> u64 {
+        u64::from(self.limits.live) / 4
     }
 
     /// Nothing is removed here: between this look and a removal by key, the process may have
@@ -670,7 +673,9 @@ impl Tracer {
     fn doom_dead_chunks(&self, sign_of_life: &dyn Fn()) -> Result<(), MapError> {
         let contexts: FastMap<u64, u64> =
             self.contexts.all()?.into_iter().map(|(key, context)| (key, context.epoch)).collect();
-        // Only when everything asked for was done is more asked for, so all slots are free.
+        // Whatever was asked for before and is not done was found again.
+        let processes: Vec<u32> = self.walks.processes.all().map(|process| process.number).collect();
+        processes.iter().for_each(|number| self.walks.processes.set_doomed(*number, 0, 0));
         let mut dead: Vec<u64> = Vec::new();
         self.live.for_each_with(sign_of_life, |key, live| {
             let is_dead = !is_pool(live.context) && contexts.get(&live.context) != Some(&live.epoch);
@@ -678,14 +683,14 @@ impl Tracer {
                 dead.push(key);
             }
         })?;
-        let (head, _) = self.control.doomed();
-        let first = (head % u64::from(DOOMED_SLOTS)) as u32;
-        let (to_the_end, from_the_start) = dead.split_at(dead.len().min((DOOMED_SLOTS - first) as usize));
-        self.doomed.fill(first, to_the_end)?;
-        if !from_the_start.is_empty() {
-            self.doomed.fill(0, from_the_start)?;
+        // Those of one process side by side: only the process itself removes them.
+        dead.sort_unstable_by_key(|key| key_process(*key));
+        self.doomed.fill(0, &dead)?;
+        for number in processes {
+            let start = dead.partition_point(|key| key_process(*key) < number);
+            let end = dead.partition_point(|key| key_process(*key) <= number);
+            self.walks.processes.set_doomed(number, start as u32, end as u32);
         }
-        self.control.set_doomed_head(head + dead.len() as u64);
         Ok(())
     }
 }

@@ -132,6 +132,17 @@ impl ProcessTable {
         }
     }
 
+    /// Tells a process where its keys are among the dead that were found: from `next` to `end`, which is not one of them.
+    pub(super) fn set_doomed(&self, number: u32, next: u32, end: u32) {
+        // SAFETY: address computations inside of the record.
+        unsafe {
+            // First that there are none: what the program reads in between is never more than there are.
+            self.word32(number, |record| &raw mut (*record).doomed_end).store(0, Ordering::Release);
+            self.word32(number, |record| &raw mut (*record).doomed_next).store(next, Ordering::Release);
+            self.word32(number, |record| &raw mut (*record).doomed_end).store(end, Ordering::Release);
+        }
+    }
+
     /// A process, if its slot is in use.
     pub fn seen(&self, number: u32) -> Option<SeenProcess> {
         let state = self.state(number).load(Ordering::Acquire);

@@ -121,7 +121,7 @@ impl<K: Plain, V: Plain> RawMap<K, V> {
         bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map_err(|source| self.error("write", source))
     }
 
-    /// Removes elements; those that are not there are passed over.
+    /// Removes elements; those that are not there are passed over. Gives how many were there.
     ///
     /// # Errors
     /// What the kernel says.

@@ -105,25 +105,23 @@ impl<'a> Reader<'a> {
 
     fn tree(mut self, top: AbsAddr) -> Census {
         let mut contexts: Vec<MemoryContext> = Vec::new();
-        let mut seen = HashSet::new();
+        let mut seen: HashMap<u64, usize> = HashMap::new();
         let mut to_read = vec![(top, None, None)];
         while let Some((address, parent, near)) = to_read.pop() {
             if contexts.len() >= self.limits.contexts || Instant::now() > self.deadline {
                 self.troubles.cut = 1;
                 break;
             }
-            // What was deleted and made again elsewhere meanwhile, at the same address, is in already.
-            if seen.contains(&address.0) {
-                continue;
-            }
             let above = parent.map_or(0, |parent: usize| contexts[parent].address.0);
             // One that is not there any more ended since its parent was read.
             let Some((context, children)) = self.context(address, parent, above, near) else { continue };
-            seen.insert(address.0);
-            let index = contexts.len();
+            // One that was deleted and made again elsewhere meanwhile stays what it was, with what is below it now.
+            let index = *seen.entry(address.0).or_insert(contexts.len());
+            if index == contexts.len() {
+                contexts.push(context);
+            }
             let children = children.into_iter().rev();
             to_read.extend(children.map(|near| (AbsAddr(near.start), Some(index), Some(near))));
-            contexts.push(context);
         }
         Census { contexts, troubles: self.troubles, took: Duration::ZERO }
     }

@@ -18,7 +18,7 @@ pub struct Figures {
     /// Allocations recorded.
     pub recorded: u64,
     /// Records in the map.
-    pub live: u64,
+    pub records: u64,
     /// Different stacks.
     pub stacks: u64,
     /// Anything lost.
@@ -172,11 +172,11 @@ impl Screen {
     fn update(&mut self, figures: Figures) {
         let elapsed = self.started.elapsed().min(self.length);
         let text = format!(
-            "{:.1}/{:.1} s, {} allocations, {} live, {} stacks{}",
+            "{:.1}/{:.1} s, {} allocations, {} records, {} stacks{}",
             elapsed.as_secs_f64(),
             self.length.as_secs_f64(),
             figures.recorded,
-            figures.live,
+            figures.records,
             figures.stacks,
             if figures.lost > 0 { format!(", {} LOST", figures.lost) } else { String::new() },
         );

@@ -100,7 +100,8 @@ impl<'a> Panel<'a> {
     }
 
     fn draw(&self, cell: &DrawingArea<SVGBackend<'_>, Shift>) -> Result<()> {
-        let count = self.lines.len();
+        // An axis with a single place would have no name for it.
+        let count = self.lines.len().max(2);
         let mut chart = ChartBuilder::on(cell)
             .caption(&self.title, (FONT, 16).into_font().color(&INK))
             .margin(6)
@@ -178,6 +179,7 @@ mod tests {
             "÷ floor&apos;s",
             "÷ memleak&apos;s",
             "bpftrace",
+            "pgleak-malloc",
             "1.4",
             "#FFFFFF",
         ] {
