@@ -163,8 +163,8 @@ pub struct Control {
     /// As long as `LIVE` has fewer entries than that, the one of a chunk that was freed stays for the next at its address;
     /// written by user space.
     pub entries_kept: u64,
-    /// Padding.
-    pub pad: u64,
+    /// How often user space has removed contexts of processes that go on; written by it.
+    pub forgets: u64,
     /// The name of the contexts that allocations are recorded in, NUL-padded; all zero for every one.
     pub only: [u64; NAME_BYTES / 8],
     /// Servers whose new processes are followed.
@@ -499,7 +499,7 @@ pub const KNOWN_CONTEXTS: usize = 16;
 /// See [`KNOWN_CONTEXTS`].
 pub const KNOWN_STACKS: usize = 64;
 
-/// A context that a task has just met.
+/// A context that a task has just met; key 0 for an empty slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct KnownContext {
@@ -507,7 +507,8 @@ pub struct KnownContext {
     pub key: ContextKey,
     /// Its epoch.
     pub epoch: u64,
-    /// [`Control::next_epoch`] when it was looked up: as long as that is the same, no context was reset or deleted.
+    /// [`Control::forgets`] when it was looked up. What happens to the context is seen by the task itself, which is the
+    /// only one of its process that works in contexts.
     pub as_of: u64,
     /// What it holds, if it is an AllocSet.
     pub set: Known,

@@ -31,14 +31,16 @@ pub(crate) enum Return {
 }
 
 /// What every entry does first: count the hit, if the process is traced. `None` if that was all. `SLEEPS`:
-/// whether the program may.
+/// whether the program may. `OUTSIDE`: whether any thread may get here.
 #[inline(always)]
-pub(crate) fn entered<const SLEEPS: bool>(ctx: &ProbeContext) -> Option<(u64, u32, *mut Process)> {
+pub(crate) fn entered<const SLEEPS: bool, const OUTSIDE: bool>(
+    ctx: &ProbeContext,
+) -> Option<(u64, u32, *mut Process)> {
     let phase = phase()?;
     let process = process::current::<SLEEPS>()?;
     // SAFETY: the helper takes the program's own context (Linux 5.15).
     let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    hit_entry(phase, Site::index_of(cookie));
+    hit_entry::<OUTSIDE>(phase, Site::index_of(cookie));
     (phase != Phase::Count as u32).then_some((cookie, phase, process))
 }
 

@@ -21,7 +21,7 @@ use crate::bpf::{
     context, foresee,
     maps::{are_several, control, count, count_many, count_own, hit_unawaited, phase, set_fields},
     process, read,
-    record::{add_allocated, add_freed, end, find, free_parts, put, sweep},
+    record::{add_allocated_by, add_freed, end, find, free_parts, put, sweep},
     sampling, stack, task,
 };
 
@@ -45,7 +45,7 @@ pub(crate) fn alloc_enter<const OUTSIDE: bool, const FORESEES: bool>(ctx: &Probe
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
     let sp = read::sp(regs);
-    let Some((cookie, phase, process)) = entered::<true>(ctx) else {
+    let Some((cookie, phase, process)) = entered::<true, OUTSIDE>(ctx) else {
         // Returns are counted as well; when all is off, nobody's stack is to be cut at a return that nobody wants.
         let counts = phase() == Some(Phase::Count as u32);
         return if counts { Return::Awaited } else { Return::NotNeeded };
@@ -145,7 +145,7 @@ fn is_over(
         return true;
     };
     count_own(Some(task), Counter::Foreseen, 1);
-    record(process, task, call, (pointer, held), born_ns);
+    record::<false>(process, task, call, (pointer, held), born_ns);
     // SAFETY: as above.
     let start = unsafe { core::ptr::read_volatile(&raw const (*task).started_ns) };
     if start != 0 {
@@ -156,7 +156,13 @@ fn is_over(
 
 /// Records a new chunk of that many bytes.
 #[inline(always)]
-fn record(process: *mut Process, task: *mut Task, call: &Pending, (pointer, held): (u64, u64), born_ns: u64) {
+fn record<const OUTSIDE: bool>(
+    process: *mut Process,
+    task: *mut Task,
+    call: &Pending,
+    (pointer, held): (u64, u64),
+    born_ns: u64,
+) {
     let live = Live::new((call.context, call.epoch), (call.size, held), born_ns, call.stack);
     let live = Live { sampled: sampling::sampled(call.size), ..live };
     if put(Some(task), key(process::number(process), pointer), &live) {
@@ -165,7 +171,7 @@ fn record(process: *mut Process, task: *mut Task, call: &Pending, (pointer, held
         }
         count_own(Some(task), Counter::Recorded, 1);
         count_own(Some(task), Counter::RecordedBytes, call.size);
-        add_allocated(call.stack, live.sampled, 1, call.size, held);
+        add_allocated_by::<OUTSIDE>(call.stack, live.sampled, 1, call.size, held);
     }
     sweep(process);
 }
@@ -228,7 +234,7 @@ pub(crate) fn alloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
         foresee::check(control, call.foreseen == pointer);
     }
     let held = held_bytes::<false>(call, pointer, call.size);
-    record(process, task, call, (pointer, held), born_ns);
+    record::<OUTSIDE>(process, task, call, (pointer, held), born_ns);
     if start != 0 {
         timed(call.timed_ns + now().wrapping_sub(start));
     }
@@ -253,7 +259,7 @@ fn new_chunk<const OUTSIDE: bool>(call: &Pending, regs: &pt_regs) -> Option<u64>
 /// One chunk goes.
 #[inline(always)]
 pub(crate) fn free_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
-    let Some((cookie, _, process)) = entered::<false>(ctx) else { return };
+    let Some((cookie, _, process)) = entered::<false, OUTSIDE>(ctx) else { return };
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
     let pointer = read::argument(regs, cookie, ArgField::Pointer);

@@ -28,7 +28,7 @@ use crate::bpf::{
 /// A context is made. Its address may be that of one that was deleted: the server keeps some.
 #[inline(always)]
 pub(crate) fn create_enter(ctx: &ProbeContext) {
-    let Some((cookie, phase, process)) = entered::<true>(ctx) else { return };
+    let Some((cookie, phase, process)) = entered::<true, false>(ctx) else { return };
     if phase != Phase::Record as u32 {
         return;
     }
@@ -65,6 +65,7 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
         (context.stack, _) =
             stack::id_at_entry::<{ stack::NOT_IN_LINE }>(control, process, task, cookie, (regs, sp));
     }
+    forget(Some(task), key);
     if add(key, &context) && context.left_out == 0 {
         count(Counter::Creates);
         add_allocated(context.stack, 0, 1, 0, 0);
@@ -93,6 +94,7 @@ fn take_over(chunk: ChunkKey) {
 #[inline(always)]
 pub(crate) fn reset_enter(ctx: &ProbeContext) {
     let Some(key) = of(ctx) else { return };
+    forget(task::current(), key);
     let (Some(control), Some(context)) = (control(), CONTEXTS.get_ptr_mut(&key)) else { return };
     let epoch = next_epoch(control);
     // SAFETY: a map value; one aligned word.
@@ -104,11 +106,12 @@ pub(crate) fn reset_enter(ctx: &ProbeContext) {
 #[inline(always)]
 pub(crate) fn delete_enter(ctx: &ProbeContext) {
     let Some(key) = of(ctx) else { return };
+    forget(task::current(), key);
     let (Some(control), Some(context)) = (control(), CONTEXTS.get_ptr(&key)) else { return };
     // SAFETY: a map value; written once.
     let stack = unsafe { (*context).stack };
     if CONTEXTS.remove(&key).is_ok() {
-        // What tasks know of contexts is of before.
+        // The next birth looks at the clock ([`within_deadline`]).
         next_epoch(control);
         count(Counter::Deletes);
         if stack != NO_STACK {
@@ -119,7 +122,7 @@ pub(crate) fn delete_enter(ctx: &ProbeContext) {
 
 #[inline(always)]
 fn of(ctx: &ProbeContext) -> Option<ContextKey> {
-    let (cookie, _, process) = entered::<false>(ctx)?;
+    let (cookie, _, process) = entered::<false, false>(ctx)?;
     // SAFETY: the registers are the program's own context.
     let address = read::argument(unsafe { &*ctx.regs }, cookie, ArgField::Context);
     Some(key(process::number(process), address))
@@ -135,10 +138,10 @@ pub(crate) fn epoch(
     address: u64,
 ) -> Option<(ContextKey, u64)> {
     let key = key(process::number(process), address);
-    // Read before the map: what is reset later raises it.
+    // Read before the map: what is removed later raises it.
     // SAFETY: map values; an aligned word. The slot is the task's own.
     let (as_of, known) =
-        unsafe { (core::ptr::read_volatile(&raw const (*control).next_epoch), &mut *self::known(task, key)) };
+        unsafe { (core::ptr::read_volatile(&raw const (*control).forgets), &mut *self::known(task, key)) };
     if known.key == key && known.as_of == as_of {
         return Some((key, known.epoch));
     }
@@ -171,6 +174,20 @@ pub(crate) fn known(task: *mut Task, key: ContextKey) -> *mut KnownContext {
     let slot = (opaque(key >> 3) & (KNOWN_CONTEXTS as u64 - 1)) as usize;
     // SAFETY: a map value; the index is masked.
     unsafe { &raw mut (*task).known_contexts[slot] }
+}
+
+/// Something happens to a context: nothing is known of it any more.
+#[inline(always)]
+fn forget(task: Option<*mut Task>, key: ContextKey) {
+    if let Some(task) = task {
+        let known = known(task, key);
+        // SAFETY: a map value that only this task uses.
+        unsafe {
+            if (*known).key == key {
+                (*known).key = 0;
+            }
+        }
+    }
 }
 
 /// Notes a context, in the place of one that was at that address before.
@@ -241,9 +258,8 @@ pub(crate) fn is_alive(live: &Live) -> bool {
 pub(crate) fn is_alive_to(task: Option<*mut Task>, live: &Live) -> bool {
     if let (Some(task), Some(control)) = (task, control()) {
         // SAFETY: map values; an aligned word, and the task's own.
-        let (as_of, known) = unsafe {
-            (core::ptr::read_volatile(&raw const (*control).next_epoch), &*known(task, live.context))
-        };
+        let (as_of, known) =
+            unsafe { (core::ptr::read_volatile(&raw const (*control).forgets), &*known(task, live.context)) };
         if known.key == live.context && known.epoch == live.epoch && known.as_of == as_of {
             return true;
         }

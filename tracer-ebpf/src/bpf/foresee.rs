@@ -37,8 +37,8 @@ pub(crate) fn is_checked(control: *mut Control, task: *mut Task) -> bool {
 }
 
 /// Something happens to a set that what is known of it does not account for, unless [`settle`] says that it does. Every
-/// allocation, resize and free that [`concerns`] sets begins with it as long as chunks are recorded; resets and deletes
-/// of contexts begin another epoch.
+/// allocation, resize and free that [`concerns`] sets begins with it as long as chunks are recorded; contexts that are
+/// made, reset or deleted are forgotten.
 #[inline(always)]
 pub(crate) fn unsettle(task: *mut Task) {
     // SAFETY: a map value that only this task uses.

@@ -171,6 +171,18 @@ pub(crate) fn add(word: *mut u64, value: u64) {
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) word, in(reg) value, options(nostack)) };
 }
 
+/// The same for a word that, in a capture of one process, only the thread adds to that works in memory contexts. `OUTSIDE`:
+/// it is of memory in no context, which any thread may allocate.
+#[inline(always)]
+pub(crate) fn add_alone<const OUTSIDE: bool>(word: *mut u64, value: u64) {
+    if OUTSIDE || are_several() {
+        add(word, value);
+    } else {
+        // SAFETY: as in `add`; user space only reads it.
+        unsafe { core::ptr::write_volatile(word, core::ptr::read_volatile(word).wrapping_add(value)) };
+    }
+}
+
 /// Counts.
 #[inline(always)]
 pub(crate) fn count_many(counter: Counter, value: u64) {
@@ -277,12 +289,12 @@ pub(crate) fn remember_process() {
 /// Counts an entry of the site. Not while settling: the probes of allocations are being taken
 /// away then, and their entries and returns would no longer be equal in number.
 #[inline(always)]
-pub(crate) fn hit_entry(phase: u32, site: u32) {
+pub(crate) fn hit_entry<const OUTSIDE: bool>(phase: u32, site: u32) {
     if phase != Phase::Settle as u32
         && let Some(hits) = SITE_HITS.get_ptr_mut(site)
     {
         // SAFETY: a map value.
-        add(unsafe { &raw mut (*hits).entries }, 1);
+        add_alone::<OUTSIDE>(unsafe { &raw mut (*hits).entries }, 1);
         if phase == Phase::Count as u32 {
             remember_process();
         }
@@ -300,11 +312,11 @@ pub(crate) fn hit_return(phase: u32, site: u32) {
     }
 }
 
-/// Counts a call of the site whose return is not awaited.
+/// Counts a call of the site, which allocates in contexts, whose return is not awaited.
 #[inline(always)]
 pub(crate) fn hit_unawaited(site: u32) {
     if let Some(hits) = SITE_HITS.get_ptr_mut(site) {
         // SAFETY: a map value.
-        add(unsafe { &raw mut (*hits).unawaited }, 1);
+        add_alone::<false>(unsafe { &raw mut (*hits).unawaited }, 1);
     }
 }

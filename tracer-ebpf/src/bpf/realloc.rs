@@ -26,7 +26,7 @@ pub(crate) fn realloc_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
     // SAFETY: the registers are the program's own context.
     let regs = unsafe { &*ctx.regs };
     let sp = read::sp(regs);
-    let Some((cookie, phase, process)) = entered::<true>(ctx) else { return };
+    let Some((cookie, phase, process)) = entered::<true, OUTSIDE>(ctx) else { return };
     let Some(task) = task::current_or_new(process) else { return };
     task::drop_left(task, sp);
     if !OUTSIDE && foresee::concerns(cookie) {

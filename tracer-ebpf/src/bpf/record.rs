@@ -9,7 +9,7 @@ use tracer_ebpf::{
 
 use crate::bpf::{
     context,
-    maps::{DOOMED, LIVE, PARTS, STACK_TOTALS, add, control, count, count_own},
+    maps::{DOOMED, LIVE, PARTS, STACK_TOTALS, add, add_alone, control, count, count_own},
     process,
     read::anew,
     sampling::{is_sampled, weighed},
@@ -245,13 +245,25 @@ pub(crate) fn free_parts(key: ChunkKey, alive: bool) {
 /// Books chunks to a stack. `sampled`: the bytes that they were sampled by, 0 if they stand for themselves.
 #[inline(always)]
 pub(crate) fn add_allocated(stack: u32, sampled: u64, chunks: u64, requested: u64, held: u64) {
+    add_allocated_by::<true>(stack, sampled, chunks, requested, held);
+}
+
+/// The same; `OUTSIDE`: whether any thread may have that stack.
+#[inline(always)]
+pub(crate) fn add_allocated_by<const OUTSIDE: bool>(
+    stack: u32,
+    sampled: u64,
+    chunks: u64,
+    requested: u64,
+    held: u64,
+) {
     let (chunks, requested, held) = weighed(sampled, (chunks, requested, held));
     if let Some(totals) = STACK_TOTALS.get_ptr_mut(stack) {
         // SAFETY: a map value.
         unsafe {
-            add(&raw mut (*totals).count, chunks);
-            add(&raw mut (*totals).requested, requested);
-            add(&raw mut (*totals).held, held);
+            add_alone::<OUTSIDE>(&raw mut (*totals).count, chunks);
+            add_alone::<OUTSIDE>(&raw mut (*totals).requested, requested);
+            add_alone::<OUTSIDE>(&raw mut (*totals).held, held);
         }
     }
 }

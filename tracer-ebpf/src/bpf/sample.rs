@@ -50,7 +50,7 @@ fn sample(cookie: u64, regs: &pt_regs, is_return: u64) {
     if phase != Phase::Record as u32 {
         return;
     }
-    hit_entry(phase, Site::index_of(cookie));
+    hit_entry::<true>(phase, Site::index_of(cookie));
     let (Some(control), Some(process)) = (control(), process::current::<true>()) else { return };
     let Some(task) = task::current_or_new(process) else { return };
     let regs = Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp, is_return };

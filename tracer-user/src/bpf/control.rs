@@ -70,7 +70,7 @@ impl ControlPage {
     /// Has tasks forget what they know of contexts.
     pub(super) fn forget_contexts(&self) {
         // SAFETY: an address computation inside of the record.
-        self.word64(|record| unsafe { &raw mut (*record).next_epoch }).fetch_add(1, Ordering::AcqRel);
+        self.word64(|record| unsafe { &raw mut (*record).forgets }).fetch_add(1, Ordering::AcqRel);
     }
 
     /// A number for a process that none has had.
