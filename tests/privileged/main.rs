@@ -9,6 +9,7 @@ mod contexts;
 mod debugger;
 mod differential;
 mod exact;
+mod foresight;
 mod greenplum;
 mod input;
 mod leak;
