@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use pgleak::{
     elf::{Image, function_ranges},
-    probe::{CostClass, by_static_table, plan, static_functions},
+    probe::{CostClass, by_static_table, main_loop, plan, static_functions},
 };
 use pgleak_tests::{Build, BuildKind};
 
@@ -36,6 +36,8 @@ fn every_build_has_the_sites_that_were_read_from_its_disassembly() {
             BuildKind::Npm => build.name.clone(),
             BuildKind::Package => format!("debian-{}", plan.version.number),
         };
+        // Its frames, and what is further out, are taken for what stays as it is.
+        assert!(main_loop(&image).is_some(), "{}: PostgresMain", build.name);
         // From 12 on, whatever the compiler: 11 and older have one function instead.
         let statics = static_functions(&image, &function_ranges(&image));
         assert_eq!(statics.len(), 1, "{}: {statics:x?}", build.name);

@@ -36,7 +36,7 @@ pub const TITLE_BYTES: usize = 96;
 /// Bytes kept of a context's name.
 pub const NAME_BYTES: usize = 64;
 /// Slots of the cache from code address to unwind row.
-pub const ROW_CACHE_SLOTS: u32 = 1 << 14;
+pub const ROW_CACHE_SLOTS: u32 = 1 << 13;
 /// Slots of the list of records that user space wants swept.
 pub const DOOMED_SLOTS: u32 = 1 << 16;
 /// Records that one allocation sweeps at the most, so that no single call pays for many.
@@ -203,6 +203,10 @@ impl Range {
 pub struct MapSet {
     /// Sorted by start.
     pub ranges: [Range; MAX_RANGES],
+    /// First address of the server's main loop, a function that never returns; 0 if it is not known.
+    pub loop_start: u64,
+    /// One past its last one.
+    pub loop_end: u64,
 }
 
 /// Key of `LIVE` and `PARTS`: the chunk's address and the number of its process ([`key`]).
@@ -495,7 +499,7 @@ pub struct Window {
 }
 
 /// Slots of [`Task::known_contexts`] and [`Task::known_stacks`].
-pub const KNOWN_CONTEXTS: usize = 16;
+pub const KNOWN_CONTEXTS: usize = 64;
 /// See [`KNOWN_CONTEXTS`].
 pub const KNOWN_STACKS: usize = 64;
 
@@ -625,7 +629,7 @@ const _: () = {
     assert!(core::mem::offset_of!(Control, entries).is_multiple_of(64));
     assert!(size_of::<Process>() == 88 + TITLE_BYTES);
     assert!(size_of::<Range>() == 32);
-    assert!(size_of::<MapSet>() == 8192);
+    assert!(size_of::<MapSet>() == 8192 + 16);
     assert!(size_of::<Live>() == 72);
     assert!(size_of::<Part>() == 32);
     assert!(size_of::<Parts>() == 264);
@@ -635,14 +639,14 @@ const _: () = {
     assert!(size_of::<Walk>() == 112);
     assert!(size_of::<StackHeader>() == 16);
     assert!(size_of::<Window>() == 16 + 8 * WINDOW_WORDS);
-    assert!(size_of::<Trail>() == 128 * (48 + 32) + 256 + 8);
+    assert!(size_of::<Trail>() == 128 * (48 + 32) + 256 + 16);
     assert!(
         size_of::<Task>()
             == 8 * 104
                 + 24
                 + 112
                 + 16400
-                + 10504
+                + 10512
                 + 128 * 32
                 + 16
                 + 1024
@@ -650,7 +654,7 @@ const _: () = {
                 + 8 * SET_WORDS
                 + 16
                 + 96
-                + 16 * 64
+                + 64 * 64
                 + 64 * 24
                 + 24
                 + 12 * 8

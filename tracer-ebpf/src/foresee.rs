@@ -21,44 +21,87 @@ pub struct Known {
     /// Where the free part of the first block begins, and where it ends; the same if that is not known.
     pub free: [u64; 2],
     /// The largest chunk of a block.
-    pub limit: u64,
+    pub limit: u32,
     /// The free lists that are empty, a bit each.
-    pub empty: u64,
+    pub empty: u32,
+    /// The head of one of the others, 0 if none is known.
+    pub head: Head,
+}
+
+/// The first chunk of a free list: its address; above that the list's class, and whether it is the only one there.
+pub type Head = u64;
+
+const HEAD_CLASS: u32 = 56;
+const HEAD_ALONE: Head = 1 << 63;
+
+#[inline(always)]
+const fn head(pointer: u64, class: u64, alone: u64) -> Head {
+    pointer & ((1 << HEAD_CLASS) - 1) | class << HEAD_CLASS | alone << 63
+}
+
+#[inline(always)]
+const fn head_class(head: Head) -> u64 {
+    (head & !HEAD_ALONE) >> HEAD_CLASS
+}
+
+#[inline(always)]
+const fn head_pointer(head: Head) -> u64 {
+    head & ((1 << HEAD_CLASS) - 1)
 }
 
 impl Known {
     /// Nothing.
-    pub const NOTHING: Self = Self { changes: 0, free: [0; 2], limit: 0, empty: 0 };
+    pub const NOTHING: Self = Self { changes: 0, free: [0; 2], limit: 0, empty: 0, head: 0 };
 
     /// The chunk that the next allocation of `size` bytes is given, and the bytes that it takes; `None` if the set has to
     /// be looked at.
     #[inline(always)]
     pub fn next(&mut self, header: u64, size: u64) -> Option<(u64, u64)> {
         let class = class_of(size);
-        if size > self.limit || self.empty >> (class & 63) & 1 == 0 {
+        if size > u64::from(self.limit) {
             return None;
         }
         let bytes = (8 << class) + header_bytes(header);
-        let pointer = carved(self.free, header, bytes)?;
-        self.free[0] = self.free[0].wrapping_add(bytes);
+        if self.is_empty(class) != 0 {
+            let pointer = carved(self.free, header, bytes)?;
+            self.free[0] = self.free[0].wrapping_add(bytes);
+            return Some((pointer, bytes));
+        }
+        if self.head == 0 || head_class(self.head) != class {
+            return None;
+        }
+        let pointer = head_pointer(self.head);
+        self.empty |= ((self.head >> 63) as u32) << (class & 31);
+        self.head = 0;
         Some((pointer, bytes))
+    }
+
+    #[inline(always)]
+    fn is_empty(&self, class: u64) -> u32 {
+        self.empty >> (class & 31) & 1
     }
 
     /// Whether what a set holds now is what it should, if nothing but what was seen has happened to it.
     #[inline(always)]
-    pub fn agrees(&self, free: [u64; 2], empty: u64) -> bool {
-        (self.free[1] == 0 || self.free == free) && self.empty & !empty == 0
+    pub fn agrees(&self, words: &[u64; SET_WORDS], free: [u64; 2], header: u64) -> bool {
+        let first = word(words, 1 + head_class(self.head));
+        (self.free[1] == 0 || self.free == free)
+            && self.empty & !empty_lists(words) == 0
+            && (self.head == 0 || first.wrapping_add(header_bytes(header)) == head_pointer(self.head))
     }
 
     /// A chunk that took so many bytes with its header is freed: it becomes the head of its free list, or takes its block
     /// with it, which may be anyone.
     #[inline(always)]
-    pub fn freed(&mut self, header: u64, held: u64) {
+    pub fn freed(&mut self, header: u64, pointer: u64, held: u64) {
         let size = held.wrapping_sub(header_bytes(header));
-        if size > self.limit || size & size.wrapping_sub(1) != 0 {
+        let class = class_of(size);
+        if size > u64::from(self.limit) || size & size.wrapping_sub(1) != 0 {
             self.changes = 0;
         }
-        self.empty &= !(1 << (class_of(size) & 63));
+        let alone = self.is_empty(class);
+        self.head = head(pointer, class, u64::from(alone));
+        self.empty &= !(1 << (class & 31));
     }
 }
 
@@ -89,10 +132,10 @@ pub enum Source {
 
 /// The free lists that are empty, a bit each.
 #[inline(always)]
-pub fn empty_lists(words: &[u64; SET_WORDS]) -> u64 {
+pub fn empty_lists(words: &[u64; SET_WORDS]) -> u32 {
     let mut empty = 0;
     for class in 0..=LAST_CLASS as usize {
-        empty |= u64::from(words[1 + class] == 0) << class;
+        empty |= u32::from(words[1 + class] == 0) << class;
     }
     empty
 }
@@ -199,29 +242,55 @@ mod tests {
         words[1 + 2] = 0x5000;
         let empty = empty_lists(&words);
         assert_eq!(empty, 0b111_1111_1011);
-        let mut known = Known { changes: 1, free: [0x2000, 0x2060], limit: limit(&words, TO_16), empty };
+        let limit = limit(&words, TO_16) as u32;
+        let mut known = Known { changes: 1, free: [0x2000, 0x2060], limit, empty, head: 0 };
         assert_eq!(known.next(header, 20), None, "a free list has one");
         assert_eq!(known.next(header, 33), Some((0x2010, 80)));
         assert_eq!(known.next(header, 8), None, "no room");
         assert_eq!(known.free, [0x2050, 0x2060]);
-        assert!(known.agrees([0x2050, 0x2060], empty), "as it was seen");
-        assert!(known.agrees([0x2050, 0x2060], 0x7ff), "a list was emptied, which is not looked at");
-        assert!(!known.agrees([0x2040, 0x2060], empty), "an allocation that was not seen");
-        assert!(!known.agrees([0x2050, 0x2060], empty & !1), "a free that was not seen");
+        assert!(known.agrees(&words, [0x2050, 0x2060], header), "as it was seen");
+        assert!(!known.agrees(&words, [0x2040, 0x2060], header), "an allocation that was not seen");
+        let mut others = words;
+        others[1 + 2] = 0;
+        assert!(
+            known.agrees(&others, [0x2050, 0x2060], header),
+            "a list was emptied, which is not looked at"
+        );
+        others[1] = 0x2000;
+        assert!(!known.agrees(&others, [0x2050, 0x2060], header), "a free that was not seen");
         known.free[1] = 0x10_0000;
         assert_eq!(known.next(header, 8), Some((0x2060, 24)));
         assert_eq!(known.next(header, 8192), Some((0x2078, 8208)));
         assert_eq!(known.next(header, 8193), None, "a block of its own");
         let mut nothing = Known::NOTHING;
         assert_eq!(nothing.next(header, 0), None);
-        known.free = [0x2000, 0x10_0000];
-        known.freed(header, 24);
-        assert_eq!(known.next(header, 8), None, "a free list has one");
-        assert!(known.next(header, 9).is_some());
-        known.freed(header, 8208);
-        assert_eq!((known.changes, known.next(header, 8192)), (1, None));
-        known.freed(header, 10_016);
+        known.freed(header, 0x6010, 10_016);
         assert_eq!(known.changes, 0, "a block of its own is no more");
+    }
+
+    #[test]
+    fn a_chunk_that_was_freed_last_is_given_out_first() {
+        let header = ChunkHeader::SizeContext as u64;
+        let mut known = Known { changes: 1, free: [0x2000, 0x10_0000], limit: 8192, empty: 0x7ff, head: 0 };
+        known.freed(header, 0x5010, 24);
+        let mut words = set(TO_16, 8192, 0x1000);
+        words[1] = 0x5000;
+        assert!(known.agrees(&words, [0x2000, 0x10_0000], header));
+        words[1] = 0x5100;
+        assert!(!known.agrees(&words, [0x2000, 0x10_0000], header), "another chunk was freed after it");
+        assert_eq!(known.next(header, 9), Some((0x2010, 32)), "of another size");
+        assert_eq!(known.next(header, 8), Some((0x5010, 24)));
+        assert_eq!(known.next(header, 8), Some((0x2030, 24)), "it was alone in its list");
+        // Two in one list: of the second nothing is known any more.
+        known.freed(header, 0x5010, 24);
+        known.freed(header, 0x5110, 24);
+        assert_eq!(known.next(header, 1), Some((0x5110, 24)));
+        assert_eq!(known.next(header, 1), None);
+        // One of another list takes its place.
+        known.freed(header, 0x7010, 8208);
+        known.freed(header, 0x5210, 24);
+        assert_eq!((known.changes, known.next(header, 8192)), (1, None));
+        assert_eq!(known.next(header, 0), Some((0x5210, 24)));
     }
 
     #[test]

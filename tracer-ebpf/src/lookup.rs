@@ -87,7 +87,7 @@ mod tests {
     use crate::{abi::Range, unwind::RowInfo};
 
     fn set_of(ranges: &[(u64, u64)]) -> MapSet {
-        let mut set = MapSet { ranges: [Range::UNUSED; MAX_RANGES] };
+        let mut set = MapSet { ranges: [Range::UNUSED; MAX_RANGES], loop_start: 0, loop_end: 0 };
         for (slot, (start, end)) in set.ranges.iter_mut().zip(ranges) {
             *slot = Range { start: *start, end: *end, ..Range::UNUSED };
         }

@@ -103,6 +103,11 @@ pub struct Trail {
     pub len: u32,
     /// Number of the set of mappings that they were found with.
     pub mapset: u32,
+    /// Index of a frame of a function that never returns, or 0: those further out, which it was called by, stay as they
+    /// are for good, and are not looked at.
+    pub base: u32,
+    /// Padding.
+    pub pad: u32,
 }
 
 #[inline(always)]
@@ -124,8 +129,8 @@ impl Trail {
         self.frames[0].info == RowKind::Bottom as u32
     }
 
-    /// How many of the first `known` frames are as they were, of which `MOST` are looked at; the root, of which there
-    /// is nothing to be seen, is.
+    /// How many of the first `known` frames are as they were, of which `MOST` from [`Self::base`] on are looked at; that
+    /// one, or the root, is.
     #[inline(always)]
     pub fn standing<const MOST: u64, R: StackReader>(&self, known: u32, reader: &mut R) -> u32 {
         // Where no frame's way depends on `rbp`, there is half as much to look at.
@@ -144,14 +149,21 @@ impl Trail {
     ) -> u32 {
         for number in 1..MOST {
             // Hidden from LLVM, which would count something else that the verifier sees no end of.
-            let index = opaque(number);
+            let index = opaque(number).wrapping_add(u64::from(self.base));
             let after_last = (u64::from(known) - 1).wrapping_sub(index) >> 63;
             // One way out of each round: the verifier follows every one.
             if after_last | self.differs::<BP, _>(index, reader) != 0 {
                 return index as u32;
             }
         }
-        MOST as u32
+        MOST as u32 + self.base
+    }
+
+    /// Whether the frame with this index is of a function that is at these addresses.
+    #[inline(always)]
+    pub fn is_of(&self, index: u32, (start, end): (u64, u64)) -> bool {
+        let pc = self.at(index).pc.wrapping_sub(1);
+        pc >= start && pc < end
     }
 
     /// 0 if a frame is as it was, and its caller was.
@@ -347,7 +359,15 @@ mod tests {
     fn empty() -> Box<Trail> {
         const NOTHING: Frame = Frame { pc: 0, sp: 0, bp: 0, key: StackKey { a: 0, b: 0 }, info: 0, flags: 0 };
         let links = [Link::NEVER; FRAME_SLOTS];
-        Box::new(Trail { frames: [NOTHING; FRAME_SLOTS], links, by_sp: [0; SP_SLOTS], len: 0, mapset: 1 })
+        Box::new(Trail {
+            frames: [NOTHING; FRAME_SLOTS],
+            links,
+            by_sp: [0; SP_SLOTS],
+            len: 0,
+            mapset: 1,
+            base: 0,
+            pad: 0,
+        })
     }
 
     /// A program that calls, returns, and writes to its locals and to `rbp`.
@@ -495,6 +515,30 @@ mod tests {
                 assert_eq!(trail.standing::<SLOTS, _>(trail.len, &mut &changed), index, "slot {slot:#x}");
             }
         }
+    }
+
+    #[test]
+    fn what_a_function_that_never_returns_was_called_by_is_not_looked_at() {
+        let (memory, regs) = stack_of(&[0x5001, 0x5002, 0x5005, 0x5001, 0x500d]);
+        let mut trail = empty();
+        walk(&mut trail, false, regs, &memory);
+        let base = (0..trail.len).find(|index| trail.is_of(*index, (0x5004, 0x5005))).expect("it is there");
+        assert_eq!(base, 3);
+        trail.base = base;
+        assert_eq!(trail.standing::<SLOTS, _>(trail.len, &mut &memory), trail.len);
+        for index in 1..trail.len {
+            let mut changed = Memory(memory.0.clone());
+            *changed.slot(trail.at(index - 1).sp - 8) ^= 0x10;
+            let standing = trail.standing::<SLOTS, _>(trail.len, &mut &changed);
+            assert_eq!(standing, if index <= base { trail.len } else { index });
+        }
+        // As much is looked at as without it.
+        assert_eq!(trail.standing::<2, _>(trail.len, &mut &memory), base + 2);
+        // Its own frame stands, or is none that is met: its pc is in the frame that it has called.
+        let mut changed = Memory(memory.0.clone());
+        *changed.slot(trail.at(base).sp - 8) = 0x500d;
+        let (pcs, _, fresh) = walk(&mut trail, false, regs, &changed);
+        assert_eq!((pcs[base as usize], fresh), (0x500d, 3));
     }
 
     #[test]

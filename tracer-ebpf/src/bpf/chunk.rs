@@ -300,7 +300,7 @@ pub(crate) fn free_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
     if free(task, (chunk, record), &live)
         && let Some(task) = sets
     {
-        foresee::settle_freed(task, live.context, cookie, live.full_held);
+        foresee::settle_freed(task, live.context, cookie, (pointer, live.full_held));
     }
 }
 

@@ -65,7 +65,7 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
         (context.stack, _) =
             stack::id_at_entry::<{ stack::NOT_IN_LINE }>(control, process, task, cookie, (regs, sp));
     }
-    forget(Some(task), key);
+    note(Some(task), key, GONE);
     if add(key, &context) && context.left_out == 0 {
         count(Counter::Creates);
         add_allocated(context.stack, 0, 1, 0, 0);
@@ -94,9 +94,13 @@ fn take_over(chunk: ChunkKey) {
 #[inline(always)]
 pub(crate) fn reset_enter(ctx: &ProbeContext) {
     let Some(key) = of(ctx) else { return };
-    forget(task::current(), key);
-    let (Some(control), Some(context)) = (control(), CONTEXTS.get_ptr_mut(&key)) else { return };
+    let task = task::current();
+    let (Some(control), Some(context)) = (control(), CONTEXTS.get_ptr_mut(&key)) else {
+        note(task, key, GONE);
+        return;
+    };
     let epoch = next_epoch(control);
+    note(task, key, epoch);
     // SAFETY: a map value; one aligned word.
     unsafe { core::ptr::write_volatile(&raw mut (*context).epoch, epoch) };
     count(Counter::Resets);
@@ -106,7 +110,7 @@ pub(crate) fn reset_enter(ctx: &ProbeContext) {
 #[inline(always)]
 pub(crate) fn delete_enter(ctx: &ProbeContext) {
     let Some(key) = of(ctx) else { return };
-    forget(task::current(), key);
+    note(task::current(), key, GONE);
     let (Some(control), Some(context)) = (control(), CONTEXTS.get_ptr(&key)) else { return };
     // SAFETY: a map value; written once.
     let stack = unsafe { (*context).stack };
@@ -142,7 +146,7 @@ pub(crate) fn epoch(
     // SAFETY: map values; an aligned word. The slot is the task's own.
     let (as_of, known) =
         unsafe { (core::ptr::read_volatile(&raw const (*control).forgets), &mut *self::known(task, key)) };
-    if known.key == key && known.as_of == as_of {
+    if known.key == key && known.epoch != GONE && known.as_of == as_of {
         return Some((key, known.epoch));
     }
     let (epoch, left_out) = match CONTEXTS.get_ptr(&key) {
@@ -176,15 +180,19 @@ pub(crate) fn known(task: *mut Task, key: ContextKey) -> *mut KnownContext {
     unsafe { &raw mut (*task).known_contexts[slot] }
 }
 
-/// Something happens to a context: nothing is known of it any more.
+/// In what a task knows of a context, the epoch of one that is not in the map, or may be by now.
+const GONE: u64 = 0;
+
+/// Something happens to a context that a task knows: its chunks are no more, and of its set nothing is known.
 #[inline(always)]
-fn forget(task: Option<*mut Task>, key: ContextKey) {
+fn note(task: Option<*mut Task>, key: ContextKey, epoch: u64) {
     if let Some(task) = task {
         let known = known(task, key);
         // SAFETY: a map value that only this task uses.
         unsafe {
             if (*known).key == key {
-                (*known).key = 0;
+                (*known).epoch = epoch;
+                (*known).set = Known::NOTHING;
             }
         }
     }
@@ -260,8 +268,8 @@ pub(crate) fn is_alive_to(task: Option<*mut Task>, live: &Live) -> bool {
         // SAFETY: map values; an aligned word, and the task's own.
         let (as_of, known) =
             unsafe { (core::ptr::read_volatile(&raw const (*control).forgets), &*known(task, live.context)) };
-        if known.key == live.context && known.epoch == live.epoch && known.as_of == as_of {
-            return true;
+        if known.key == live.context && known.as_of == as_of {
+            return known.epoch == live.epoch;
         }
     }
     is_alive(live)

@@ -60,12 +60,12 @@ pub(crate) fn settle(task: *mut Task) {
 
 /// Accounts for a chunk of a context that was freed.
 #[inline(always)]
-pub(crate) fn settle_freed(task: *mut Task, context: ContextKey, cookie: u64, held: u64) {
+pub(crate) fn settle_freed(task: *mut Task, context: ContextKey, cookie: u64, (pointer, held): (u64, u64)) {
     let known = context::known(task, context);
     // SAFETY: as above.
     unsafe {
         if (*known).key == context {
-            (*known).set.freed(Site::header_of(cookie), held);
+            (*known).set.freed(Site::header_of(cookie), pointer, held);
         }
     }
     settle(task);
@@ -112,19 +112,22 @@ pub(crate) fn chunk(
     {
         return None;
     }
-    let empty = empty_lists(words);
-    if set.changes != 0 && !set.agrees(free, empty) {
+    if set.changes != 0 && !set.agrees(words, free, header) {
         is_another(control);
         return None;
     }
-    *set = Known { changes, free, limit: limit(words, fields), empty };
-    let chunk = match source {
-        Source::FreeList(pointer) => (pointer, bytes),
-        Source::Block(_) => set.next(header, size)?,
-        Source::NewBlock => return None,
-    };
+    // Whatever becomes of this set, it is of no other.
     settle(task);
-    Some(chunk)
+    *set = Known { changes, free, limit: limit(words, fields) as u32, empty: empty_lists(words), head: 0 };
+    let chunk = match source {
+        Source::FreeList(pointer) => Some((pointer, bytes)),
+        Source::Block(_) => set.next(header, size),
+        Source::NewBlock => None,
+    };
+    if chunk.is_none() {
+        *set = Known::NOTHING;
+    }
+    chunk
 }
 
 /// Notes whether a chunk that was foreseen was the one that was returned.

@@ -112,9 +112,9 @@ pub(crate) static PAGES: Array<u32> = Array::with_max_entries(1, 0);
 /// Mappings of the process; a change of them takes the next slot, round and round.
 #[map]
 pub(crate) static MAPSETS: Array<MapSet> = Array::with_max_entries(MAPSET_SLOTS, 0);
-/// Direct-mapped cache from code address to row.
+/// Cache from code address to row, two of each slot.
 #[map]
-pub(crate) static ROW_CACHE: Array<u64> = Array::with_max_entries(ROW_CACHE_SLOTS, 0);
+pub(crate) static ROW_CACHE: Array<[u64; 2]> = Array::with_max_entries(ROW_CACHE_SLOTS, 0);
 /// Chunks whose record user space found dead and wants swept. The programs check again and
 /// remove them in the task that allocates, so that no record that was inserted meanwhile goes.
 #[map]

@@ -29,12 +29,15 @@ pub(crate) fn put(task: Option<*mut Task>, key: ChunkKey, live: &Live) -> bool {
         // SAFETY: a map value; the target's allocations are made by one thread at a time.
         let was = unsafe { *old };
         if was.context == Live::FREED {
-            write_over(old, live);
+            fill(old, live);
             return true;
         }
         // Mostly it is the same context, whose epoch is at hand.
-        let is_alive =
-            if was.context == live.context { was.epoch == live.epoch } else { context::is_alive(&was) };
+        let is_alive = if was.context == live.context {
+            was.epoch == live.epoch
+        } else {
+            context::is_alive_to(task, &was)
+        };
         if is_alive {
             count(Counter::OverwroteLive);
         } else {
@@ -43,7 +46,8 @@ pub(crate) fn put(task: Option<*mut Task>, key: ChunkKey, live: &Live) -> bool {
         if was.has_parts != 0 && live.has_parts == 0 {
             let _ = PARTS.remove(&key);
         }
-        write_over(old, live);
+        bury(old);
+        fill(old, live);
         return true;
     }
     if LIVE.insert(&key, live, 0).is_err() {
@@ -54,15 +58,22 @@ pub(crate) fn put(task: Option<*mut Task>, key: ChunkKey, live: &Live) -> bool {
     true
 }
 
-/// Writes over the record of a dead chunk. It stays dead until all of it is written: user space, which reads from its
+/// Marks a record as that of a chunk that is no more.
+#[inline(always)]
+fn bury(record: *mut Live) {
+    // SAFETY: a map value; an aligned word.
+    unsafe { core::ptr::write_volatile(&raw mut (*record).context, Live::FREED) };
+}
+
+/// Fills the record of a chunk that is no more. It stays that until all of it is written: user space, which reads from its
 /// beginning to its end, may do so at the same time.
 #[inline(always)]
-fn write_over(dead: *mut Live, live: &Live) {
-    // SAFETY: a map value; an aligned word, written before and after the others, also in LLVM's eyes.
+fn fill(buried: *mut Live, live: &Live) {
+    let record = anew(buried);
+    // SAFETY: a map value; an aligned word, written after the others, also in LLVM's eyes.
     unsafe {
-        core::ptr::write_volatile(&raw mut (*dead).context, Live::FREED);
-        *anew(dead) = Live { context: Live::FREED, ..*live };
-        core::ptr::write_volatile(&raw mut (*anew(dead)).context, live.context);
+        *record = Live { context: Live::FREED, ..*live };
+        core::ptr::write_volatile(&raw mut (*anew(record)).context, live.context);
     }
 }
 
@@ -79,8 +90,7 @@ pub(crate) fn end(key: ChunkKey, record: *mut Live) {
                     < core::ptr::read_volatile(&raw const (*control).entries_kept)
         }
     {
-        // SAFETY: as above.
-        unsafe { core::ptr::write_volatile(&raw mut (*record).context, Live::FREED) };
+        bury(record);
         return;
     }
     remove(key);

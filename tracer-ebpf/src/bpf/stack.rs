@@ -208,14 +208,15 @@ fn open(control: *mut Control, process: *mut Process, task: *mut Task, sp: u64) 
         if known == 0 {
             return;
         }
-        open_window(&raw mut (*task).window, sp, (*task).trail.at(0).sp);
+        open_window(&raw mut (*task).window, sp, (*task).trail.at((*task).trail.base).sp);
         let task = anew(task);
         (*task).walk.valid =
             (*task).trail.standing::<STANDING_IN_LINE, _>(known, &mut AtHand(&raw mut (*task).window));
-        if (*task).walk.valid == STANDING_IN_LINE as u32 {
+        let looked_at = STANDING_IN_LINE as u32 + (*task).trail.base;
+        if (*task).walk.valid == looked_at {
             let mut local = task;
             generated::bpf_loop(
-                known - STANDING_IN_LINE as u32,
+                known.wrapping_sub(looked_at),
                 stands as *mut c_void,
                 (&raw mut local).cast(),
                 0,
@@ -277,7 +278,44 @@ fn walk_on<const IN_LINE: u32>(task: *mut Task, function: u64, regs: Registers) 
         // Only a whole stack is a trail: what is missing of another one is not known.
         let is_whole = walk.end == WalkEnd::Bottom as u32 && (*task).trail.is_rooted();
         (*task).trail.len = if is_whole { frames } else { 0 };
+        if (*task).walk.met <= (*task).trail.base {
+            find_base(task);
+        }
     }
+}
+
+/// Looks for the server's main loop among the frames of the trail. A function of its own: it is called when a task is
+/// first seen, and nearly never after.
+#[inline(never)]
+fn find_base(task: *mut Task) -> u64 {
+    // SAFETY: a map value that only this task uses.
+    let (mapset, frames) = unsafe {
+        (*task).trail.base = 0;
+        ((*task).walk.mapset, (*task).trail.len)
+    };
+    let Some(set) = MAPSETS.get(mapset & (MAPSET_SLOTS - 1)) else { return 0 };
+    let mut search = Search { task, range: (set.loop_start, set.loop_end) };
+    // SAFETY: the callback takes what it is given.
+    unsafe { generated::bpf_loop(frames, is_base as *mut c_void, (&raw mut search).cast(), 0) as u64 }
+}
+
+/// What [`is_base`] is given.
+struct Search {
+    task: *mut Task,
+    range: (u64, u64),
+}
+
+unsafe extern "C" fn is_base(index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `context` is the address of a search on the stack of `find_base`; a map value that only its task uses.
+    let (task, range) = unsafe {
+        let search = &*context.cast::<Search>();
+        (&mut *search.task, search.range)
+    };
+    if !task.trail.is_of(index, range) {
+        return 0;
+    }
+    task.trail.base = index;
+    1
 }
 
 /// Frames that are done in line in programs that are hit often.
@@ -442,10 +480,10 @@ fn uncover_return_address(task: &mut Task) {
     }
 }
 
-/// Offset of an address in its object, a tag that no other address of any object has, and the place of its row in
-/// the cache.
+/// Offset of an address in its object, a tag that no other address of any object has, and the two places where the cache
+/// may have its row: neighbours in code are neighbours there, since what is called in turn is near.
 #[inline(always)]
-fn cache_slot(walk: &Walk, pc: u64) -> Option<(u64, u32, *mut u64)> {
+fn cache_slot(walk: &Walk, pc: u64) -> Option<(u64, u32, *mut [u64; 2])> {
     let offset = pc.wrapping_sub(walk.bias);
     // An address past an object's last page, or in a mapping without a table, would share its
     // tag with code of another object.
@@ -454,15 +492,15 @@ fn cache_slot(walk: &Walk, pc: u64) -> Option<(u64, u32, *mut u64)> {
     }
     // Unique over all objects: each has its own pages (user space sees to it).
     let tag = (offset as u32).wrapping_add(walk.first_page << PAGE_BITS);
-    let slot = (tag.wrapping_mul(0x9e37_79b1)) >> (32 - ROW_CACHE_SLOTS.trailing_zeros());
-    Some((offset, tag, ROW_CACHE.get_ptr_mut(slot)?))
+    Some((offset, tag, ROW_CACHE.get_ptr_mut(tag >> 3 & (ROW_CACHE_SLOTS - 1))?))
 }
 
-/// The row in a place of the cache, if it is that of the tag.
+/// The row in one of two places of the cache, if it is that of the tag.
 #[inline(always)]
-fn cached(tag: u32, slot: *mut u64) -> Option<RowInfo> {
-    // SAFETY: a map value; one aligned word, so that tag and row always belong together.
-    let word = unsafe { core::ptr::read_volatile(slot) };
+fn cached(tag: u32, slot: *mut [u64; 2]) -> Option<RowInfo> {
+    // SAFETY: a map value; aligned words, so that tag and row always belong together.
+    let [first, second] = unsafe { slot.read_volatile() };
+    let word = if first as u32 == tag { first } else { second };
     (word as u32 == tag && word != 0).then_some(RowInfo((word >> 32) as u32))
 }
 
@@ -481,7 +519,7 @@ fn row_at(walk: &Walk, pc: u64) -> RowInfo {
     count(Counter::RowCacheMiss);
     let info = find(walk, offset).map_or(RowInfo::NONE, Row::info);
     // SAFETY: as in `cached`.
-    unsafe { core::ptr::write_volatile(slot, u64::from(tag) | u64::from(info.0) << 32) };
+    unsafe { slot.write_volatile([u64::from(tag) | u64::from(info.0) << 32, (*slot)[0]]) };
     info
 }
 

@@ -62,6 +62,8 @@ fn take(tid: u32, process: *mut Process) -> Option<*mut Task> {
                 // Never one that was there before: what another task knew is not known.
                 (*task).changes = (*task).changes.wrapping_add(1);
                 (*task).is_late = 0;
+                // What never changes is of one process.
+                (*task).trail.len = 0;
                 (*task).process = process::index(process);
                 return Some(task);
             }

@@ -153,7 +153,7 @@ impl Limits {
         let arrays = u64::from(self.rows) * 8
             + u64::from(self.pages) * 8
             + u64::from(self.stacks) * size_of::<StackTotals>() as u64
-            + u64::from(ROW_CACHE_SLOTS) * 8
+            + u64::from(ROW_CACHE_SLOTS) * 16
             + u64::from(DOOMED_SLOTS) * 8
             + u64::from(MAPSET_SLOTS) * size_of::<MapSet>() as u64
             + u64::from(self.processes) * size_of::<Process>() as u64

@@ -40,6 +40,16 @@ impl<'a> Code64<'a> {
         self.instructions().any(|instruction| branch_target(&instruction) == Some(target))
     }
 
+    /// Whether it has an instruction that returns, or one that cannot be read.
+    pub(super) fn returns(self) -> bool {
+        let mut end = self.start.0;
+        let returns = self.instructions().any(|instruction| {
+            end = instruction.next_ip();
+            instruction.flow_control() == FlowControl::Return
+        });
+        returns || end != self.start.0 + self.bytes.len() as u64
+    }
+
     /// Whether it loads `value` into the second argument.
     pub(super) fn loads_second_argument(self, value: u32) -> bool {
         self.instructions().any(|instruction| {
@@ -104,6 +114,19 @@ mod tests {
         assert!(code(&bytes).calls(VirtAddr(0x1010)));
         assert!(code(&bytes).calls(VirtAddr(0x1020)));
         assert!(!code(&bytes).calls(VirtAddr(0x1030)));
+    }
+
+    #[test]
+    fn what_returns_is_told_and_so_is_what_cannot_be_read() {
+        // nop; jmp to itself
+        assert!(!code(&[0x90, 0xeb, 0xfe]).returns());
+        // jmp over a ret, which something else may jump to
+        assert!(code(&[0xeb, 1, 0xc3, 0xeb, 0xfe]).returns());
+        // ret $8
+        assert!(code(&[0x90, 0xc2, 8, 0]).returns());
+        // nop; half of a call; no instruction
+        assert!(code(&[0x90, 0xe8, 0]).returns());
+        assert!(code(&[0x90, 0x06, 0xeb, 0xfe]).returns());
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub use plan::{ProbeError, ProbePlan, plan};
 pub use site::{CostClass, Library, ProbeSite, choose_site};
 pub use static_table::by_static_table;
 pub use statics::static_functions;
-pub use symbols::{by_dynamic_symbols, by_full_symbols, constructor, exported_variable};
+pub use symbols::{by_dynamic_symbols, by_full_symbols, constructor, exported_variable, main_loop};
 
 #[cfg(test)]
 mod fixture;

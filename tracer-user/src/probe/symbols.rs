@@ -4,6 +4,7 @@ use object::{Object as _, ObjectSymbol as _, SymbolKind};
 
 use super::{
     FoundBy, LocatedFunction, MethodFailure,
+    code::Code64,
     locate::{function_at, located},
 };
 use crate::{
@@ -104,6 +105,19 @@ pub(super) fn exported_function(
 /// Where a server binary has a variable that it exports.
 pub fn exported_variable(image: &Image, name: &'static str) -> Option<VirtAddr> {
     exported(image, name).ok()
+}
+
+/// The main loop of a server's backends, which they never leave but by their end: `PostgresMain`, which is declared so
+/// (`src/include/tcop/tcopprot.h`). `None` if it is not exported, or has an instruction that returns all the same.
+pub fn main_loop(image: &Image) -> Option<FunctionRange> {
+    const NAME: &[u8] = b"PostgresMain";
+    let elf = image.elf().ok()?;
+    let symbol = elf
+        .dynamic_symbols()
+        .find(|symbol| symbol.is_definition() && symbol.size() > 0 && symbol.name_bytes() == Ok(NAME))?;
+    let start = VirtAddr(symbol.address());
+    let range = FunctionRange { start, end: start.offset(symbol.size()) };
+    (!Code64::of(image, range)?.returns()).then_some(range)
 }
 
 /// The address of an exported symbol; the full table helps where the exports were trimmed.

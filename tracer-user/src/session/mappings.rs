@@ -21,7 +21,8 @@ use super::{CaptureError, RawFrame, urgency::unhurried};
 use crate::{
     addr::{AbsAddr, Bias, FileOffset, VirtAddr},
     bpf::{MapError, Walks},
-    elf::Image,
+    elf::{FunctionRange, Image},
+    probe::main_loop,
     target::{LoadedModules, MappingPath, ProcessError},
     unwind::{Atlas, MapSetError, MappedObject, Placement, build_mapset, build_tables, cache::TableCache},
 };
@@ -56,6 +57,8 @@ pub struct Mappings {
     kept: HashSet<u32>,
     atlas: Atlas,
     placements: HashMap<ObjectKey, Option<Placement>>,
+    /// The main loops of servers.
+    loops: HashMap<ObjectKey, FunctionRange>,
     notes: Vec<String>,
     uploaded: (usize, usize),
     looked_at: Option<Instant>,
@@ -132,6 +135,11 @@ impl Mappings {
                 }
             };
             self.placements.insert(object_key(&module.image), placement);
+            if module.is_main
+                && let Some(range) = main_loop(&module.image)
+            {
+                self.loops.insert(object_key(&module.image), range);
+            }
         }
         Ok(())
     }
@@ -151,7 +159,14 @@ impl Mappings {
                 })
             })
             .collect();
-        build_mapset(&objects)
+        let mut set = build_mapset(&objects)?;
+        let loops = modules.modules().iter().filter_map(|module| {
+            Some((module.bias, self.loops.get(&object_key(&module.image)).filter(|_| module.is_main)?))
+        });
+        for (bias, range) in loops {
+            (set.loop_start, set.loop_end) = (range.start.in_process(bias).0, range.end.in_process(bias).0);
+        }
+        Ok(set)
     }
 
     fn put_tables(&mut self, walks: &Walks) -> Result<(), CaptureError> {
@@ -289,6 +304,7 @@ impl Mappings {
             kept: HashSet::new(),
             atlas: Atlas::new(),
             placements: HashMap::new(),
+            loops: HashMap::new(),
             notes: Vec::new(),
             uploaded: (0, 0),
             looked_at: None,

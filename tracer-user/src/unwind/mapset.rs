@@ -71,7 +71,7 @@ pub fn build_mapset(objects: &[MappedObject]) -> Result<Box<MapSet>, MapSetError
     if let Some(pair) = sorted.windows(2).find(|pair| pair[0].end > pair[1].start) {
         return Err(MapSetError::Overlap { first: pair[0].start, second: pair[1].start });
     }
-    let mut set = Box::new(MapSet { ranges: [Range::UNUSED; MAX_RANGES] });
+    let mut set = Box::new(MapSet { ranges: [Range::UNUSED; MAX_RANGES], loop_start: 0, loop_end: 0 });
     for (range, object) in set.ranges.iter_mut().zip(&sorted) {
         let Placement { first_page, page_count } =
             object.placement.unwrap_or(Placement { first_page: 0, page_count: 0 });
