@@ -11,12 +11,15 @@ use pgleak_tests::{
     Build, Server, Session,
     planted::{self, Call},
 };
-use tracer_ebpf::{abi::Phase, counters::Counter, foresee::SetFields};
+use tracer_ebpf::{
+    abi::{NURSERY_SLOTS, Phase},
+    counters::Counter,
+    foresee::SetFields,
+};
 
 use crate::common::server;
 
-/// A tracer of a backend of Debian's or npm's server, attached by session links; the map of live chunks has the least
-/// room there is.
+/// A tracer of a backend of Debian's or npm's server, attached by session links; the map of live chunks has little room.
 struct Bare {
     tracer: Tracer,
     attached: Attached,
@@ -32,7 +35,7 @@ impl Bare {
         let pid = session.backend_pid();
         let mut prepared = prepare(pid, None).unwrap();
         let (rows, pages) = prepared.mappings.table_sizes();
-        let limits = Limits::within(Limits::least_bytes(rows, pages), rows, pages).unwrap();
+        let limits = Limits::within(Limits::least_bytes(rows, pages) + (4 << 20), rows, pages).unwrap();
         let mut names = ContextNames::of(&prepared.plan.layout);
         change(&mut names);
         let mut tracer = Tracer::load_for(limits, names, Mechanism::Session).unwrap();
@@ -110,44 +113,61 @@ fn all_foresight_is_right_on_npm_18() {
     all_foresight_is_right(&Build::npm(18).unwrap());
 }
 
-/// What freed chunks leave behind makes room for others before any is lost, and is counted.
+/// Chunks begin in the nursery, and those that outlive their place there go into the map of live chunks. What freed ones
+/// leave behind there makes room for others before any is lost, and is counted.
 #[test]
 fn records_of_freed_chunks_stay_and_go() {
     let mut bare = Bare::on(&Build::packaged(15).unwrap(), |_| {});
+    let snapshot = |bare: &Bare| take_snapshot(&bare.tracer, &HashSet::new(), &|| {}).unwrap();
     let entries = |bare: &Bare| {
-        let records = take_snapshot(&bare.tracer, &HashSet::new(), &|| {}).unwrap().records as u64;
+        let records = snapshot(bare).records as u64;
         assert_eq!(bare.tracer.control().entries(), records, "each entry is counted");
         records
     };
-    bare.record();
-    // Freed one by one, a quarter of the room is kept, and no more. The next ones are where these were.
-    Call::PALLOC.run(&mut bare.session, &[3000, 40]).unwrap();
-    Call::PFREE.run(&mut bare.session, &[3000]).unwrap();
+    let of_size = |bare: &Bare, size| {
+        let snapshot = snapshot(bare);
+        let chunks = snapshot.processes.values().flat_map(|process| &process.chunks);
+        chunks.filter(|chunk| chunk.requested == size).count() as u64
+    };
+    let of = |bare: &Bare, counter| bare.tracer.counters().unwrap().get(counter);
     let room = u64::from(bare.tracer.limits().live);
+    assert!(room > 16_000, "{room}");
+    bare.record();
+    // A few are all in the nursery, but for those that want the place of another.
+    Call::PALLOC.run(&mut bare.session, &[500, 40]).unwrap();
+    assert!(of_size(&bare, 40) >= 500 && entries(&bare) < 300, "{}", entries(&bare));
+    // More than it has places. Every one is there once.
+    Call::PALLOC.run(&mut bare.session, &[11_500, 40]).unwrap();
+    let planted = of_size(&bare, 40);
+    assert!((12_000..12_100).contains(&planted), "{planted}");
+    let grown = of(&bare, Counter::GrownUp);
+    assert!(grown >= 12_000 - u64::from(NURSERY_SLOTS) && entries(&bare) <= grown, "{grown}");
+    // Freed one by one, a quarter of the room is kept, and no more. The next ones are where these were.
+    Call::PFREE.run(&mut bare.session, &[12_000]).unwrap();
     let kept = entries(&bare);
     assert!(kept > room / 8 && kept <= room / 4 + 16, "{kept} of {room}");
-    Call::PALLOC.run(&mut bare.session, &[500, 40]).unwrap();
-    Call::PFREE.run(&mut bare.session, &[500]).unwrap();
+    assert!(of_size(&bare, 40) < 100);
+    Call::PALLOC.run(&mut bare.session, &[2000, 40]).unwrap();
+    Call::PFREE.run(&mut bare.session, &[2000]).unwrap();
     assert!(entries(&bare) <= kept + 100, "they are written over");
     // Chunks of contexts that are reset stay until they are looked for.
-    Call::PALLOC.run(&mut bare.session, &[2000, 72]).unwrap();
+    Call::PALLOC.run(&mut bare.session, &[12_000, 72]).unwrap();
     Call::RESET.run(&mut bare.session, &[]).unwrap();
     let full = entries(&bare);
-    assert!(full > room / 2, "{full} of {room}");
+    assert!(full > room / 3, "{full} of {room}");
     bare.tracer.sweep_when_filling(&|_| {}).unwrap();
     let held = Call::PALLOC.run(&mut bare.session, &[1000, 24]).unwrap();
     assert!(entries(&bare) < full - 500, "{} after {full}", entries(&bare));
-    let of = |bare: &Bare, counter| bare.tracer.counters().unwrap().get(counter);
     assert!(of(&bare, Counter::SweptDead) > 1000);
     assert_eq!((of(&bare, Counter::LiveFull), of(&bare, Counter::OverwroteLive)), (0, 0));
-    let last = take_snapshot(&bare.tracer, &HashSet::new(), &|| {}).unwrap();
+    let last = snapshot(&bare);
     let live: Vec<_> = last.processes.values().flat_map(|process| &process.chunks).collect();
     let planted: u64 = live.iter().filter(|chunk| chunk.requested == 24).map(|chunk| chunk.held).sum();
     assert!(planted >= held.unsigned_abs() && planted < held.unsigned_abs() + 4000, "{planted} of {held}");
     bare.counters();
     bare.attached = Attached::default();
     bare.tracer.clear_chunks().unwrap();
-    assert_eq!(entries(&bare), 0);
+    assert_eq!((entries(&bare), bare.tracer.records()), (0, 0));
 }
 
 /// A server whose sets are not where they should be: what is foreseen of it is compared before anything is recorded by it.

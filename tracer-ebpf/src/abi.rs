@@ -293,6 +293,28 @@ impl Live {
     }
 }
 
+/// Slots of `NURSERY`: what `pgbench -S` allocates in one transaction has room, and a look through all of it is
+/// nothing.
+pub const NURSERY_SLOTS: u32 = 1 << 12;
+
+/// A chunk that was allocated of late, in a capture of one process. Element of `NURSERY`, at [`nursery_slot`]: there it
+/// is found without a hash map, and most chunks die before another one wants the place. Then it goes into `LIVE`. The
+/// record of a chunk is in one of the two, unless the other one is of a dead chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Young {
+    /// Whose record it is; 0 if there never was one.
+    pub key: ChunkKey,
+    /// The record.
+    pub live: Live,
+}
+
+/// The place of a chunk in `NURSERY`. Chunks are at least 16 bytes apart, and neighbours are neighbours there.
+#[inline(always)]
+pub const fn nursery_slot(key: ChunkKey) -> u32 {
+    (key >> 1) as u32 & (NURSERY_SLOTS - 1)
+}
+
 /// What one realloc stack added to a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -631,6 +653,7 @@ const _: () = {
     assert!(size_of::<Range>() == 32);
     assert!(size_of::<MapSet>() == 8192 + 16);
     assert!(size_of::<Live>() == 72);
+    assert!(size_of::<Young>() == 80);
     assert!(size_of::<Part>() == 32);
     assert!(size_of::<Parts>() == 264);
     assert!(size_of::<Context>() == 32);
@@ -657,7 +680,7 @@ const _: () = {
                 + 64 * 64
                 + 64 * 24
                 + 24
-                + 12 * 8
+                + 13 * 8
                 + 8
                 + 8
     );

@@ -59,6 +59,7 @@ counters! {
     FramesWalked = "frames_walked", Work, "frames walked";
     FramesReused = "frames_reused", Work, "frames that were as in the stack before, and not walked again";
     StacksNew = "stacks_new", Work, "different stacks seen";
+    GrownUp = "grown_up", Work, "records of live chunks that younger ones have driven out of the nursery, into the map of live chunks";
     RowCacheMiss = "row_cache_miss", Work, "unwind rows searched because the cache did not have them";
     Foreseen = "foreseen", Work, "allocations whose address was foreseen, so that their return needed no probe";
     ForeseenChecked = "foreseen_checked", Work, "foreseen addresses that were compared with what was returned";
@@ -111,7 +112,7 @@ pub const COUNT: usize = COUNTERS.len();
 
 /// What is counted so often that each task does it for itself, in [`crate::abi::Task::own_counts`]: without an
 /// atomic operation, and without a line of memory that goes from one processor to the other.
-pub const OWN: [Counter; 12] = [
+pub const OWN: [Counter; 13] = [
     Counter::Foreseen,
     Counter::Recorded,
     Counter::RecordedBytes,
@@ -123,6 +124,7 @@ pub const OWN: [Counter; 12] = [
     Counter::OverwroteDead,
     Counter::FreeUnknown,
     Counter::FreeDead,
+    Counter::GrownUp,
     Counter::LeftOut,
 ];
 

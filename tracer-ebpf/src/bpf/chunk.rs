@@ -165,7 +165,7 @@ fn record<const OUTSIDE: bool>(
 ) {
     let live = Live::new((call.context, call.epoch), (call.size, held), born_ns, call.stack);
     let live = Live { sampled: sampling::sampled(call.size), ..live };
-    if put(Some(task), key(process::number(process), pointer), &live) {
+    if put::<OUTSIDE>(Some(task), key(process::number(process), pointer), &live) {
         if are_several() {
             process::note_recorded(process, call.size);
         }
@@ -338,5 +338,5 @@ fn unmap_head(
     rest.full_held -= length;
     add_freed(rest.stack, rest.sampled, 0, gone.0, gone.1);
     end(chunk, record);
-    put(task, left, &rest);
+    put::<true>(task, left, &rest);
 }

@@ -15,8 +15,8 @@ use aya_ebpf::{
 use tracer_ebpf::{
     abi::{
         ChunkKey, Context, ContextKey, Control, DOOMED_SLOTS, Live, MAPSET_SLOTS, MAX_SITES, MapSet,
-        Measured, Name, PROCESS_SLOTS, Parts, Phase, Process, ROW_CACHE_SLOTS, SiteHits, StackKey,
-        StackTotals, Task,
+        Measured, NURSERY_SLOTS, Name, PROCESS_SLOTS, Parts, Phase, Process, ROW_CACHE_SLOTS, SiteHits,
+        StackKey, StackTotals, Task, Young,
     },
     counters::{COUNT, Counter},
     foresee::SetFields,
@@ -78,7 +78,10 @@ pub(crate) static COUNTERS: Array<u64> = Array::with_max_entries(COUNT as u32, 0
 /// Scratch of each task, in a slot by its id. Mapped into user space, which reads what they have counted.
 #[map]
 pub(crate) static TASKS: Array<Task> = Array::with_max_entries(64, BPF_F_MMAPABLE);
-/// Live chunks.
+/// Live chunks of late, in a capture of one process. Mapped into user space.
+#[map]
+pub(crate) static NURSERY: Array<Young> = Array::with_max_entries(NURSERY_SLOTS, BPF_F_MMAPABLE);
+/// Other live chunks.
 #[map]
 pub(crate) static LIVE: HashMap<ChunkKey, Live> = HashMap::with_max_entries(1 << 18, 0);
 /// Growth of chunks that realloc has grown.

@@ -139,7 +139,7 @@ pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
         live.sampled = sampling::sampled(growth.0);
         (live.requested, live.held) = growth;
         (live.born_ns, live.stack) = (now, stack);
-        if put(Some(task), key(number, pointer), live) {
+        if put::<OUTSIDE>(Some(task), key(number, pointer), live) {
             count(Counter::ReallocGrown);
             add_allocated(stack, live.sampled, 1, growth.0, growth.1);
         }
@@ -157,7 +157,7 @@ pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
     } else if loss.0 | loss.1 == 0 {
         count(Counter::ReallocSame);
     }
-    settle_in(task, old_key, key(number, pointer), live);
+    settle_in::<OUTSIDE>(task, old_key, key(number, pointer), live);
 }
 
 /// Whether the chunk that is resized was known.

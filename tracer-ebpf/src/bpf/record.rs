@@ -1,7 +1,10 @@
 //! The records of live chunks: written, moved, grown, removed, swept; and the totals of stacks.
 
 use tracer_ebpf::{
-    abi::{ChunkKey, DOOMED_A_CALL, Live, MAX_PARTS, Part, Parts, Process, Task, key_process},
+    abi::{
+        ChunkKey, DOOMED_A_CALL, Live, MAX_PARTS, Part, Parts, Process, Task, Young, key_process,
+        nursery_slot,
+    },
     counters::Counter,
     growth,
     site::is_pool,
@@ -9,48 +12,137 @@ use tracer_ebpf::{
 
 use crate::bpf::{
     context,
-    maps::{DOOMED, LIVE, PARTS, STACK_TOTALS, add, add_alone, control, count, count_own},
+    maps::{
+        DOOMED, LIVE, NURSERY, PARTS, STACK_TOTALS, add, add_alone, are_several, control, count, count_own,
+    },
     process,
     read::anew,
     sampling::{is_sampled, weighed},
 };
 
+/// The place of a chunk in the nursery, whoever has it; `None` in a capture of several processes, which has none.
+#[inline(always)]
+fn place(key: ChunkKey) -> Option<*mut Young> {
+    if are_several() { None } else { NURSERY.get_ptr_mut(nursery_slot(key)) }
+}
+
+/// The same, if the chunk has it.
+#[inline(always)]
+fn young(key: ChunkKey) -> Option<*mut Live> {
+    // SAFETY: a map value; an aligned word.
+    let place = place(key).filter(|place| unsafe { (**place).key } == key)?;
+    // SAFETY: an address computation inside of the record.
+    Some(unsafe { &raw mut (*place).live })
+}
+
 /// The record of a chunk that was not freed; its context may have been reset or deleted.
 #[inline(always)]
 pub(crate) fn find(key: ChunkKey) -> Option<*mut Live> {
-    // SAFETY: a map value; an aligned word.
-    LIVE.get_ptr_mut(key).filter(|live| unsafe { (**live).context } != Live::FREED)
+    young(key).or_else(|| LIVE.get_ptr_mut(key)).filter(|live| !is_freed(*live))
 }
 
-/// Writes a record. A record that is there already is overwritten in place.
 #[inline(always)]
-pub(crate) fn put(task: Option<*mut Task>, key: ChunkKey, live: &Live) -> bool {
+fn is_freed(record: *mut Live) -> bool {
+    // SAFETY: a map value; an aligned word.
+    unsafe { core::ptr::read_volatile(&raw const (*record).context) == Live::FREED }
+}
+
+/// Writes a record. A record that is there already is overwritten in place. `OUTSIDE`: it is of memory in no context,
+/// which has no nursery, because any thread may allocate it.
+#[inline(always)]
+pub(crate) fn put<const OUTSIDE: bool>(task: Option<*mut Task>, key: ChunkKey, live: &Live) -> bool {
+    if !OUTSIDE && let Some(place) = place(key) {
+        return put_young(task, place, key, live);
+    }
     if let Some(old) = LIVE.get_ptr_mut(&key) {
-        // SAFETY: a map value; the target's allocations are made by one thread at a time.
-        let was = unsafe { *old };
-        if was.context == Live::FREED {
-            fill(old, live);
-            return true;
+        if !is_freed(old) {
+            overwritten(task, key, old, live);
+            bury(old);
         }
-        // Mostly it is the same context, whose epoch is at hand.
-        let is_alive = if was.context == live.context {
-            was.epoch == live.epoch
-        } else {
-            context::is_alive_to(task, &was)
-        };
-        if is_alive {
-            count(Counter::OverwroteLive);
-        } else {
-            count_own(task, Counter::OverwroteDead, 1);
-        }
-        if was.has_parts != 0 && live.has_parts == 0 {
-            let _ = PARTS.remove(&key);
-        }
-        bury(old);
         fill(old, live);
         return true;
     }
-    if LIVE.insert(&key, live, 0).is_err() {
+    insert(&key, live)
+}
+
+/// Writes the record of a new chunk into the nursery.
+#[inline(always)]
+fn put_young(task: Option<*mut Task>, place: *mut Young, key: ChunkKey, live: &Live) -> bool {
+    // SAFETY: a map value; contexts are worked in by one thread.
+    let (owner, record) = unsafe { (&raw mut (*place).key, &raw mut (*place).live) };
+    // SAFETY: as above; an aligned word.
+    let was = unsafe { *owner };
+    if was == key {
+        if !is_freed(record) {
+            overwritten(task, key, record, live);
+            bury(record);
+        }
+        fill(record, live);
+        return true;
+    }
+    if was != 0 && !is_freed(record) {
+        if !grow_up(task, owner, record) {
+            return false;
+        }
+        bury(record);
+    }
+    // What was at this address before may have grown up.
+    if let Some(old) = LIVE.get_ptr_mut(&key)
+        && !is_freed(old)
+    {
+        overwritten(task, key, old, live);
+        bury(old);
+    }
+    // SAFETY: as above; buried before, also in LLVM's eyes.
+    unsafe { core::ptr::write_volatile(anew(owner), key) };
+    fill(record, live);
+    true
+}
+
+/// Another chunk wants the place of one in the nursery: if that one is alive, its record goes into the map of live
+/// chunks; false if there is no room.
+#[inline(always)]
+fn grow_up(task: Option<*mut Task>, key: *const ChunkKey, record: *mut Live) -> bool {
+    // SAFETY: map values of this process alone.
+    let (key, live) = unsafe { (&*key, &*record) };
+    if !context::is_alive_to(task, live) {
+        count_own(task, Counter::OverwroteDead, 1);
+        if live.has_parts != 0 {
+            let _ = PARTS.remove(key);
+        }
+        return true;
+    }
+    count_own(task, Counter::GrownUp, 1);
+    match LIVE.get_ptr_mut(key) {
+        Some(dead) => {
+            fill(dead, live);
+            true
+        }
+        None => insert(key, live),
+    }
+}
+
+/// The record of a chunk that was not freed is written over.
+#[inline(always)]
+fn overwritten(task: Option<*mut Task>, key: ChunkKey, old: *mut Live, live: &Live) {
+    // SAFETY: a map value; the target's allocations are made by one thread at a time.
+    let was = unsafe { &*old };
+    // Mostly it is the same context, whose epoch is at hand.
+    let is_alive =
+        if was.context == live.context { was.epoch == live.epoch } else { context::is_alive_to(task, was) };
+    if is_alive {
+        count(Counter::OverwroteLive);
+    } else {
+        count_own(task, Counter::OverwroteDead, 1);
+    }
+    if was.has_parts != 0 && live.has_parts == 0 {
+        let _ = PARTS.remove(&key);
+    }
+}
+
+#[inline(always)]
+fn insert(key: &ChunkKey, live: &Live) -> bool {
+    if LIVE.insert(key, live, 0).is_err() {
         count(Counter::LiveFull);
         return false;
     }
@@ -82,6 +174,10 @@ fn fill(buried: *mut Live, live: &Live) {
 /// several threads of a process may allocate that, and one that sweeps would take away what another is writing over.
 #[inline(always)]
 pub(crate) fn end(key: ChunkKey, record: *mut Live) {
+    if let Some(record) = young(key) {
+        bury(record);
+        return;
+    }
     if let Some(control) = control()
         // SAFETY: map values; aligned words.
         && unsafe {
@@ -114,7 +210,7 @@ fn change_entries(by: u64) {
 
 /// Stores a resized chunk, at its new address if it has moved.
 #[inline(always)]
-pub(crate) fn settle_in(task: *mut Task, old: ChunkKey, new: ChunkKey, live: &mut Live) {
+pub(crate) fn settle_in<const OUTSIDE: bool>(task: *mut Task, old: ChunkKey, new: ChunkKey, live: &mut Live) {
     if old == new {
         if let Some(record) = find(old) {
             // SAFETY: a map value; only the thread that holds the chunk resizes it.
@@ -128,7 +224,7 @@ pub(crate) fn settle_in(task: *mut Task, old: ChunkKey, new: ChunkKey, live: &mu
     if let Some(record) = find(old) {
         end(old, record);
     }
-    put(Some(task), new, live);
+    put::<OUTSIDE>(Some(task), new, live);
 }
 
 /// Gives the parts of a chunk its new address. The old entry goes first, so that there is room.

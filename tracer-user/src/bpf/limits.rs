@@ -4,8 +4,8 @@ use std::mem::size_of;
 
 use tracer_ebpf::{
     abi::{
-        Context, DOOMED_SLOTS, Live, MAPSET_SLOTS, MapSet, Name, PROCESS_SLOTS, Parts, Process,
-        ROW_CACHE_SLOTS, StackKey, StackTotals, Task,
+        Context, DOOMED_SLOTS, Live, MAPSET_SLOTS, MapSet, NURSERY_SLOTS, Name, PROCESS_SLOTS, Parts,
+        Process, ROW_CACHE_SLOTS, StackKey, StackTotals, Task, Young,
     },
     sampling::{DISTANCES, Selection, WEIGHTS},
 };
@@ -155,6 +155,7 @@ impl Limits {
             + u64::from(self.stacks) * size_of::<StackTotals>() as u64
             + u64::from(ROW_CACHE_SLOTS) * 16
             + u64::from(DOOMED_SLOTS) * 8
+            + u64::from(NURSERY_SLOTS) * size_of::<Young>() as u64
             + u64::from(MAPSET_SLOTS) * size_of::<MapSet>() as u64
             + u64::from(self.processes) * size_of::<Process>() as u64
             + u64::from(self.tasks) * size_of::<Task>() as u64

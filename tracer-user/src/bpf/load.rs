@@ -28,6 +28,7 @@ use super::{
     Limits, MapError,
     control::ControlPage,
     multi::{Mechanism, MultiPrograms, SESSION_SUFFIX},
+    nursery::Nursery,
     processes::ProcessTable,
     rawmap::RawMap,
     sampling::{Weights, distances},
@@ -229,6 +230,7 @@ pub struct Tracer {
     process_ids: RawMap<u32, u32>,
     site_hits: RawMap<u32, SiteHits>,
     counters: RawMap<u32, u64>,
+    pub(super) nursery: Nursery,
     pub(super) live: RawMap<u64, Live>,
     pub(super) parts: RawMap<u64, Parts>,
     pub(super) contexts: RawMap<u64, Context>,
@@ -403,6 +405,7 @@ impl Tracer {
             process_ids: RawMap::new(map_fd(&ebpf, "PROCESS_IDS")?, "PROCESS_IDS")?,
             site_hits: RawMap::new(map_fd(&ebpf, "SITE_HITS")?, "SITE_HITS")?,
             counters: RawMap::new(map_fd(&ebpf, "COUNTERS")?, "COUNTERS")?,
+            nursery: Nursery::map(map_fd(&ebpf, "NURSERY")?)?,
             live: RawMap::new(map_fd(&ebpf, "LIVE")?, "LIVE")?,
             parts: RawMap::new(map_fd(&ebpf, "PARTS")?, "PARTS")?,
             contexts: RawMap::new(map_fd(&ebpf, "CONTEXTS")?, "CONTEXTS")?,
@@ -585,12 +588,18 @@ impl Tracer {
     /// # Errors
     /// What the kernel says.
     pub fn clear_chunks(&self) -> Result<(), MapError> {
+        self.nursery.clear();
         self.control.removed(self.live.remove(&self.live.keys()?)?);
         self.parts.remove(&self.parts.keys()?)?;
         self.contexts.remove(&self.contexts.keys()?)?;
         self.tasks.free_all();
         self.control.forget_contexts();
         Ok(())
+    }
+
+    /// How many chunks there are records of, some of which may be dead.
+    pub fn records(&self) -> u64 {
+        self.control.entries() + self.nursery.records().len() as u64
     }
 
     /// The words that both sides share.

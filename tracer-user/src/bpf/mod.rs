@@ -5,6 +5,7 @@ mod control;
 mod limits;
 mod load;
 mod multi;
+mod nursery;
 mod processes;
 mod rawmap;
 mod sample;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use tracer_ebpf::{
-    abi::{Context, StackTotals, key_address, key_process},
+    abi::{Context, Live, StackTotals, key_address, key_process},
     sampling::ONE,
     site::is_pool,
 };
@@ -68,7 +68,7 @@ pub struct RawSnapshot {
     pub names: HashMap<u64, String>,
     /// What became of the chunks of each stack, by its id, and all of it by [`ONE`]; stacks without any are left out.
     pub totals: HashMap<u32, StackTotals>,
-    /// Records in the map, dead ones included.
+    /// Records in the map of live chunks, dead ones included; those of the youngest are not among them.
     pub records: usize,
 }
 
@@ -103,9 +103,7 @@ pub fn take(tracer: &Tracer, gone: &HashSet<u32>, sign_of_life: &dyn Fn()) -> Re
         let contexts = &mut processes.entry(key_process(key)).or_default().contexts;
         contexts.insert(key_address(key), raw(context));
     })?;
-    let mut records = 0;
-    tracer.live.for_each_with(sign_of_life, |key, chunk| {
-        records += 1;
+    let mut add = |key, chunk: Live| {
         // The same test as in the kernel: alive means the context has kept its epoch.
         if !is_pool(chunk.context) && epochs.get(&chunk.context) != Some(&chunk.epoch) {
             return;
@@ -129,6 +127,16 @@ pub fn take(tracer: &Tracer, gone: &HashSet<u32>, sign_of_life: &dyn Fn()) -> Re
         {
             let used = parts.parts.iter().take(parts.count as usize);
             chunks.extend(used.map(|part| of(part.stack, part.requested, part.held, part.born_ns, ONE)));
+        }
+    };
+    // First: records go from the nursery into the map, and what is seen twice is known by its key.
+    let young: FastMap<u64, Live> = tracer.nursery.records().into_iter().collect();
+    young.iter().for_each(|(key, chunk)| add(*key, *chunk));
+    let mut records = 0;
+    tracer.live.for_each_with(sign_of_life, |key, chunk| {
+        records += 1;
+        if !young.contains_key(&key) {
+            add(key, chunk);
         }
     })?;
     processes.retain(|number, _| !gone.contains(number));

@@ -442,7 +442,7 @@ impl<'a> Recorder<'a> {
         })?;
         self.progress.update(Figures {
             recorded: counters.get(Counter::Recorded),
-            records: self.tracer.control().entries(),
+            records: self.tracer.records(),
             stacks: counters.get(Counter::StacksNew),
             lost: counters.iter().filter(|(info, _)| info.class == Class::Loss).map(|(_, value)| value).sum(),
         });
