@@ -13,8 +13,15 @@ use crate::common::server;
 const MISUSE: i32 = 2;
 const FAILURE: i32 = 1;
 
-const ARTIFACTS: [&str; 6] =
-    ["capture.json", "contexts.svg", "flame-inverted.svg", "flame.svg", "report.txt", "stacks.folded"];
+const ARTIFACTS: [&str; 7] = [
+    "capture.json",
+    "contexts.svg",
+    "flame-inverted.svg",
+    "flame.svg",
+    "profile.pb.gz",
+    "report.txt",
+    "stacks.folded",
+];
 
 fn refused(finished: &Finished, code: i32, says: &str) {
     assert_eq!(finished.status.code(), Some(code), "{}", finished.stderr);

@@ -10,6 +10,7 @@ mod debugger;
 mod differential;
 mod exact;
 mod foresight;
+mod formats;
 mod greenplum;
 mod input;
 mod leak;

@@ -12,6 +12,7 @@ use pgleak_tests::{
     findings::{counter, groups, losses},
     pgleak::{Finished, Running},
     planted::{self, CONTEXT, Call},
+    workload::{Pgbench, Script, init_pgbench},
 };
 
 use crate::common::{PATIENCE, assert_no_probe_is_left, on_builds, server};
@@ -111,6 +112,23 @@ fn fifty_at_once() {
     }
     assert!(capture.processes.iter().all(|process| process.kind == "client backend"));
     assert_no_probe_is_left(sessions[0].backend_pid());
+}
+
+/// Two backends that work as fast as they can, at the same time.
+#[test]
+fn two_at_full_speed_lose_nothing() {
+    let server = server(&Build::packaged(15).unwrap());
+    init_pgbench(&server).unwrap();
+    let bench = Pgbench::start(&server, Script::SelectOnly, 2, 20).unwrap();
+    let pids: Vec<String> = bench.backend_pids().iter().map(ToString::to_string).collect();
+    let [first, second] = [&*pids[0], &*pids[1]];
+    let running =
+        recording(&["--pid", first, "--pid", second], &["--duration", "8s", "--settle", "1s", "--force"]);
+    let (_, capture) = finished(running);
+    let recorded: Vec<u64> = capture.processes.iter().map(|process| process.recorded).collect();
+    // Half as many on a slow machine would still be at full speed: nothing but the probes holds them up.
+    assert!(recorded.len() == 2 && recorded.iter().all(|count| *count > 100_000), "{recorded:?}");
+    bench.finish().unwrap();
 }
 
 /// Fifty connections a second that come, allocate and go, beside one that stays and one that comes and stays.

@@ -30,6 +30,8 @@ pub enum Command {
     Capture(Box<CaptureArgs>),
     /// Make artifacts again from a capture.json, with other options.
     Render(RenderArgs),
+    /// Compare two captures: a table of what grows faster, and a flame graph of the difference.
+    Diff(DiffArgs),
     /// Say what works on this host and for one process, and what to do about what does not.
     Doctor(DoctorArgs),
     /// Compare the unwind tables of ELF files with gimli's evaluation of their .eh_frame.
@@ -241,6 +243,33 @@ pub struct RenderArgs {
     /// Ask the servers in DEBUGINFOD_URLS for debug files.
     #[arg(long)]
     pub debuginfod: bool,
+}
+
+/// Arguments of `diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The earlier capture: its directory, or its capture.json.
+    pub before: PathBuf,
+    /// The later one.
+    pub after: PathBuf,
+    /// Where the artifacts go [default: pgleak-diff-UTCTIME].
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Print the table and write nothing.
+    #[arg(long, conflicts_with = "out")]
+    pub table: bool,
+    /// Leave out stacks that hold less (4096, 1M).
+    #[arg(long, default_value = "0", value_parser = bytes)]
+    pub min_bytes: u64,
+    /// Only memory contexts of this name.
+    #[arg(long)]
+    pub context: Option<String>,
+    /// Put the path of the memory contexts below the stacks.
+    #[arg(long)]
+    pub by_context: bool,
+    /// Draw the flame graphs from the top down.
+    #[arg(long)]
+    pub inverted: bool,
 }
 
 /// Arguments of `doctor`.

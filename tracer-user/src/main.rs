@@ -13,14 +13,17 @@ use pgleak::{
     bpf::Mechanism,
     census::{self, Census, CensusError, Observed},
     cli::{
-        AllocatorChoice, AttachChoice, CaptureArgs, Cli, Command, ContextsArgs, DoctorArgs, ListArgs,
-        RenderArgs, UnwindCheckArgs,
+        AllocatorChoice, AttachChoice, CaptureArgs, Cli, Command, ContextsArgs, DiffArgs, DoctorArgs,
+        ListArgs, RenderArgs, UnwindCheckArgs,
     },
     doctor::{Health, examine},
     elf::Image,
     guard::{run_sacrifice, run_watchdog},
     profile::Capture,
-    render::{Format, OutputDir, ReadError, RenderOptions, WriteError, format, read_capture},
+    render::{
+        CAPTURE_FILE, Format, OutputDir, ReadError, RenderOptions, WriteError, difference, format,
+        read_capture,
+    },
     session::{
         Allocators, CaptureError, CaptureOptions, Filter, Interrupts, Naming, Overhead, Progress,
         RecordOptions, Scope, capture, ready,
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => run_doctor(&args),
         Command::UnwindCheck(args) => run_unwind_check(&args),
         Command::Render(args) => run_render(&args),
+        Command::Diff(args) => run_diff(&args),
         Command::Watchdog { parent } => run_watchdog(parent).map_err(Failure::from),
         Command::Sacrifice => run_sacrifice().map_err(Failure::from),
     };
@@ -378,6 +382,11 @@ fn default_directory(scope: &Scope) -> PathBuf {
     let session = scope.filter.session.map(|session| format!("con{session}"));
     let what = scope.pids.first().map(ToString::to_string).or(server).or(session);
     let what = what.unwrap_or_else(|| "server".to_owned());
+    stamped(&what)
+}
+
+/// A directory in the current one that is named after what it holds, and when that was made.
+fn stamped(what: &str) -> PathBuf {
     PathBuf::from(format!("pgleak-{what}-{}", jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ")))
 }
 
@@ -421,6 +430,34 @@ fn run_render(args: &RenderArgs) -> Result<(), Failure> {
     let list: String =
         directory.write_all(&capture, &options)?.iter().map(|path| format!("{}\n", path.display())).collect();
     print(list.as_bytes())
+}
+
+fn run_diff(args: &DiffArgs) -> Result<(), Failure> {
+    let [before_path, after_path] = [&args.before, &args.after].map(|path| match path.is_dir() {
+        true => path.join(CAPTURE_FILE),
+        false => path.clone(),
+    });
+    let (before, after) = (read_capture(&before_path)?, read_capture(&after_path)?);
+    let options = RenderOptions {
+        min_bytes: args.min_bytes,
+        context: args.context.clone(),
+        by_context: args.by_context,
+        inverted: args.inverted,
+        ..RenderOptions::default()
+    };
+    let found = difference((&before_path, &before), (&after_path, &after), &options);
+    if args.table {
+        return print(found.table().as_bytes());
+    }
+    let out = args.out.clone().unwrap_or_else(|| stamped("diff"));
+    let files = found.artifacts()?;
+    let written = OutputDir::reuse(&out)?.write_files(&files);
+    // As after a capture: the answer comes first.
+    print(found.table().as_bytes())?;
+    for path in written? {
+        eprintln!("pgleak: wrote {}", path.display());
+    }
+    Ok(())
 }
 
 /// The capture with the names that it can have by what the user gave; without that, as it is.

@@ -16,3 +16,13 @@ pub const MEMLEAK_PROGRAM: &str = "usr/sbin/memleak-libbpf";
 pub fn memleak_root() -> Result<PathBuf> {
     debian::unpacked(&["trixie"], &["libbpf-tools"], &workspace::target().join("debian"))
 }
+
+/// Go's pprof, which reads what other tools write in its format; of Debian 12, where it is a program of its own.
+///
+/// # Errors
+/// If it is not there and the archive cannot be reached.
+pub fn pprof() -> Result<PathBuf> {
+    const PROGRAM: &str = "usr/lib/go-1.19/pkg/tool/linux_amd64/pprof";
+    let root = debian::unpacked(&["bookworm"], &["golang-1.19-go"], &workspace::target().join("debian"))?;
+    Ok(root.join(PROGRAM))
+}

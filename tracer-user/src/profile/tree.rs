@@ -78,6 +78,11 @@ pub(super) struct Tree<'a> {
     profile: &'a Profile<Frame>,
 }
 
+/// Whom the memory of each stack belongs to, by [`StackId`]: the function that asked an allocator for it.
+pub fn owners(capture: &Capture) -> Vec<String> {
+    Tree::new(capture).owners()
+}
+
 /// How much of the growth each stack carries, by [`StackId`]; zero takes a stack out.
 pub(super) type Weights = [u64];
 
@@ -207,6 +212,12 @@ impl<'a> Tree<'a> {
     pub(super) fn is_worker(&self, id: FunctionId) -> bool {
         let function = self.function(id);
         function.role == Role::Worker && (!function.nameless || function.module.is_some())
+    }
+
+    /// The innermost function of each stack that is no wrapper: by its name, or what stands for it.
+    fn owners(&self) -> Vec<String> {
+        let label = |stack| self.innermost(stack).map_or("[stack unknown]", |id| self.function(id).label);
+        self.stacks().map(|stack| label(stack).to_owned()).collect()
     }
 
     /// The innermost function of a stack that is no wrapper.

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufWriter, Write};
 
-use super::{RenderOptions, folded, report, stap, svg};
+use super::{RenderOptions, folded, pprof, report, stap, svg};
 use crate::profile::Capture;
 
 /// A way to write a capture down.
@@ -16,14 +16,18 @@ pub struct Format {
     pub write: fn(&Capture, &RenderOptions, &mut dyn Write) -> io::Result<()>,
 }
 
+/// The artifact that all others can be made from.
+pub const CAPTURE_FILE: &str = "capture.json";
+
 /// All formats, in the order in which artifacts are written.
 pub const FORMATS: &[Format] = &[
-    Format { name: "json", file: Some("capture.json"), write: write_json },
+    Format { name: "json", file: Some(CAPTURE_FILE), write: write_json },
     Format { name: "report", file: Some("report.txt"), write: write_report },
     Format { name: "folded", file: Some("stacks.folded"), write: folded::write },
     Format { name: "svg", file: Some("flame.svg"), write: svg::write },
     Format { name: "inverted", file: Some("flame-inverted.svg"), write: svg::write_inverted },
     Format { name: "contexts", file: Some("contexts.svg"), write: svg::write_by_context },
+    Format { name: "pprof", file: Some("profile.pb.gz"), write: pprof::write },
     Format { name: "stap", file: None, write: stap::write },
 ];
 

@@ -1,10 +1,12 @@
 //! From a capture to artifacts. Nothing here knows how it was captured.
 
+mod diff;
 mod folded;
 mod formats;
 mod options;
 mod output;
 mod page;
+mod pprof;
 mod processes;
 mod read;
 mod report;
@@ -13,7 +15,8 @@ mod suspect;
 mod svg;
 pub mod units;
 
-pub use formats::{FORMATS, Format, UnknownFormat, format};
+pub use diff::{Difference, difference};
+pub use formats::{CAPTURE_FILE, FORMATS, Format, UnknownFormat, format};
 pub use options::{Colours, RenderOptions, UnknownPalette};
 pub use output::{OutputDir, WriteError};
 pub use read::{ReadError, parse_capture, read_capture};

@@ -98,13 +98,29 @@ impl OutputDir {
     ///
     /// # Errors
     /// If one cannot be written: then none appears.
-    pub fn write_all(
+    pub fn write_all(self, capture: &Capture, options: &RenderOptions) -> Result<Vec<PathBuf>, WriteError> {
+        let artifacts = self.write_side_by_side(capture, options);
+        self.name(artifacts)
+    }
+
+    /// The same for files that are made already, with their names.
+    ///
+    /// # Errors
+    /// If one cannot be written: then none appears.
+    pub fn write_files(self, files: &[(&'static str, Vec<u8>)]) -> Result<Vec<PathBuf>, WriteError> {
+        let write =
+            |(name, bytes): &(&'static str, Vec<u8>)| (*name, self.write_one(|out| out.write_all(bytes)));
+        let artifacts = files.iter().map(write).collect();
+        self.name(artifacts)
+    }
+
+    /// Gives files their names, if all of them could be written.
+    fn name(
         mut self,
-        capture: &Capture,
-        options: &RenderOptions,
+        artifacts: Vec<(&'static str, io::Result<NamedTempFile>)>,
     ) -> Result<Vec<PathBuf>, WriteError> {
         let mut written = Vec::new();
-        for (file, temporary) in self.write_side_by_side(capture, options) {
+        for (file, temporary) in artifacts {
             let path = self.path.join(file);
             let temporary = temporary.map_err(|source| WriteError::File { path: path.clone(), source })?;
             written.push((temporary, path));

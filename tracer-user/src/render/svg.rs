@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 
-use inferno::flamegraph::{Direction, Options, from_lines};
+use inferno::flamegraph::{Direction, Options, Palette, from_lines};
 
 use super::{
     RenderOptions,
@@ -63,32 +63,68 @@ fn draw(
 ) -> io::Result<()> {
     let options = RenderOptions { reverse, ..options.clone() };
     let Folded { lines, bytes } = folded(capture, &options);
-    let header: Vec<String> = header(capture, &options, bytes).iter().flat_map(|line| wrap(line)).collect();
-    let title = shorten(&options.title.clone().unwrap_or_else(|| title(capture, &options)));
-    if lines.is_empty() {
-        return out.write_all(nothing_survived(&title, &header).as_bytes());
+    let header = header(capture, &options, bytes);
+    let title = options.title.clone().unwrap_or_else(|| title(capture, &options));
+    let picture = Picture {
+        title,
+        header,
+        lines,
+        direction: if inverted { Direction::Inverted } else { Direction::Straight },
+        palette: options.colours.0,
+        count_name: "bytes",
+        factor: 1.0,
+        is_swapped: false,
+    };
+    out.write_all(paint(&picture)?.as_bytes())
+}
+
+/// What is drawn.
+#[derive(Debug)]
+pub(super) struct Picture {
+    pub(super) title: String,
+    /// Lines above the frames.
+    pub(super) header: Vec<String>,
+    /// Folded stacks with one count, or with two of which the difference is the colour; sorted by frames.
+    pub(super) lines: Vec<String>,
+    pub(super) direction: Direction,
+    pub(super) palette: Palette,
+    pub(super) count_name: &'static str,
+    /// What counts are multiplied by to be shown.
+    pub(super) factor: f64,
+    /// Whether the second of two counts is the earlier one.
+    pub(super) is_swapped: bool,
+}
+
+/// The picture as SVG.
+///
+/// # Errors
+/// If inferno cannot draw it.
+pub(super) fn paint(picture: &Picture) -> io::Result<String> {
+    let header: Vec<String> = picture.header.iter().flat_map(|line| wrap(line)).collect();
+    let title = shorten(&picture.title);
+    if picture.lines.is_empty() {
+        return Ok(nothing_survived(&title, &header));
     }
     let mut style = Options::default();
     style.title = title;
-    style.colors = options.colours.0;
+    style.colors = picture.palette;
     // The same function has the same colour in every picture, and no chance is involved.
     style.deterministic = true;
-    style.count_name = "bytes".to_owned();
+    style.count_name = picture.count_name.to_owned();
+    style.factor = picture.factor;
+    style.negate_differentials = picture.is_swapped;
     style.image_width = Some(WIDTH);
-    style.direction = if inverted { Direction::Inverted } else { Direction::Straight };
+    style.direction = picture.direction;
     // The stacks are sorted by frames, and turned round, already. inferno would sort by text and
     // draw `f` twice where `f.part.0` falls between it and what it calls; as for a chart over
     // time it takes them as they come, last one first.
     style.flame_chart = true;
     style.pretty_xml = true;
-    let mut picture = Vec::new();
-    from_lines(&mut style, lines.iter().rev().map(String::as_str), &mut picture).map_err(io::Error::other)?;
-    let picture = String::from_utf8(picture).map_err(io::Error::other)?;
-    out.write_all(
-        with_header(&picture, &header)
-            .ok_or_else(|| io::Error::other("inferno draws differently now"))?
-            .as_bytes(),
-    )
+    let mut drawn = Vec::new();
+    from_lines(&mut style, picture.lines.iter().rev().map(String::as_str), &mut drawn)
+        .map_err(io::Error::other)?;
+    let drawn = String::from_utf8(drawn).map_err(io::Error::other)?;
+    with_header(&drawn, &header).ok_or_else(|| io::Error::other("inferno draws differently now"))
 }
 
 fn title(capture: &Capture, options: &RenderOptions) -> String {
