@@ -36,6 +36,13 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Compare the unwind tables of ELF files with gimli's evaluation of their .eh_frame.
     UnwindCheck(UnwindCheckArgs),
+    /// Print a manual page, or write all of them into a directory.
+    Man(ManArgs),
+    /// Print what a shell needs to complete pgleak's arguments.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
     /// End a pgleak that no longer moves.
     #[command(name = crate::guard::WATCHDOG_SUBCOMMAND, hide = true)]
     Watchdog {
@@ -206,7 +213,7 @@ pub struct RenderArgs {
     #[arg(long)]
     pub out: Option<PathBuf>,
     /// Print one format to standard output instead of writing all: report, folded, svg, inverted,
-    /// stap, json.
+    /// contexts, pprof, stap, json.
     #[arg(long)]
     pub format: Option<String>,
     /// Draw the flame graph from the top down.
@@ -270,6 +277,16 @@ pub struct DiffArgs {
     /// Draw the flame graphs from the top down.
     #[arg(long)]
     pub inverted: bool,
+}
+
+/// Arguments of `man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// The command that the page is of; pgleak itself if none is named.
+    pub command: Option<String>,
+    /// Write every page into this directory, which is made if need be.
+    #[arg(long, value_name = "DIR", conflicts_with = "command")]
+    pub out: Option<PathBuf>,
 }
 
 /// Arguments of `doctor`.

@@ -27,4 +27,5 @@ pub mod render;
 
 pub mod cli;
 pub mod doctor;
+pub mod manual;
 pub mod session;

@@ -2,23 +2,24 @@
 
 use std::{
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use pgleak::{
     bpf::Mechanism,
     census::{self, Census, CensusError, Observed},
     cli::{
         AllocatorChoice, AttachChoice, CaptureArgs, Cli, Command, ContextsArgs, DiffArgs, DoctorArgs,
-        ListArgs, RenderArgs, UnwindCheckArgs,
+        ListArgs, ManArgs, RenderArgs, UnwindCheckArgs,
     },
     doctor::{Health, examine},
     elf::Image,
     guard::{run_sacrifice, run_watchdog},
+    manual::{page_of, pages},
     profile::Capture,
     render::{
         CAPTURE_FILE, Format, OutputDir, ReadError, RenderOptions, WriteError, difference, format,
@@ -53,6 +54,8 @@ fn main() -> ExitCode {
         Command::UnwindCheck(args) => run_unwind_check(&args),
         Command::Render(args) => run_render(&args),
         Command::Diff(args) => run_diff(&args),
+        Command::Man(args) => run_man(&args),
+        Command::Completions { shell } => run_completions(shell),
         Command::Watchdog { parent } => run_watchdog(parent).map_err(Failure::from),
         Command::Sacrifice => run_sacrifice().map_err(Failure::from),
     };
@@ -458,6 +461,29 @@ fn run_diff(args: &DiffArgs) -> Result<(), Failure> {
         eprintln!("pgleak: wrote {}", path.display());
     }
     Ok(())
+}
+
+fn run_man(args: &ManArgs) -> Result<(), Failure> {
+    let Some(out) = &args.out else {
+        let (_, page) = page_of(args.command.as_deref()).map_err(Failure::misuse)?;
+        return print(&page);
+    };
+    let failed = |path: &Path, error: io::Error| Failure {
+        code: FAILURE,
+        message: format!("cannot write {}: {error}; give another directory with --out", path.display()),
+    };
+    std::fs::create_dir_all(out).map_err(|error| failed(out, error))?;
+    for (file, page) in pages()? {
+        let path = out.join(file);
+        std::fs::write(&path, page).map_err(|error| failed(&path, error))?;
+    }
+    Ok(())
+}
+
+fn run_completions(shell: clap_complete::Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "pgleak", &mut script);
+    print(&script)
 }
 
 /// The capture with the names that it can have by what the user gave; without that, as it is.

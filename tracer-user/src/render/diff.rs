@@ -79,7 +79,7 @@ pub fn difference(
     let table = table(&header, &notes, &rows);
     notes.splice(0..0, header);
     let stacks = stacks(before.1, after.1, options);
-    let picture = |widths: &str, swapped: bool| {
+    let picture = |which: &str, swapped: bool| {
         let line = |(path, [before, after]): (&Vec<String>, &[u64; 2])| {
             let (first, second) = if swapped { (after, before) } else { (before, after) };
             // What has no width would be a frame without one.
@@ -87,7 +87,7 @@ pub fn difference(
         };
         Picture {
             title: format!(
-                "pgleak: memory left by each second, widths {widths}; red grows faster than before, blue slower"
+                "pgleak: left of each second, widths of the {which} capture; red: more than before, blue: less"
             ),
             header: notes.clone(),
             lines: stacks.iter().filter_map(line).collect(),
@@ -98,7 +98,7 @@ pub fn difference(
             is_swapped: swapped,
         }
     };
-    Difference { table, pictures: [picture("after", false), picture("before", true)] }
+    Difference { table, pictures: [picture("second", false), picture("first", true)] }
 }
 
 fn seconds(capture: &Capture) -> f64 {
@@ -107,13 +107,14 @@ fn seconds(capture: &Capture) -> f64 {
 
 fn heading(which: &str, (path, capture): (&Path, &Capture)) -> String {
     let (target, window) = (&capture.target, &capture.window);
+    // Without the compiler that made it.
+    let server = target.server.split(" on ").next().unwrap_or_default();
     format!(
-        "{which}  {}: {} {} on {}, {}, recorded {} from {}",
+        "{which}  {}: {} {} on {}, {server}, recorded {} from {}",
         path.display(),
         target.kind,
         target.pid,
         target.host,
-        target.server,
         units::seconds(window.record_ns),
         window.started
     )
@@ -197,7 +198,7 @@ fn table(header: &[String], notes: &[String], rows: &Rows) -> String {
         line(&row([before.bytes, after.bytes], &what));
     }
     if sorted.is_empty() {
-        line("  nothing grows in either");
+        line("  nothing is left in either");
     }
     if left_out > 0 {
         line(&format!("  and {left_out} more that change less"));
@@ -259,7 +260,7 @@ mod tests {
         assert!(table.contains("0 bytes/s"), "{table}");
         let [before, after] = captures();
         let nothing = difference_of_equal(&before);
-        assert!(nothing.contains("nothing grows in either") || nothing.lines().count() < 8, "{nothing}");
+        assert!(nothing.contains("nothing is left in either") || nothing.lines().count() < 8, "{nothing}");
         assert_ne!(before, after);
     }
 
