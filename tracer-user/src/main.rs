@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::Parser as _;
 use pgleak::{
     bpf::Mechanism,
     census::{self, Census, CensusError, Observed},
@@ -19,7 +19,7 @@ use pgleak::{
     doctor::{Health, examine},
     elf::Image,
     guard::{run_sacrifice, run_watchdog},
-    manual::{page_of, pages},
+    manual::{completions, page_of, pages},
     profile::Capture,
     render::{
         CAPTURE_FILE, Format, OutputDir, ReadError, RenderOptions, WriteError, difference, format,
@@ -481,9 +481,7 @@ fn run_man(args: &ManArgs) -> Result<(), Failure> {
 }
 
 fn run_completions(shell: clap_complete::Shell) -> Result<(), Failure> {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "pgleak", &mut script);
-    print(&script)
+    print(&completions(shell))
 }
 
 /// The capture with the names that it can have by what the user gave; without that, as it is.

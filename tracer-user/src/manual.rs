@@ -1,8 +1,9 @@
-//! Manual pages, from the definitions of the command line.
+//! Manual pages and completions, from the definitions of the command line.
 
 use std::io;
 
 use clap::{Command, CommandFactory as _};
+use clap_complete::Shell;
 use clap_mangen::Man;
 
 use crate::cli::Cli;
@@ -17,22 +18,32 @@ pub struct UnknownCommand {
 /// A page: `pgleak-capture.1` and what is in it.
 pub type Page = (String, Vec<u8>);
 
+/// The command line without the commands that pgleak keeps to itself.
 fn pgleak() -> Command {
-    let mut command = Cli::command();
-    command.build();
-    command
+    let all = Cli::command();
+    let about = all.get_about().cloned().unwrap_or_default();
+    let mut shown = Command::new("pgleak")
+        .about(about)
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(all.get_arguments().cloned())
+        .subcommands(all.get_subcommands().filter(|command| !command.is_hide_set()).cloned());
+    shown.build();
+    shown
+}
+
+fn commands(pgleak: &Command) -> impl Iterator<Item = &Command> {
+    pgleak.get_subcommands().filter(|command| command.get_name() != "help")
 }
 
 fn names() -> Vec<String> {
-    pgleak()
-        .get_subcommands()
-        .filter(|command| is_shown(command))
-        .map(|command| command.get_name().to_owned())
-        .collect()
+    commands(&pgleak()).map(|command| command.get_name().to_owned()).collect()
 }
 
-fn is_shown(command: &Command) -> bool {
-    !command.is_hide_set() && command.get_name() != "help"
+/// What a shell needs to complete arguments.
+pub fn completions(shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut pgleak(), "pgleak", &mut script);
+    script
 }
 
 /// Every page, that of pgleak itself first.
@@ -41,8 +52,9 @@ fn is_shown(command: &Command) -> bool {
 /// None that memory does not have.
 pub fn pages() -> io::Result<Vec<Page>> {
     let pgleak = pgleak();
-    let commands = pgleak.get_subcommands().filter(|command| is_shown(command));
-    std::iter::once(page(&pgleak, None)).chain(commands.map(|command| page(&pgleak, Some(command)))).collect()
+    std::iter::once(page(&pgleak, None))
+        .chain(commands(&pgleak).map(|command| page(&pgleak, Some(command))))
+        .collect()
 }
 
 /// The page of a command, or of pgleak itself.
