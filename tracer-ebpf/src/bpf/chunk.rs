@@ -277,7 +277,7 @@ pub(crate) fn free_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
         count(Counter::NestedInRealloc);
         return;
     }
-    let Some(record) = find(chunk) else {
+    let Some(record) = find::<OUTSIDE>(chunk) else {
         count_own(task, Counter::FreeUnknown, 1);
         return;
     };
@@ -297,7 +297,7 @@ pub(crate) fn free_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
             return;
         }
     }
-    if free(task, (chunk, record), &live)
+    if free::<OUTSIDE>(task, (chunk, record), &live)
         && let Some(task) = sets
     {
         foresee::settle_freed(task, live.context, cookie, (pointer, live.full_held));
@@ -306,12 +306,16 @@ pub(crate) fn free_enter<const OUTSIDE: bool>(ctx: &ProbeContext) {
 
 /// A chunk is no more; whether it was alive until then.
 #[inline(always)]
-pub(crate) fn free(task: Option<*mut Task>, (chunk, record): (ChunkKey, *mut Live), live: &Live) -> bool {
+pub(crate) fn free<const OUTSIDE: bool>(
+    task: Option<*mut Task>,
+    (chunk, record): (ChunkKey, *mut Live),
+    live: &Live,
+) -> bool {
     let alive = context::is_alive_to(task, live);
     if live.has_parts != 0 {
         free_parts(chunk, alive);
     }
-    end(chunk, record);
+    end::<OUTSIDE>(chunk, record);
     if !alive {
         count_own(task, Counter::FreeDead, 1);
     } else {
@@ -337,6 +341,6 @@ fn unmap_head(
     rest.full_requested = rest.full_requested.saturating_sub(length);
     rest.full_held -= length;
     add_freed(rest.stack, rest.sampled, 0, gone.0, gone.1);
-    end(chunk, record);
+    end::<true>(chunk, record);
     put::<true>(task, left, &rest);
 }

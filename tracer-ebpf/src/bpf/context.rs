@@ -75,11 +75,11 @@ pub(crate) fn create_enter(ctx: &ProbeContext) {
 /// Forgets an allocation of malloc that a context has become.
 #[inline(always)]
 fn take_over(chunk: ChunkKey) {
-    let Some(record) = find(chunk) else { return };
+    let Some(record) = find::<true>(chunk) else { return };
     // SAFETY: a map value; copied because its slot is used again as soon as it is removed.
     let live = unsafe { *record };
     if is_pool(live.context) {
-        end(chunk, record);
+        end::<true>(chunk, record);
         add_allocated(
             live.stack,
             live.sampled,
@@ -191,7 +191,10 @@ fn note(task: Option<*mut Task>, key: ContextKey, epoch: u64) {
         // SAFETY: a map value that only this task uses.
         unsafe {
             if (*known).key == key {
-                (*known).epoch = epoch;
+                // What has gone and come again may be left out: that is looked up first.
+                if epoch == GONE || (*known).epoch != GONE {
+                    (*known).epoch = epoch;
+                }
                 (*known).set = Known::NOTHING;
             }
         }

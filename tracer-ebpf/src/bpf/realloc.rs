@@ -84,11 +84,11 @@ pub(crate) fn realloc_exit<const OUTSIDE: bool>(ctx: &RetProbeContext) {
         // realloc(p, 0) is free(p); other failures leave the chunk as it was.
         if OUTSIDE
             && call.size == 0
-            && let Some(record) = find(old_key)
+            && let Some(record) = find::<true>(old_key)
         {
             // SAFETY: a map value; copied because its slot is used again as soon as it is removed.
             let live = unsafe { *record };
-            free(Some(task), (old_key, record), &live);
+            free::<true>(Some(task), (old_key, record), &live);
         }
         count(Counter::NullReturn);
         return;
@@ -170,7 +170,7 @@ fn is_followed(task: *mut Task) -> bool {
 /// Puts what is known of a chunk that is alive into the task's memory; what is known of a dead one goes.
 #[inline(always)]
 fn remember<const OUTSIDE: bool>(task: *mut Task, chunk: ChunkKey) -> bool {
-    let Some(record) = find(chunk) else { return false };
+    let Some(record) = find::<OUTSIDE>(chunk) else { return false };
     // SAFETY: a map value; copied because its slot may be given up.
     let live = unsafe { *record };
     if OUTSIDE || context::has_its_epoch(&live) {
@@ -184,7 +184,7 @@ fn remember<const OUTSIDE: bool>(task: *mut Task, chunk: ChunkKey) -> bool {
     if live.has_parts != 0 {
         let _ = PARTS.remove(&chunk);
     }
-    end(chunk, record);
+    end::<OUTSIDE>(chunk, record);
     count_own(Some(task), Counter::FreeDead, 1);
     false
 }

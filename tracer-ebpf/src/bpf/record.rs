@@ -35,10 +35,13 @@ fn young(key: ChunkKey) -> Option<*mut Live> {
     Some(unsafe { &raw mut (*place).live })
 }
 
-/// The record of a chunk that was not freed; its context may have been reset or deleted.
+/// The record of a chunk that was not freed; its context may have been reset or deleted. `OUTSIDE`: it is of memory in no
+/// context, which has no nursery, because any thread may allocate it; what the nursery has at its address is of a chunk
+/// that is no more.
 #[inline(always)]
-pub(crate) fn find(key: ChunkKey) -> Option<*mut Live> {
-    young(key).or_else(|| LIVE.get_ptr_mut(key)).filter(|live| !is_freed(*live))
+pub(crate) fn find<const OUTSIDE: bool>(key: ChunkKey) -> Option<*mut Live> {
+    let young = if OUTSIDE { None } else { young(key) };
+    young.or_else(|| LIVE.get_ptr_mut(key)).filter(|live| !is_freed(*live))
 }
 
 #[inline(always)]
@@ -47,8 +50,7 @@ fn is_freed(record: *mut Live) -> bool {
     unsafe { core::ptr::read_volatile(&raw const (*record).context) == Live::FREED }
 }
 
-/// Writes a record. A record that is there already is overwritten in place. `OUTSIDE`: it is of memory in no context,
-/// which has no nursery, because any thread may allocate it.
+/// Writes a record. A record that is there already is overwritten in place. `OUTSIDE`: see [`find`].
 #[inline(always)]
 pub(crate) fn put<const OUTSIDE: bool>(task: Option<*mut Task>, key: ChunkKey, live: &Live) -> bool {
     if !OUTSIDE && let Some(place) = place(key) {
@@ -112,14 +114,15 @@ fn grow_up(task: Option<*mut Task>, key: *const ChunkKey, record: *mut Live) -> 
         }
         return true;
     }
-    count_own(task, Counter::GrownUp, 1);
-    match LIVE.get_ptr_mut(key) {
+    let has_room = match LIVE.get_ptr_mut(key) {
         Some(dead) => {
             fill(dead, live);
             true
         }
         None => insert(key, live),
-    }
+    };
+    count_own(task, Counter::GrownUp, u64::from(has_room));
+    has_room
 }
 
 /// The record of a chunk that was not freed is written over.
@@ -150,11 +153,14 @@ fn insert(key: &ChunkKey, live: &Live) -> bool {
     true
 }
 
-/// Marks a record as that of a chunk that is no more.
+/// Marks a record as that of a chunk that is no more, and has no growth.
 #[inline(always)]
 fn bury(record: *mut Live) {
-    // SAFETY: a map value; an aligned word.
-    unsafe { core::ptr::write_volatile(&raw mut (*record).context, Live::FREED) };
+    // SAFETY: a map value; aligned words.
+    unsafe {
+        core::ptr::write_volatile(&raw mut (*record).context, Live::FREED);
+        (*record).has_parts = 0;
+    }
 }
 
 /// Fills the record of a chunk that is no more. It stays that until all of it is written: user space, which reads from its
@@ -173,8 +179,8 @@ fn fill(buried: *mut Live, live: &Live) {
 /// the time of a removal and an insertion. Where the map fills up, it is removed. So is memory that is in no context:
 /// several threads of a process may allocate that, and one that sweeps would take away what another is writing over.
 #[inline(always)]
-pub(crate) fn end(key: ChunkKey, record: *mut Live) {
-    if let Some(record) = young(key) {
+pub(crate) fn end<const OUTSIDE: bool>(key: ChunkKey, record: *mut Live) {
+    if !OUTSIDE && let Some(record) = young(key) {
         bury(record);
         return;
     }
@@ -212,19 +218,26 @@ fn change_entries(by: u64) {
 #[inline(always)]
 pub(crate) fn settle_in<const OUTSIDE: bool>(task: *mut Task, old: ChunkKey, new: ChunkKey, live: &mut Live) {
     if old == new {
-        if let Some(record) = find(old) {
-            // SAFETY: a map value; only the thread that holds the chunk resizes it.
-            unsafe { *record = *live };
+        if let Some(record) = find::<OUTSIDE>(old) {
+            // Only the thread that holds the chunk resizes it.
+            bury(record);
+            fill(record, live);
         }
         return;
     }
     if live.has_parts != 0 {
         move_parts(task, old, new, live);
     }
-    if let Some(record) = find(old) {
-        end(old, record);
+    if let Some(record) = find::<OUTSIDE>(old) {
+        end::<OUTSIDE>(old, record);
     }
-    put::<OUTSIDE>(Some(task), new, live);
+    if !put::<OUTSIDE>(Some(task), new, live) {
+        // It is counted as one that there was no room for, and no more as one that is held.
+        if live.has_parts != 0 {
+            free_parts(new, true);
+        }
+        add_freed(live.stack, live.sampled, 1, live.requested, live.held);
+    }
 }
 
 /// Gives the parts of a chunk its new address. The old entry goes first, so that there is room.

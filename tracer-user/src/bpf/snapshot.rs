@@ -130,7 +130,9 @@ pub fn take(tracer: &Tracer, gone: &HashSet<u32>, sign_of_life: &dyn Fn()) -> Re
         }
     };
     // First: records go from the nursery into the map, and what is seen twice is known by its key.
-    let young: FastMap<u64, Live> = tracer.nursery.records().into_iter().collect();
+    let mut young: FastMap<u64, Live> = tracer.nursery.records().into_iter().collect();
+    // A dead one may have the address of memory that is in no context now.
+    young.retain(|_, chunk| epochs.get(&chunk.context) == Some(&chunk.epoch));
     young.iter().for_each(|(key, chunk)| add(*key, *chunk));
     let mut records = 0;
     tracer.live.for_each_with(sign_of_life, |key, chunk| {

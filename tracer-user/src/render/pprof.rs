@@ -224,7 +224,11 @@ impl Builder {
             }
         }
         let cut = cut(stack.end).or_else(|| locations.is_empty().then_some("[stack unknown]"));
-        if let Some(cut) = cut {
+        // The code that it was cut at may be all that is known of it.
+        let outermost = stack.frames.last().and_then(|id| capture.profile.frames.get(id.0 as usize));
+        let is_told =
+            |cut: &&str| outermost.is_some_and(|frame| frame.names.is_empty() && frame.fallback == **cut);
+        if let Some(cut) = cut.filter(|cut| !is_told(cut)) {
             locations.push(self.cut(cut));
         }
         locations
