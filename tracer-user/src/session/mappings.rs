@@ -160,11 +160,12 @@ impl Mappings {
             })
             .collect();
         let mut set = build_mapset(&objects)?;
-        let loops = modules.modules().iter().filter_map(|module| {
-            Some((module.bias, self.loops.get(&object_key(&module.image)).filter(|_| module.is_main)?))
-        });
-        for (bias, range) in loops {
-            (set.loop_start, set.loop_end) = (range.start.in_process(bias).0, range.end.in_process(bias).0);
+        let main = modules.modules().iter().find(|module| module.is_main);
+        if let Some(main) = main
+            && let Some(range) = self.loops.get(&object_key(&main.image))
+        {
+            set.loop_start = range.start.in_process(main.bias).0;
+            set.loop_end = range.end.in_process(main.bias).0;
         }
         Ok(set)
     }
