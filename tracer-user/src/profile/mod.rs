@@ -28,4 +28,4 @@ pub use class::{Class, Course, FLOOR, Floor, firm_class};
 pub use life::{Life, life};
 pub use place::{Child, ContextShare, Place, Step};
 pub use tree::owners;
-pub use verdict::{Totals, Verdict, judge};
+pub use verdict::{Outcome, Totals, Verdict, judge};

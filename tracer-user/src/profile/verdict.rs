@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     Capture, Class, Course, EndReason, Group, Life, Place, StackId, Tally, What, blocks,
     class::{FLOOR, classify, grows_by_replacement},
@@ -53,6 +55,49 @@ pub struct Verdict {
     /// Allocations that were not recorded, or have no stack, because a kernel map was full: what
     /// seems to have stopped growing then may have gone on.
     pub not_recorded: u64,
+}
+
+/// A verdict in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Something grows, steadily and for good; of blocks, a context does.
+    Leak,
+    /// The same, but it ends with a statement, a query or a transaction.
+    HeldUntilReset,
+    /// What grows is an entry for each object that was touched.
+    GrowingCache,
+    /// The process ended, so that what grew until then is no leak by itself.
+    GrewUntilTheEnd,
+    /// Nothing that surely grows, but something that might, or records are missing.
+    NotProven,
+    /// Nothing grows.
+    NothingSeen,
+}
+
+impl Verdict {
+    /// The verdict in a word.
+    pub fn outcome(&self) -> Outcome {
+        match self.suspects.first() {
+            Some(_) if self.process_ended => Outcome::GrewUntilTheEnd,
+            Some(first) => match first.course.class {
+                Class::Held => Outcome::HeldUntilReset,
+                Class::Cache => Outcome::GrowingCache,
+                _ => Outcome::Leak,
+            },
+            None if self.totals.recorded.count == 0 => Outcome::NothingSeen,
+            None if self.unclear_one().is_some() || self.not_recorded > 0 => Outcome::NotProven,
+            None => Outcome::NothingSeen,
+        }
+    }
+
+    /// The largest of what is unclear, if it matters: not every odd chunk does.
+    pub fn unclear_one(&self) -> Option<&Place> {
+        self.unclear.first().filter(|place| {
+            place.course.growth_per_second >= FLOOR.bytes_per_second
+                && place.survived.held >= self.totals.survived.held / 10
+        })
+    }
 }
 
 /// Sums over a capture.

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufWriter, Write};
 
-use super::{RenderOptions, folded, pprof, report, stap, svg};
+use super::{RenderOptions, findings, folded, pprof, report, stap, svg};
 use crate::profile::Capture;
 
 /// A way to write a capture down.
@@ -19,6 +19,9 @@ pub struct Format {
 /// The artifact that all others can be made from.
 pub const CAPTURE_FILE: &str = "capture.json";
 
+/// The artifact that says for programs what was found.
+pub const VERDICT_FILE: &str = "verdict.json";
+
 /// All formats, in the order in which artifacts are written.
 pub const FORMATS: &[Format] = &[
     Format { name: "json", file: Some(CAPTURE_FILE), write: write_json },
@@ -28,6 +31,7 @@ pub const FORMATS: &[Format] = &[
     Format { name: "inverted", file: Some("flame-inverted.svg"), write: svg::write_inverted },
     Format { name: "contexts", file: Some("contexts.svg"), write: svg::write_by_context },
     Format { name: "pprof", file: Some("profile.pb.gz"), write: pprof::write },
+    Format { name: "verdict", file: Some(VERDICT_FILE), write: findings::write },
     Format { name: "stap", file: None, write: stap::write },
 ];
 

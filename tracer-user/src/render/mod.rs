@@ -1,6 +1,7 @@
 //! From a capture to artifacts. Nothing here knows how it was captured.
 
 mod diff;
+mod findings;
 mod folded;
 mod formats;
 mod options;
@@ -16,7 +17,8 @@ mod svg;
 pub mod units;
 
 pub use diff::{Difference, difference};
-pub use formats::{CAPTURE_FILE, FORMATS, Format, UnknownFormat, format};
+pub use findings::{FINDINGS_SCHEMA, Finding, Findings, FoundContext, Loss, Recorded, Traced, findings};
+pub use formats::{CAPTURE_FILE, FORMATS, Format, UnknownFormat, VERDICT_FILE, format};
 pub use options::{Colours, RenderOptions, UnknownPalette};
 pub use output::{OutputDir, WriteError};
 pub use read::{ReadError, parse_capture, read_capture};

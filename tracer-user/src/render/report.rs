@@ -7,7 +7,7 @@ use super::{
     units::{bytes, count, counted, exact_bytes, rate, seconds},
 };
 use crate::profile::{
-    Capture, Class, EndReason, FLOOR, OUTSIDE, Place, Sampling, Tally, Verdict, Windows, judge,
+    Capture, Class, EndReason, FLOOR, OUTSIDE, Outcome, Place, Sampling, Tally, Verdict, Windows, judge,
 };
 
 /// How many places of one kind get a line.
@@ -36,6 +36,13 @@ pub fn report(capture: &Capture) -> String {
     page.into_text()
 }
 
+/// The first lines as one.
+pub(super) fn answer_text(capture: &Capture, verdict: &Verdict) -> String {
+    let mut page = Page::default();
+    answer(&mut page, capture, verdict);
+    page.into_text().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// The first lines: all that somebody has to read.
 fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
     let survived = verdict.totals.survived;
@@ -52,11 +59,7 @@ fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
                 bytes(survived.held),
                 if verdict.process_ended { "were held at the end" } else { "are left" },
             );
-            // What matters, not every odd chunk.
-            let unclear = verdict.unclear.first().filter(|place| {
-                place.course.growth_per_second >= FLOOR.bytes_per_second
-                    && place.survived.held >= survived.held / 10
-            });
+            let unclear = verdict.unclear_one();
             if let Some(place) = unclear {
                 text += &format!(" Not clear: {} ({}).", named(place), bytes(place.survived.held));
             }
@@ -68,17 +71,18 @@ fn answer(page: &mut Page, capture: &Capture, verdict: &Verdict) {
                     if verdict.not_recorded == 1 { "was" } else { "were" },
                 );
             }
-            let proven = unclear.is_some() || verdict.not_recorded > 0;
-            page.hang(if proven { "No leak proven: " } else { "No leak seen: " }, &text);
+            let lead =
+                if verdict.outcome() == Outcome::NotProven { "No leak proven: " } else { "No leak seen: " };
+            page.hang(lead, &text);
         }
         [first, others @ ..] if capture.traces_blocks() => {
             contexts_grow(page, first, others, verdict.process_ended)
         }
         [first, others @ ..] => {
-            let (lead, verb) = match first.course.class {
-                _ if verdict.process_ended => ("GREW UNTIL THE END: ", "kept"),
-                Class::Held => ("HELD UNTIL RESET: ", "piles up"),
-                Class::Cache => ("GROWING CACHE: ", "takes"),
+            let (lead, verb) = match verdict.outcome() {
+                Outcome::GrewUntilTheEnd => ("GREW UNTIL THE END: ", "kept"),
+                Outcome::HeldUntilReset => ("HELD UNTIL RESET: ", "piles up"),
+                Outcome::GrowingCache => ("GROWING CACHE: ", "takes"),
                 _ => ("LEAK: ", "leaks"),
             };
             let text = format!(
