@@ -24,6 +24,7 @@ mod quiet;
 mod reference;
 mod running;
 mod selection;
+mod service;
 mod several;
 mod shapes;
 mod sites;

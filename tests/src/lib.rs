@@ -14,6 +14,7 @@ pub mod pgleak;
 pub mod planted;
 pub mod replay;
 pub mod sampling;
+pub mod service;
 pub mod shapes;
 pub mod skip;
 pub mod tables;

@@ -5,7 +5,11 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracer_ebpf::sampling::MOST_SAMPLE;
 
-use crate::session::{Kinds, Overhead, session_number};
+use crate::{
+    quantity::{bytes, duration},
+    session::{Kinds, Overhead, session_number},
+    watch::Place,
+};
 
 /// Name the stacks that leak memory in a running PostgreSQL process.
 #[derive(Debug, Parser)]
@@ -32,6 +36,12 @@ pub enum Command {
     Render(RenderArgs),
     /// Compare two captures: a table of what grows faster, and a flame graph of the difference.
     Diff(DiffArgs),
+    /// Run the service: watch all servers of this host, and capture what keeps growing.
+    Watch(WatchArgs),
+    /// Say whether a configuration of the service makes sense.
+    CheckConfig(WatchArgs),
+    /// Ask the service for a capture.
+    Request(RequestArgs),
     /// Say what works on this host and for one process, and what to do about what does not.
     Doctor(DoctorArgs),
     /// Compare the unwind tables of ELF files with gimli's evaluation of their .eh_frame.
@@ -297,6 +307,37 @@ pub struct DoctorArgs {
     pub pid: Option<u32>,
 }
 
+/// Arguments of `watch` and `check-config`.
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// The configuration; docs/service.md says what may be in it.
+    #[arg(long, value_name = "FILE", default_value = "/etc/pgleak/pgleak.toml")]
+    pub config: PathBuf,
+}
+
+/// Arguments of `request`.
+#[derive(Debug, Args)]
+pub struct RequestArgs {
+    /// The process to capture.
+    #[arg(long, value_name = "PID")]
+    pub pid: u32,
+    /// How long to record, if not as the service is configured.
+    #[arg(long, value_parser = record_duration)]
+    pub duration: Option<Duration>,
+    /// How much of its time the process may lose, if not as the service is configured.
+    #[arg(long, value_name = "full|low|PERCENT")]
+    pub overhead: Option<Overhead>,
+    /// Wait until it is made, and print what it found.
+    #[arg(long)]
+    pub wait: bool,
+    /// Where the service listens: its socket, or http://127.0.0.1:PORT.
+    #[arg(long, value_name = "PLACE", default_value = "unix:/run/pgleak/web.sock")]
+    pub at: Place,
+    /// The token that a network address wants: the file `token` of the store.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
 /// Arguments of `unwind-check`.
 #[derive(Debug, Args)]
 pub struct UnwindCheckArgs {
@@ -307,22 +348,6 @@ pub struct UnwindCheckArgs {
 
 const LONGEST_RECORD: Duration = Duration::from_secs(3600);
 const LONGEST_SETTLE: Duration = Duration::from_secs(600);
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let text = text.trim();
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let number: f64 =
-        number.parse().map_err(|_| format!("'{text}' is no duration; write it like 13s, 500ms or 2m"))?;
-    let seconds = match unit.trim() {
-        "ms" => number / 1000.0,
-        "" | "s" => number,
-        "m" | "min" => number * 60.0,
-        "h" => number * 3600.0,
-        unit => return Err(format!("'{unit}' is no unit of time; write ms, s, m or h")),
-    };
-    Duration::try_from_secs_f64(seconds).map_err(|_| format!("'{text}' is out of range"))
-}
 
 fn record_duration(text: &str) -> Result<Duration, String> {
     let value = duration(text)?;
@@ -359,23 +384,6 @@ fn slowdown(text: &str) -> Result<f64, String> {
         Err("the slowdown is a factor of at least 1 (25 allows the process to take 25 times as long)"
             .to_owned())
     }
-}
-
-fn bytes(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let number: u64 = number
-        .parse()
-        .map_err(|_| format!("'{text}' is no number of bytes; write it like 4096, 64M or 1G"))?;
-    let shift = match unit.trim().trim_end_matches("iB").trim_end_matches('B') {
-        "" => 0,
-        "k" | "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        unit => return Err(format!("'{unit}' is no unit of bytes; write K, M or G")),
-    };
-    number.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is out of range"))
 }
 
 /// Allocations have less than the 47 bits of an address.
@@ -419,13 +427,6 @@ mod tests {
 
     #[test]
     fn durations() {
-        assert_eq!(duration("13s"), Ok(Duration::from_secs(13)));
-        assert_eq!(duration("13"), Ok(Duration::from_secs(13)));
-        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
-        for absurd in ["", "s", "-3s", "3 weeks", "1e400s", "."] {
-            assert!(duration(absurd).is_err(), "{absurd}");
-        }
         assert!(record_duration("0s").is_err());
         assert!(record_duration("2h").is_err());
         assert_eq!(settle_duration("0"), Ok(Duration::ZERO));
@@ -433,11 +434,6 @@ mod tests {
 
     #[test]
     fn sizes() {
-        assert_eq!(bytes("64M"), Ok(64 << 20));
-        assert_eq!(bytes("64MiB"), Ok(64 << 20));
-        assert_eq!(bytes("4096"), Ok(4096));
-        assert!(bytes("99999999999G").is_err());
-        assert!(bytes("64X").is_err());
         assert_eq!((min_size("1000"), sample("4K")), (Ok(1000), Ok(4096)));
         assert!(min_size("0").is_err() && min_size("999999G").is_err());
         assert!(sample("0").is_err() && sample("63").is_err() && sample("65M").is_err());

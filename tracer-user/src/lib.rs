@@ -7,6 +7,8 @@ pub mod addr;
 pub mod elf;
 
 mod hash;
+mod https;
+mod quantity;
 
 pub mod target;
 
@@ -29,3 +31,5 @@ pub mod cli;
 pub mod doctor;
 pub mod manual;
 pub mod session;
+
+pub mod watch;

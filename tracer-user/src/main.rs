@@ -14,7 +14,7 @@ use pgleak::{
     census::{self, Census, CensusError, Observed},
     cli::{
         AllocatorChoice, AttachChoice, CaptureArgs, Cli, Command, ContextsArgs, DiffArgs, DoctorArgs,
-        ListArgs, ManArgs, RenderArgs, UnwindCheckArgs,
+        ListArgs, ManArgs, RenderArgs, RequestArgs, UnwindCheckArgs, WatchArgs,
     },
     doctor::{Health, examine},
     elf::Image,
@@ -34,6 +34,7 @@ use pgleak::{
     },
     target::{find_servers, human_bytes, measure_growth, render_table, sort_by_growth},
     unwind::{InspectError, Inspection},
+    watch::{self, CaptureRequest, Client, ClientError, Config, ConfigError, JournalFormat, WatchError},
 };
 use tracer_ebpf::sampling::Selection;
 use tracing_subscriber::EnvFilter;
@@ -45,7 +46,7 @@ const FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    log(cli.verbose);
+    log(cli.verbose, matches!(cli.command, Command::Watch(_)));
     let result = match cli.command {
         Command::List(args) => list(&args),
         Command::Contexts(args) => run_contexts(&args),
@@ -54,6 +55,9 @@ fn main() -> ExitCode {
         Command::UnwindCheck(args) => run_unwind_check(&args),
         Command::Render(args) => run_render(&args),
         Command::Diff(args) => run_diff(&args),
+        Command::Watch(args) => run_watch(&args),
+        Command::CheckConfig(args) => check_config(&args),
+        Command::Request(args) => run_request(&args),
         Command::Man(args) => run_man(&args),
         Command::Completions { shell } => run_completions(shell),
         Command::Watchdog { parent } => run_watchdog(parent).map_err(Failure::from),
@@ -122,20 +126,45 @@ impl From<CaptureError> for Failure {
     }
 }
 
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::misuse(error)
+    }
+}
+
+impl From<WatchError> for Failure {
+    fn from(error: WatchError) -> Self {
+        let code = if matches!(error, WatchError::Config(_)) { MISUSE } else { FAILURE };
+        Self { code, message: error.to_string() }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self { code: FAILURE, message: error.to_string() }
+    }
+}
+
 impl From<CensusError> for Failure {
     fn from(error: CensusError) -> Self {
         Self { code: if error.is_misuse() { MISUSE } else { FAILURE }, message: error.to_string() }
     }
 }
 
-fn log(verbose: u8) {
-    let level = match verbose {
+/// A service says what it does; all others only what is wrong.
+fn log(verbose: u8, is_service: bool) {
+    let level = match verbose + u8::from(is_service) {
         0 => "warn",
         1 => "pgleak=info,warn",
         _ => "pgleak=debug,info",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    if is_service && JournalFormat::is_wanted() {
+        log.event_format(JournalFormat).init();
+    } else {
+        log.init();
+    }
 }
 
 /// Prints to standard output, which may be a pipe or a terminal that was closed.
@@ -461,6 +490,52 @@ fn run_diff(args: &DiffArgs) -> Result<(), Failure> {
         eprintln!("pgleak: wrote {}", path.display());
     }
     Ok(())
+}
+
+fn run_watch(args: &WatchArgs) -> Result<(), Failure> {
+    // One thread for everything but what blocks: captures are to end with this very thread.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(watch::run(&args.config))?)
+}
+
+fn check_config(args: &WatchArgs) -> Result<(), Failure> {
+    let config = Config::read(&args.config)?;
+    let planned = config.planned().as_secs_f64().ceil();
+    let text = format!(
+        "{}: good; a capture has probes for about {planned} s, and there may be {:.0} of them in an hour\n",
+        args.config.display(),
+        (config.budget.probed_per_hour.as_secs_f64() / planned).floor()
+    );
+    print(text.as_bytes())
+}
+
+fn run_request(args: &RequestArgs) -> Result<(), Failure> {
+    let client = Client::new(args.at.clone(), args.token_file.as_deref())?;
+    let request = CaptureRequest {
+        pid: args.pid,
+        duration: args.duration.map(|duration| format!("{}ms", duration.as_millis())),
+        overhead: args.overhead.map(|overhead| overhead.to_string()),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let number = client.capture(&request).await?;
+        if !args.wait {
+            return print(format!("capture {number}\n").as_bytes());
+        }
+        eprintln!("pgleak: capture {number} has begun");
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let about = client.about(number).await?;
+            if about["capture"]["status"] != "running" {
+                let ticket = about["ticket"].as_str().unwrap_or_default();
+                print(ticket.as_bytes())?;
+                return match about["capture"]["status"] == "done" {
+                    true => Ok(()),
+                    false => Err(Failure { code: FAILURE, message: format!("capture {number} failed") }),
+                };
+            }
+        }
+    })
 }
 
 fn run_man(args: &ManArgs) -> Result<(), Failure> {

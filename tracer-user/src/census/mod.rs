@@ -36,6 +36,8 @@ pub struct Census {
     pub troubles: Troubles,
     /// How long it took.
     pub took: Duration,
+    /// Bytes of the process's memory that were read for it.
+    pub read_bytes: u64,
 }
 
 /// A context as it was read.

@@ -1,6 +1,6 @@
 //! How much of its time a process may lose to being traced.
 
-use std::{str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, time::Duration};
 
 /// What `--overhead` says.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -14,7 +14,7 @@ pub enum Overhead {
 
 impl Overhead {
     /// What `low` means: well below what users of a database notice.
-    const LOW: f64 = 0.03;
+    pub const LOW: Self = Self::Share(0.03);
     const LEAST: f64 = 0.001;
     /// At least so many windows are wanted: what they say of the rest is told by their differences.
     const WINDOWS: f64 = 12.0;
@@ -34,13 +34,24 @@ impl Overhead {
     }
 }
 
+impl fmt::Display for Overhead {
+    /// As `--overhead` takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Full => f.write_str("full"),
+            Self::LOW => f.write_str("low"),
+            Self::Share(share) => write!(f, "{}%", share * 100.0),
+        }
+    }
+}
+
 impl FromStr for Overhead {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "full" => return Ok(Self::Full),
-            "low" => return Ok(Self::Share(Self::LOW)),
+            "low" => return Ok(Self::LOW),
             _ => {}
         }
         let number: f64 = text.trim_end_matches('%').trim().parse().map_err(|_| {

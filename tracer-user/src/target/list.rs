@@ -12,7 +12,7 @@ use object::{Object as _, ObjectSymbol as _};
 use serde::Serialize;
 
 use super::{
-    process::{self, Binary, Memory, ProcessError, exe_link},
+    process::{self, Binary, Memory, ProcessError, ProcessId, exe_link},
     title::{POSTMASTER, Title, parse_title},
 };
 use crate::elf::Image;
@@ -59,17 +59,60 @@ pub struct ServerProcess {
     sampled: Instant,
 }
 
+impl ServerProcess {
+    /// What it cannot be mistaken by.
+    pub fn id(&self) -> ProcessId {
+        ProcessId { pid: self.pid, start_ticks: self.start_ticks }
+    }
+}
+
 /// Finds the server processes of this host, in containers too, by pid. A process that ends
 /// meanwhile is left out. Empty if `/proc` cannot be read.
 pub fn find_servers() -> Vec<ServerProcess> {
-    let mut marked = HashMap::new();
-    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    // What fails has ended, or is part of the kernel.
-    let mut servers: Vec<_> = pids.filter_map(|pid| look_at(pid, &mut marked).ok().flatten()).collect();
-    servers.sort_by_key(|(server, _)| server.pid);
-    relate(servers)
+    Finder::default().find()
 }
+
+/// A pid that had no server process is not looked at again for so long.
+const NO_SERVER_FOR: Duration = Duration::from_secs(30);
+
+/// Finds the server processes again and again, without doing again what does not change.
+#[derive(Debug, Default)]
+pub struct Finder {
+    /// Which binaries are those of a server, by device and inode.
+    marked: HashMap<(u64, u64), bool>,
+    /// Pids that had something else, and since when that is known.
+    others: HashMap<u32, Instant>,
+}
+
+impl Finder {
+    /// The server processes of this host as they are now, as [`find_servers`] gives them. One with the pid of another
+    /// process that has just ended may be found half a minute late.
+    pub fn find(&mut self) -> Vec<ServerProcess> {
+        let now = Instant::now();
+        self.others.retain(|_, since| now.duration_since(*since) < NO_SERVER_FOR);
+        // A few binaries; upgrades in containers make new ones.
+        if self.marked.len() > MOST_BINARIES {
+            self.marked.clear();
+        }
+        let mut servers = Vec::new();
+        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+        for pid in pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
+            if self.others.contains_key(&pid) {
+                continue;
+            }
+            match look_at(pid, &mut self.marked) {
+                Ok(Some(server)) => servers.push(server),
+                // What fails has ended, or is part of the kernel.
+                Ok(None) | Err(_) => drop(self.others.insert(pid, now)),
+            }
+        }
+        servers.sort_by_key(|(server, _)| server.pid);
+        relate(servers)
+    }
+}
+
+/// Binaries that are remembered.
+const MOST_BINARIES: usize = 1000;
 
 /// The server process with that pid; `None` if the process is something else.
 ///

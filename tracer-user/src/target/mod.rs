@@ -11,7 +11,7 @@ mod table;
 mod title;
 
 pub use cgroup::{CgroupMemory, cgroup_memory, mem_available_bytes};
-pub use list::{Growth, ServerProcess, find_servers, measure_growth, server_process, sort_by_growth};
+pub use list::{Finder, Growth, ServerProcess, find_servers, measure_growth, server_process, sort_by_growth};
 pub use maps::{DeviceInode, Mapping, MappingPath, Maps, parse_maps, read_maps};
 pub use memory::{ProcessMemory, ReadMemory};
 pub use modules::{Images, LoadedModule, LoadedModules, ModuleNote, VDSO};
@@ -21,3 +21,8 @@ pub use process::{
 pub use procfs::{Seccomp, Stat, Status};
 pub use table::{human_bytes, human_rate, render_table};
 pub use title::{CLIENT_BACKEND, KINDS, POSTMASTER, Title, parse_title};
+
+#[cfg(test)]
+pub(crate) mod testing {
+    pub(crate) use super::list::tests::server;
+}

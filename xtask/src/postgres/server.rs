@@ -180,6 +180,11 @@ impl Server {
         &self.user
     }
 
+    /// Its data directory.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
     /// Where its socket is: `host` of a connection.
     pub fn socket_dir(&self) -> &Path {
         &self.dir

@@ -8,14 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
-
 use super::{
     DebuginfodError, FetchError, Settings,
     cache::Cache,
     download::{Outcome, Request, download},
 };
-use crate::{addr::BuildId, elf::Image};
+use crate::{addr::BuildId, elf::Image, https::system_tls};
 
 /// Asks debuginfod servers, within one time limit for all requests.
 #[derive(Debug)]
@@ -42,7 +40,7 @@ impl Debuginfod {
             .user_agent(concat!("pgleak/", env!("CARGO_PKG_VERSION")))
             .accept("*/*");
         if uses_tls {
-            config = config.tls_config(tls()?);
+            config = config.tls_config(system_tls().ok_or(DebuginfodError::NoCertificates)?);
         }
         Ok(Self {
             agent: config.build().new_agent(),
@@ -136,16 +134,4 @@ fn verify(server: &str, id: &BuildId, file: &File) -> Result<(), FetchError> {
         Err(error) => format!("something else: {error}"),
     };
     Err(FetchError::Lie { server: server.to_owned(), wanted: id.clone(), found })
-}
-
-/// Trusts the certificate authorities that this system trusts.
-fn tls() -> Result<TlsConfig, DebuginfodError> {
-    // Only the first call for a process counts, and any provider will do.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let system = rustls_native_certs::load_native_certs().certs;
-    if system.is_empty() {
-        return Err(DebuginfodError::NoCertificates);
-    }
-    let roots = system.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
-    Ok(TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(roots))).build())
 }

@@ -1,0 +1,270 @@
+//! The store and its index as one: captures begin, end, are found again after a restart, and grow old.
+
+use std::{
+    collections::HashSet,
+    io,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use tracing::{info, warn};
+
+use super::{
+    config::StoreConfig,
+    database::{Database, DatabaseError},
+    record::{CaptureNumber, Record, Status, Subject, Trigger},
+    run::{forget_lock, is_at_work},
+    store::{Found, Store, StoreError},
+};
+use crate::render::{CAPTURE_FILE, Findings};
+
+/// Why a capture cannot be put away.
+#[derive(Debug, thiserror::Error)]
+pub enum ShelfError {
+    /// The index.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The files.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is too little room.
+    #[error(
+        "{free_mib} MiB are free in {}, less than store.min_free ({min_mib} MiB); make room", directory.display()
+    )]
+    NoRoom {
+        /// What is free.
+        free_mib: u64,
+        /// What has to be.
+        min_mib: u64,
+        /// Where.
+        directory: PathBuf,
+    },
+}
+
+impl ShelfError {
+    /// Whether there was no room for it.
+    pub(super) fn is_full(&self) -> bool {
+        match self {
+            Self::Database(error) => error.is_full(),
+            Self::Store(StoreError::Io { source, .. }) => source.kind() == io::ErrorKind::StorageFull,
+            _ => false,
+        }
+    }
+}
+
+/// What is said of a capture that ended with the service.
+pub(super) const LEFT_BEHIND: &str =
+    "the service ended before the capture did, and nothing of it was written";
+
+/// The store and its index.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    /// The files.
+    pub store: Store,
+    /// The index, and the series.
+    pub database: Database,
+}
+
+impl Shelf {
+    /// Opens both, and makes them agree: whatever an earlier service was doing when it ended is finished or taken back.
+    /// Gives the captures that are still being made by programs that it has left behind.
+    ///
+    /// # Errors
+    /// If they cannot be opened or written.
+    pub(super) fn open(config: &StoreConfig) -> Result<(Self, Vec<Record>), ShelfError> {
+        let store = Store::open(config)?;
+        let database = Database::open(store.directory())?;
+        if let Some(moved) = &database.moved {
+            warn!(
+                "the database was damaged and is {} now; the series begins anew, captures are found by their files",
+                moved.display()
+            );
+        }
+        let mut shelf = Self { store, database };
+        let orphans = shelf.agree()?;
+        Ok((shelf, orphans))
+    }
+
+    fn agree(&mut self) -> Result<Vec<Record>, ShelfError> {
+        let mut orphans = Vec::new();
+        for record in self.database.records_that_are(Status::Running)? {
+            if is_at_work(&self.store.spool(record.number)).unwrap_or(false) {
+                orphans.push(record);
+            } else if let Err(error) = self.end(record.clone(), Err(LEFT_BEHIND)) {
+                warn!("capture {} cannot be put away yet: {error}", record.number);
+                orphans.push(record);
+            }
+        }
+        for found in self.store.unknown(&self.database.numbers()?)? {
+            let record = match found {
+                Found::Whole(record) => *record,
+                Found::Nameless(number) => {
+                    nameless(number, self.store.findings(&self.store.captured(number)).ok())
+                }
+            };
+            info!("capture {} was in the store and not in the index", record.number);
+            self.database.note(&record)?;
+        }
+        let running: HashSet<CaptureNumber> = orphans.iter().map(|record| record.number).collect();
+        for number in self.store.spooled()?.into_iter().filter(|number| !running.contains(number)) {
+            // The index was lost while it was made.
+            match self.store.is_made(number).then(|| self.store.findings(&self.store.spool(number))) {
+                Some(Ok(findings)) => {
+                    let record = nameless(number, Some(findings));
+                    self.store.keep(&record)?;
+                    self.database.note(&record)?;
+                }
+                _ => self.store.drop_spool(number)?,
+            }
+        }
+        for mut record in self.database.records_that_are(Status::Done)? {
+            if !self.store.has(record.number) {
+                record.status = Status::Expired;
+                self.database.note(&record)?;
+            }
+        }
+        Ok(orphans)
+    }
+
+    /// Gives a capture that is about to begin its number, if there is room for it.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be written down.
+    pub(super) fn begin(&mut self, record: &mut Record, min_free: u64) -> Result<(), ShelfError> {
+        let free = self.store.free_bytes()?;
+        if free < min_free {
+            return Err(ShelfError::NoRoom {
+                free_mib: free >> 20,
+                min_mib: min_free >> 20,
+                directory: self.store.directory().to_owned(),
+            });
+        }
+        self.database.begin(record)?;
+        Ok(())
+    }
+
+    /// Puts a capture away that has ended, or what is left of it, and gives what became of it. `result` says how its
+    /// program ended; what it has written counts for more.
+    ///
+    /// # Errors
+    /// If it can be written neither to the store nor to the index: then it stays in the spool, for the next time.
+    pub(super) fn end(&mut self, mut record: Record, result: Result<(), &str>) -> Result<Record, ShelfError> {
+        let number = record.number;
+        let spool = self.store.spool(number);
+        let now_ms = jiff::Timestamp::now().as_millisecond();
+        record.ended_ms = Some(record.ended_ms.unwrap_or(now_ms));
+        if self.store.has(number) {
+            // It was put away, and the index not told.
+            let known = self.store.unknown(&HashSet::new())?.into_iter().find_map(|found| match found {
+                Found::Whole(record) if record.number == number => Some(*record),
+                _ => None,
+            });
+            record = known.unwrap_or(record);
+            record.status = Status::Done;
+        } else {
+            if self.store.is_captured(number) && !self.store.is_made(number) {
+                render_again(&spool);
+            }
+            let findings = self.store.is_made(number).then(|| self.store.findings(&spool));
+            match findings {
+                Some(Ok(findings)) => {
+                    record.status = Status::Done;
+                    record.probed_seconds = findings.window.probed_seconds;
+                    record.findings = Some(findings);
+                    record.bytes = self.store.spooled_bytes(number);
+                    self.store.keep(&record)?;
+                }
+                Some(Err(error)) => fail(&mut record, &error.to_string(), now_ms),
+                None => fail(&mut record, result.err().unwrap_or("it has written nothing"), now_ms),
+            }
+            if record.status == Status::Failed {
+                self.store.drop_spool(number)?;
+            }
+        }
+        forget_lock(&spool);
+        self.database.note(&record)?;
+        Ok(record)
+    }
+
+    /// Takes captures away that are too old, too many or too large together, the oldest first. Gives those.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub(super) fn retain(&mut self, config: &StoreConfig, now_ms: i64) -> Result<Vec<Record>, ShelfError> {
+        let done = self.database.records_that_are(Status::Done)?;
+        let keep_ms = i64::try_from(config.keep.as_millis()).unwrap_or(i64::MAX);
+        let mut count = done.len();
+        let mut bytes: u64 = done.iter().map(|record| record.bytes).sum();
+        let mut expired = Vec::new();
+        for mut record in done {
+            let is_old = record.begun_ms < now_ms.saturating_sub(keep_ms);
+            if !is_old && count <= config.max_captures as usize && bytes <= config.max_size {
+                break;
+            }
+            self.store.remove(record.number)?;
+            count -= 1;
+            bytes = bytes.saturating_sub(record.bytes);
+            record.status = Status::Expired;
+            self.database.note(&record)?;
+            expired.push(record);
+        }
+        Ok(expired)
+    }
+}
+
+fn fail(record: &mut Record, why: &str, now_ms: i64) {
+    record.status = Status::Failed;
+    record.error = Some(why.to_owned());
+    // Not longer than it took.
+    let took = Duration::from_millis(u64::try_from(now_ms - record.begun_ms).unwrap_or(0));
+    record.probed_seconds = record.probed_seconds.min(took.as_secs_f64());
+}
+
+/// A capture of which only the artifacts are known.
+fn nameless(number: CaptureNumber, findings: Option<Findings>) -> Record {
+    let target = findings.as_ref().map(|findings| findings.target.clone());
+    let text = |of: fn(&crate::render::Traced) -> String| target.as_ref().map(of).unwrap_or_default();
+    let begun =
+        findings.as_ref().and_then(|findings| findings.window.started.parse::<jiff::Timestamp>().ok());
+    let begun_ms = begun.unwrap_or_else(jiff::Timestamp::now).as_millisecond();
+    Record {
+        number,
+        trigger: Trigger::Request,
+        why: "found in the store, where nothing says why it was made".to_owned(),
+        subject: Subject {
+            pid: target.as_ref().map_or(0, |target| target.pid),
+            start_ticks: 0,
+            server: text(|target| target.binary.clone()),
+            kind: text(|target| target.kind.clone()),
+            database: target.as_ref().and_then(|target| target.database.clone()),
+            user: target.as_ref().and_then(|target| target.user.clone()),
+            context: None,
+        },
+        boot: String::new(),
+        begun_ms,
+        ended_ms: Some(begun_ms),
+        status: Status::Done,
+        error: None,
+        probed_seconds: findings.as_ref().map_or(0.0, |findings| findings.window.probed_seconds),
+        bytes: 0,
+        told: true,
+        findings,
+    }
+}
+
+/// Makes artifacts that are missing from the one that all are made from.
+fn render_again(spool: &Path) {
+    let status = Command::new("/proc/self/exe")
+        .arg("render")
+        .arg(spool.join(CAPTURE_FILE))
+        .arg("--out")
+        .arg(spool)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
+        warn!("the artifacts in {} cannot be made from its {CAPTURE_FILE}: {status:?}", spool.display());
+    }
+}

@@ -1,0 +1,335 @@
+//! Whether a capture may begin now: the budget, and what was captured of late.
+
+use std::{collections::HashMap, time::Duration};
+
+use super::{
+    config::Budget,
+    history::{Grower, Growing},
+    record::{Record, Status, Trigger},
+};
+use crate::{
+    render::units::{bytes, rate},
+    target::ProcessId,
+};
+
+/// Why a capture may not begin now.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub(super) enum Refusal {
+    /// As many are being made as may be.
+    #[error("{0} captures are being made already, which is as many as budget.at_once allows; wait for them")]
+    TooMany(u32),
+    /// It is being captured.
+    #[error("process {0} is being captured already, as number {1}")]
+    Running(u32, i64),
+    /// The budget of this hour is used up.
+    #[error(
+        "probes were set for {used:.0} s in the last hour, and budget.probed_per_hour allows {allowed:.0} s; a capture \
+         of {planned:.0} s has to wait"
+    )]
+    Hour {
+        /// Seconds that were used.
+        used: f64,
+        /// Seconds that there are.
+        allowed: f64,
+        /// Seconds that would be used.
+        planned: f64,
+    },
+    /// The budget of this process is used up.
+    #[error(
+        "probes were set in process {pid} for {used:.0} s in the last hour, and budget.probed_per_hour_and_process \
+         allows {allowed:.0} s; a capture of {planned:.0} s has to wait"
+    )]
+    Process {
+        /// The process.
+        pid: u32,
+        /// Seconds that were used.
+        used: f64,
+        /// Seconds that there are.
+        allowed: f64,
+        /// Seconds that would be used.
+        planned: f64,
+    },
+    /// The same was captured of late.
+    #[error("capture {number} has looked at this already; again after {} min", left.as_secs().div_ceil(60))]
+    CoolDown {
+        /// Which capture.
+        number: i64,
+        /// For how much longer.
+        left: Duration,
+    },
+}
+
+const HOUR_MS: i64 = 3_600_000;
+
+/// What counts for a decision.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Now<'a> {
+    /// Milliseconds since 1970.
+    pub at_ms: i64,
+    /// This boot of the host.
+    pub boot: &'a str,
+    /// Captures of the last while, in any order.
+    pub records: &'a [Record],
+    /// What captures may cost.
+    pub budget: &'a Budget,
+    /// Seconds with probes that one more takes.
+    pub planned: f64,
+}
+
+impl Now<'_> {
+    /// Whether a process is being captured.
+    pub(super) fn is_running(&self, id: ProcessId) -> bool {
+        self.records.iter().any(|record| record.status == Status::Running && self.is_of(record, id))
+    }
+
+    /// Whether there is room for one more capture of that process.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(super) fn has_room(&self, id: ProcessId) -> Result<(), Refusal> {
+        let running = || self.records.iter().filter(|record| record.status == Status::Running);
+        if let Some(record) = running().find(|record| self.is_of(record, id)) {
+            return Err(Refusal::Running(id.pid, record.number.0));
+        }
+        if running().count() >= self.budget.at_once as usize {
+            return Err(Refusal::TooMany(self.budget.at_once));
+        }
+        let used = |counts: &dyn Fn(&Record) -> bool| -> f64 {
+            let recent = |record: &&Record| {
+                record.status == Status::Running
+                    || record.ended_ms.is_none_or(|ended| ended > self.at_ms - HOUR_MS)
+            };
+            self.records
+                .iter()
+                .filter(recent)
+                .filter(|record| counts(record))
+                .map(|record| record.probed_seconds)
+                .sum()
+        };
+        let (planned, in_all) = (self.planned, used(&|_| true));
+        let allowed = self.budget.probed_per_hour.as_secs_f64();
+        if in_all + planned > allowed {
+            return Err(Refusal::Hour { used: in_all, allowed, planned });
+        }
+        let of_it = used(&|record| self.is_of(record, id));
+        let allowed = self.budget.probed_per_hour_and_process.as_secs_f64();
+        if of_it + planned > allowed {
+            return Err(Refusal::Process { pid: id.pid, used: of_it, allowed, planned });
+        }
+        Ok(())
+    }
+
+    /// Whether what grows was not captured of late, be it in another process of the same server.
+    ///
+    /// # Errors
+    /// Which capture that was.
+    pub(super) fn is_news(&self, grower: &Grower) -> Result<(), Refusal> {
+        let mut blocked: Option<(i64, i64)> = None;
+        // Captures in vain of the same, one after the other: each makes the next wait for longer.
+        let mut in_vain: HashMap<(ProcessId, Option<&str>), u32> = HashMap::new();
+        let mut records: Vec<&Record> =
+            self.records.iter().filter(|record| self.is_same(record, grower)).collect();
+        records.sort_by_key(|record| record.begun_ms);
+        for record in records {
+            let Some(ended_ms) = record.ended_ms else { continue };
+            let wait = if record.found_growth() {
+                self.budget.cool_down
+            } else {
+                let before =
+                    in_vain.entry((record.subject.id(), record.subject.context.as_deref())).or_default();
+                *before += 1;
+                let doubled = 2_u32.saturating_pow(*before - 1);
+                self.budget.cool_down_without_leak.saturating_mul(doubled).min(self.budget.cool_down)
+            };
+            let until = ended_ms.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
+            if until > self.at_ms && blocked.is_none_or(|(_, later)| until > later) {
+                blocked = Some((record.number.0, until));
+            }
+        }
+        match blocked {
+            Some((number, until)) => {
+                let left = u64::try_from(until - self.at_ms).unwrap_or(0);
+                Err(Refusal::CoolDown { number, left: Duration::from_millis(left) })
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn is_of(&self, record: &Record, id: ProcessId) -> bool {
+        record.boot == self.boot && record.subject.id() == id
+    }
+
+    /// Whether a capture was of what grows now. Contexts of one name in one server are the same, whichever process has
+    /// them: fifty backends of one application leak the same thing. In one process, growth that no other context
+    /// explains is the same.
+    fn is_same(&self, record: &Record, grower: &Grower) -> bool {
+        if record.subject.server != grower.server {
+            return false;
+        }
+        let shares_context =
+            grower.context.as_deref().is_some_and(|context| record.contexts().any(|name| name == context));
+        let names_another = grower.what == Growing::Context && record.contexts().next().is_some();
+        shares_context || (self.is_of(record, grower.id) && !names_another)
+    }
+}
+
+impl Grower {
+    /// Why it is to be captured.
+    pub(super) fn trigger(&self) -> Trigger {
+        if self.rise.is_some() { Trigger::Growth } else { Trigger::Limit }
+    }
+
+    /// The same in a sentence.
+    pub(super) fn why(&self) -> String {
+        let what = match (self.what, &self.context) {
+            (Growing::Context, Some(context)) => format!("context {context}"),
+            _ => "its anonymous memory".to_owned(),
+        };
+        match &self.rise {
+            Some(rise) => {
+                let mostly = match (self.what, &self.context) {
+                    (Growing::Process, Some(context)) => format!(", most of it in {context}"),
+                    _ => String::new(),
+                };
+                format!(
+                    "{what} kept growing for {} min, by {} ({} a minute), to {}{mostly}",
+                    rise.over.as_secs() / 60,
+                    rate(rise.per_minute / 60.0),
+                    bytes(rise.per_minute as u64),
+                    bytes(self.bytes),
+                )
+            }
+            None => format!("{what} is {}, above its limit", bytes(self.bytes)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::watch::{growth::Rise, testing};
+
+    const PROCESS: ProcessId = ProcessId { pid: 7, start_ticks: 70 };
+    const OTHER: ProcessId = ProcessId { pid: 8, start_ticks: 80 };
+
+    fn record(
+        number: i64,
+        id: ProcessId,
+        context: Option<&str>,
+        leak: Option<&str>,
+        ended_min: i64,
+    ) -> Record {
+        let mut record = testing::record(number, leak);
+        (record.subject.pid, record.subject.start_ticks) = (id.pid, id.start_ticks);
+        record.subject.context = context.map(str::to_owned);
+        (record.begun_ms, record.ended_ms) = (ended_min * 60_000 - 1000, Some(ended_min * 60_000));
+        record
+    }
+
+    fn grower(id: ProcessId, what: Growing, context: Option<&str>) -> Grower {
+        let rise = Rise { per_minute: 2e6, from: 0, to: 1, over: Duration::from_secs(500) };
+        Grower {
+            id,
+            server: "/data".to_owned(),
+            what,
+            rise: Some(rise),
+            bytes: 1 << 30,
+            context: context.map(str::to_owned),
+        }
+    }
+
+    fn now<'a>(records: &'a [Record], budget: &'a Budget, at_min: i64) -> Now<'a> {
+        Now { at_ms: at_min * 60_000, boot: "boot", records, budget, planned: 15.0 }
+    }
+
+    #[test]
+    fn a_leak_is_captured_once_and_not_again_in_each_backend() {
+        let budget = Budget::default();
+        let records = [record(1, PROCESS, Some("ExecutorState"), Some("Leaky"), 10)];
+        let now = now(&records, &budget, 20);
+        for same in [
+            grower(PROCESS, Growing::Process, None),
+            grower(PROCESS, Growing::Process, Some("Leaky")),
+            grower(OTHER, Growing::Process, Some("Leaky")),
+            grower(OTHER, Growing::Context, Some("Leaky")),
+            grower(OTHER, Growing::Context, Some("ExecutorState")),
+        ] {
+            assert!(matches!(now.is_news(&same), Err(Refusal::CoolDown { number: 1, .. })), "{same:?}");
+        }
+        for other in [
+            grower(PROCESS, Growing::Context, Some("Another")),
+            grower(OTHER, Growing::Process, None),
+            grower(OTHER, Growing::Process, Some("Another")),
+        ] {
+            assert_eq!(now.is_news(&other), Ok(()), "{other:?}");
+        }
+        let elsewhere = Grower { server: "/other".to_owned(), ..grower(PROCESS, Growing::Process, None) };
+        assert_eq!(now.is_news(&elsewhere), Ok(()));
+    }
+
+    #[test]
+    fn it_is_news_again_after_the_cool_down() {
+        let budget = Budget { cool_down: Duration::from_secs(3600), ..Budget::default() };
+        let records = [record(1, PROCESS, None, Some("Leaky"), 10)];
+        let leak = grower(PROCESS, Growing::Process, Some("Leaky"));
+        assert!(now(&records, &budget, 69).is_news(&leak).is_err());
+        assert_eq!(now(&records, &budget, 71).is_news(&leak), Ok(()));
+    }
+
+    #[test]
+    fn captures_in_vain_wait_longer_each_time() {
+        let budget = Budget { cool_down_without_leak: Duration::from_secs(600), ..Budget::default() };
+        let mut records = vec![record(1, PROCESS, Some("Cache"), None, 10)];
+        let same = grower(PROCESS, Growing::Process, Some("Cache"));
+        assert!(now(&records, &budget, 19).is_news(&same).is_err());
+        assert_eq!(now(&records, &budget, 21).is_news(&same), Ok(()));
+        records.push(record(2, PROCESS, Some("Cache"), None, 22));
+        assert!(now(&records, &budget, 41).is_news(&same).is_err());
+        assert_eq!(now(&records, &budget, 43).is_news(&same), Ok(()));
+    }
+
+    #[test]
+    fn the_budget_is_of_an_hour_and_of_a_process() {
+        let budget = Budget {
+            probed_per_hour: Duration::from_secs(60),
+            probed_per_hour_and_process: Duration::from_secs(40),
+            ..Budget::default()
+        };
+        let mut records = vec![record(1, PROCESS, None, None, 10)];
+        assert_eq!(now(&records, &budget, 20).has_room(PROCESS), Ok(()));
+        records.push(record(2, PROCESS, None, None, 15));
+        assert!(matches!(now(&records, &budget, 20).has_room(PROCESS), Err(Refusal::Process { pid: 7, .. })));
+        assert_eq!(now(&records, &budget, 20).has_room(OTHER), Ok(()));
+        records.push(record(3, OTHER, None, None, 15));
+        records.push(record(4, OTHER, None, None, 15));
+        assert!(matches!(now(&records, &budget, 20).has_room(OTHER), Err(Refusal::Hour { .. })));
+        // An hour later.
+        assert_eq!(now(&records, &budget, 76).has_room(OTHER), Ok(()));
+        // After a restart of the host, a pid is somebody else's.
+        assert_eq!(
+            Now { boot: "next", planned: 1.0, ..now(&records[..2], &budget, 20) }.has_room(PROCESS),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn what_runs_keeps_others_waiting() {
+        let budget = Budget::default();
+        let mut running = record(1, PROCESS, None, None, 10);
+        (running.status, running.ended_ms, running.findings) = (Status::Running, None, None);
+        let records = [running];
+        assert_eq!(now(&records, &budget, 10).has_room(PROCESS), Err(Refusal::Running(7, 1)));
+        assert_eq!(now(&records, &budget, 10).has_room(OTHER), Err(Refusal::TooMany(1)));
+        let two = Budget { at_once: 2, ..budget };
+        assert_eq!(now(&records, &two, 10).has_room(OTHER), Ok(()));
+    }
+
+    #[test]
+    fn the_reason_is_told_in_a_sentence() {
+        let why = grower(PROCESS, Growing::Process, Some("Leaky")).why();
+        assert_eq!(
+            why,
+            "its anonymous memory kept growing for 8 min, by 32.6 KiB/s (1.91 MiB a minute), to 1.00 GiB, most of it in Leaky"
+        );
+    }
+}

@@ -1,0 +1,111 @@
+//! The pages: documents, a style and a script, all in the program.
+
+use axum::{
+    Extension, Form, Router,
+    extract::{Query, State},
+    http::{HeaderValue, StatusCode, header},
+    response::{Html, IntoResponse, Redirect, Response},
+    routing::get,
+};
+use serde::Deserialize;
+
+use super::{Shared, gate::Via};
+
+/// A file of the pages.
+struct Asset {
+    path: &'static str,
+    content: &'static str,
+    text: &'static str,
+    /// Whether somebody without a token may have it: the page that asks for one needs its style.
+    is_public: bool,
+}
+
+const HTML: &str = "text/html; charset=utf-8";
+
+/// All of them. The three documents have the same script, which asks for what each shows.
+const ASSETS: &[Asset] = &[
+    Asset { path: "/", content: HTML, text: include_str!("assets/servers.html"), is_public: false },
+    Asset { path: "/process", content: HTML, text: include_str!("assets/process.html"), is_public: false },
+    Asset { path: "/captures", content: HTML, text: include_str!("assets/captures.html"), is_public: false },
+    Asset { path: "/capture", content: HTML, text: include_str!("assets/capture.html"), is_public: false },
+    Asset {
+        path: "/assets/style.css",
+        content: "text/css; charset=utf-8",
+        text: include_str!("assets/style.css"),
+        is_public: true,
+    },
+    Asset {
+        path: "/assets/page.js",
+        content: "text/javascript; charset=utf-8",
+        text: include_str!("assets/page.js"),
+        is_public: true,
+    },
+    Asset {
+        path: "/assets/plot.js",
+        content: "text/javascript; charset=utf-8",
+        text: include_str!("assets/plot.js"),
+        is_public: true,
+    },
+    Asset {
+        path: "/assets/icon.svg",
+        content: "image/svg+xml",
+        text: include_str!("assets/icon.svg"),
+        is_public: true,
+    },
+];
+
+const LOGIN: &str = "/login";
+
+pub(super) fn routes() -> Router<Shared> {
+    let router = ASSETS.iter().filter(|asset| asset.path != "/").fold(Router::new(), |router, asset| {
+        router.route(asset.path, get(|| async { asset_response(asset) }))
+    });
+    router
+        .route("/", get(front))
+        .route(LOGIN, get(|| async { login() }).post(log_in))
+        .route("/healthz", get(|| async { "ok\n" }))
+}
+
+/// Whether a path is for everybody.
+pub(super) fn is_public(path: &str) -> bool {
+    path == LOGIN || path == "/healthz" || ASSETS.iter().any(|asset| asset.is_public && asset.path == path)
+}
+
+fn asset_response(asset: &Asset) -> Response {
+    ([(header::CONTENT_TYPE, asset.content), (header::CACHE_CONTROL, "no-cache")], asset.text).into_response()
+}
+
+#[derive(Deserialize)]
+struct Token {
+    token: Option<String>,
+}
+
+async fn front() -> Response {
+    let front = ASSETS.iter().find(|asset| asset.path == "/").expect("the table has the first page");
+    asset_response(front)
+}
+
+/// Asks for the token.
+pub(super) fn login() -> Html<&'static str> {
+    Html(include_str!("assets/login.html"))
+}
+
+async fn log_in(
+    State(shared): State<Shared>,
+    Extension(via): Extension<Via>,
+    Query(_): Query<()>,
+    Form(given): Form<Token>,
+) -> Response {
+    if !given.token.is_some_and(|token| shared.gate.is_token(token.trim())) {
+        return (StatusCode::UNAUTHORIZED, login()).into_response();
+    }
+    let mut response = Redirect::to("/").into_response();
+    if let Ok(cookie) = HeaderValue::from_str(&shared.gate.cookie(via)) {
+        response.headers_mut().insert(header::SET_COOKIE, cookie);
+    }
+    response
+}
+
+pub(super) async fn not_found() -> Response {
+    (StatusCode::NOT_FOUND, "there is no such page\n").into_response()
+}
