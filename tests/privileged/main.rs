@@ -25,6 +25,7 @@ mod reference;
 mod running;
 mod selection;
 mod service;
+mod serving;
 mod several;
 mod shapes;
 mod sites;

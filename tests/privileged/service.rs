@@ -160,7 +160,7 @@ fn a_request_is_captured_and_the_budget_holds() {
     assert_eq!(third.status, 409);
     assert!(third.text().contains("probed_per_hour_and_process"), "{}", third.text());
     for (body, part) in [
-        (json!({ "pid": 1 }), "no server process"),
+        (json!({ "pid": 1 }), "no server process that is watched"),
         (json!({ "pid": leaking.pid, "duration": "5 weeks" }), "no unit of time"),
         (json!({ "pid": leaking.pid, "overhead": "some" }), "neither full, low"),
     ] {

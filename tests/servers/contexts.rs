@@ -432,7 +432,7 @@ fn damaged_memory_ends_in_a_marked_partial_result() {
         let observed = Observed::of(session.backend_pid()).unwrap();
         let recorder = Recorder { memory: &observed.memory, recorded: RefCell::default() };
         let top = observed.census(Limits::default()).unwrap().contexts[0].address;
-        let limits = Limits { time: Duration::from_secs(1), contexts: 2000, blocks: 10_000 };
+        let limits = Limits { time: Duration::from_secs(1), contexts: 2000, blocks: 10_000, usage: true };
         let take = |memory: &dyn ReadMemory| census::take(memory, &observed.layout, top, limits);
         let whole = take(&recorder);
         assert!(whole.troubles.none(), "{}", whole.troubles);

@@ -12,6 +12,7 @@ pub mod imitation;
 pub mod measure;
 pub mod pgleak;
 pub mod planted;
+pub mod receiver;
 pub mod replay;
 pub mod sampling;
 pub mod service;

@@ -17,6 +17,14 @@ pub fn memleak_root() -> Result<PathBuf> {
     debian::unpacked(&["trixie"], &["libbpf-tools"], &workspace::target().join("debian"))
 }
 
+/// Where Debian 12's Prometheus is unpacked: `usr/bin/prometheus` and `usr/bin/promtool`.
+///
+/// # Errors
+/// If it is not there and the archive cannot be reached.
+pub fn prometheus_root() -> Result<PathBuf> {
+    debian::unpacked(&["bookworm"], &["prometheus"], &workspace::target().join("debian"))
+}
+
 /// Go's pprof, which reads what other tools write in its format; of Debian 12, where it is a program of its own.
 ///
 /// # Errors

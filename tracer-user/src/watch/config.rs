@@ -441,8 +441,8 @@ impl Config {
                     .to_owned(),
             );
         }
-        if self.triggers.schedule.as_ref().is_some_and(|schedule| schedule.every < seconds(60)) {
-            return Some("triggers.schedule.every is at least 1m".to_owned());
+        if self.triggers.schedule.as_ref().is_some_and(|schedule| schedule.every < seconds(10)) {
+            return Some("triggers.schedule.every is at least 10s".to_owned());
         }
         let capture = &self.capture;
         if !(seconds(1)..=seconds(3600)).contains(&capture.duration) {

@@ -18,6 +18,11 @@ impl Manager {
         Self { watchdog: sd_notify::watchdog_enabled() }
     }
 
+    /// How often it wants to hear that this is alive, with room for a late one.
+    pub(super) fn period(self) -> Option<Duration> {
+        self.watchdog.map(|watchdog| watchdog / 3)
+    }
+
     /// Everything is there.
     pub(super) fn ready(self) {
         tell(&[NotifyState::Ready]);
@@ -36,12 +41,16 @@ impl Manager {
         tell(&[NotifyState::Stopping]);
     }
 
-    /// It is alive, and this is what it does.
-    pub(super) fn alive(self, what: &str) {
-        tell(&[NotifyState::Status(what)]);
+    /// It is alive.
+    pub(super) fn alive(self) {
         if self.watchdog.is_some() {
             tell(&[NotifyState::Watchdog]);
         }
+    }
+
+    /// What it does.
+    pub(super) fn status(self, what: &str) {
+        tell(&[NotifyState::Status(what)]);
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 use super::config::CensusConfig;
 use crate::{
     census::{Limits, Observed},
-    target::{Finder, Memory, ProcessId, ServerProcess, exe_link},
+    target::{Finder, Memory, ProcessId, ServerProcess, exe_link, server_process},
 };
 
 /// Contexts of so many names of a process are kept: those with most bytes.
@@ -264,6 +264,13 @@ enum Blindness {
     Unknown,
     /// Not this time.
     Failed,
+}
+
+/// A server process as it is now, without its contexts; `None` if that pid has none.
+pub(super) fn seen_now(pid: u32) -> Option<Seen> {
+    let process = server_process(pid).ok().flatten()?;
+    let server = server_name(process.postmaster.unwrap_or(pid), &process);
+    Some(Seen { id: process.id(), process, server, contexts: None })
 }
 
 /// A name that stays the same when a server is started again: its data directory, and for one in another mount

@@ -25,13 +25,13 @@ use super::{
     history::{Grower, History},
     host::{boot_id, host_name},
     manager::Manager,
-    observe::{ContextBytes, Look, Observer, Seen, process_time},
+    observe::{ContextBytes, Look, Observer, Seen, process_time, seen_now},
     record::{CaptureNumber, Record, Status, Subject, Trigger},
     run::{Order, RunError, is_at_work, terminate},
     series::Writer,
     shelf::{LEFT_BEHIND, Shelf, ShelfError},
     triggers::Now,
-    view::{Figures, Meter, View, processes},
+    view::{Figures, Meter, Settings, View, processes},
     web::{WebError, serve},
 };
 use crate::{
@@ -45,6 +45,9 @@ const TIDY_EVERY: Duration = Duration::from_secs(300);
 
 /// Captures get so long to come to an end when the service has to.
 const LEAVING: Duration = Duration::from_secs(30);
+
+/// A look at all processes takes no longer than that; if it does, the thread that looks hangs.
+const LONGEST_LOOK: Duration = Duration::from_secs(60);
 
 /// A store without room is tried again so often.
 const ROOM_EVERY: Duration = Duration::from_secs(5);
@@ -110,6 +113,7 @@ struct Service {
     held_back: HashSet<(ProcessId, Option<String>)>,
     last_scheduled: Instant,
     last_tidied: Option<Instant>,
+    last_looked: Instant,
     last_look: Option<Look>,
     view: watch::Sender<Arc<View>>,
     census: watch::Sender<CensusConfig>,
@@ -175,6 +179,7 @@ pub async fn run(path: &Path) -> Result<(), WatchError> {
         held_back: HashSet::new(),
         last_scheduled: Instant::now(),
         last_tidied: None,
+        last_looked: Instant::now(),
         last_look: None,
         view: view_sender,
         census: census_sender,
@@ -182,18 +187,24 @@ pub async fn run(path: &Path) -> Result<(), WatchError> {
     };
     service.tell_again();
     manager.ready();
+    let mut heartbeat = tokio::time::interval(manager.period().unwrap_or(LONGEST_LOOK));
     loop {
         tokio::select! {
             look = looks.recv() => match look {
                 Some(look) => {
                     service.looked(look).await;
-                    manager.alive(&service.status_line());
+                    manager.status(&service.status_line());
                 }
                 None => {
                     error!("the thread that looks at processes has ended: this is a fault of pgleak");
                     break;
                 }
             },
+            _ = heartbeat.tick() => {
+                if service.looks() {
+                    manager.alive();
+                }
+            }
             Some(ended) = service.runs.join_next() => match ended {
                 Ok((number, result)) => service.ended(number, result).await,
                 Err(error) => error!("a capture was lost: {error}"),
@@ -225,7 +236,8 @@ async fn open(config: &StoreConfig, manager: Manager) -> Result<(Shelf, Vec<Reco
                 );
                 // Otherwise it would be taken for one that does not start.
                 manager.ready();
-                manager.alive("waiting for room for the store");
+                manager.status("waiting for room for the store");
+                manager.alive();
                 tokio::time::sleep(ROOM_EVERY).await;
             }
             result => return result,
@@ -265,6 +277,7 @@ impl Service {
     }
 
     async fn looked(&mut self, look: Look) {
+        self.last_looked = Instant::now();
         self.history.add(&look);
         self.contexts.retain(|id, _| look.processes.iter().any(|seen| seen.id == *id));
         for seen in &look.processes {
@@ -335,6 +348,7 @@ impl Service {
         info!("not captured: {why}");
         self.figures.held_back += 1;
         self.figures.held_back_why = Some(why.to_owned());
+        self.figures.held_back_at_ms = Some(jiff::Timestamp::now().as_millisecond());
     }
 
     async fn try_grower(&mut self, grower: &Grower, look: &Look) -> Result<(), String> {
@@ -395,13 +409,13 @@ impl Service {
         overhead: Option<Overhead>,
         by: &str,
     ) -> Result<CaptureNumber, String> {
-        let look = self.last_look.as_ref().ok_or("nothing was looked at yet; ask again in a moment")?;
-        let seen = look.processes.iter().find(|seen| seen.id.pid == pid).ok_or_else(|| {
-            format!(
-                "process {pid} is no server process that was seen at the last look; `pgleak list` shows them"
-            )
-        })?;
-        let subject = subject(seen, None);
+        // It may have come since the last look.
+        let servers = &self.config.census.servers;
+        let seen =
+            seen_now(pid).filter(|seen| servers.is_empty() || servers.contains(&seen.server)).ok_or_else(
+                || format!("process {pid} is no server process that is watched; `pgleak list` shows all"),
+            )?;
+        let subject = subject(&seen, None);
         let mut config = self.config.clone();
         config.capture.duration = duration.unwrap_or(config.capture.duration);
         config.capture.overhead = overhead.unwrap_or(config.capture.overhead);
@@ -557,6 +571,7 @@ impl Service {
         for why in told.failures {
             self.figures.undelivered += 1;
             self.figures.undelivered_why = Some(why);
+            self.figures.undelivered_at_ms = Some(jiff::Timestamp::now().as_millisecond());
         }
         if let Some(known) = self.records.iter_mut().find(|record| record.number == told.number) {
             known.told = true;
@@ -659,6 +674,7 @@ impl Service {
             at_ms,
             host: host_name(),
             version: env!("CARGO_PKG_VERSION"),
+            settings: Settings::of(&self.config),
             figures: figures.clone(),
             processes: processes(look, &self.history, &self.contexts, |id| {
                 self.writer.as_ref().and_then(|writer| writer.row(id))
@@ -668,6 +684,11 @@ impl Service {
             found,
         };
         self.view.send_replace(Arc::new(view));
+    }
+
+    /// Whether the thread that looks does so.
+    fn looks(&self) -> bool {
+        self.last_looked.elapsed() < self.config.census.interval + LONGEST_LOOK
     }
 
     fn status_line(&self) -> String {

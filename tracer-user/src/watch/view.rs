@@ -8,6 +8,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
+    config::Config,
     history::History,
     observe::{ContextBytes, Look, Unread},
     record::{Record, Status, Trigger},
@@ -26,6 +27,8 @@ pub(super) struct View {
     pub host: String,
     /// Version of pgleak.
     pub version: &'static str,
+    /// What the service goes by.
+    pub settings: Settings,
     /// What the service takes, and what it could not do.
     pub figures: Figures,
     /// The processes, the fastest growing first.
@@ -38,6 +41,28 @@ pub(super) struct View {
     /// Those that found growth.
     #[serde(skip)]
     pub found: HashMap<Trigger, u64>,
+}
+
+/// What the service goes by, as far as the page has to know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Settings {
+    /// Seconds from look to look.
+    interval_seconds: f64,
+    /// Seconds that growth is looked at over.
+    window_seconds: f64,
+    /// Bytes a minute that are a trigger.
+    process_per_minute: u64,
+}
+
+impl Settings {
+    /// Of a configuration.
+    pub(super) fn of(config: &Config) -> Self {
+        Self {
+            interval_seconds: config.census.interval.as_secs_f64(),
+            window_seconds: config.triggers.growth.window.as_secs_f64(),
+            process_per_minute: config.triggers.growth.process_per_minute,
+        }
+    }
 }
 
 /// A process now.
@@ -107,10 +132,14 @@ pub(super) struct Figures {
     pub held_back: u64,
     /// Why the last might not.
     pub held_back_why: Option<String>,
+    /// When that was, in milliseconds since 1970.
+    pub held_back_at_ms: Option<i64>,
     /// Deliveries of verdicts and profiles that failed.
     pub undelivered: u64,
     /// Why the last did.
     pub undelivered_why: Option<String>,
+    /// When that was, in milliseconds since 1970.
+    pub undelivered_at_ms: Option<i64>,
 }
 
 /// [`Unread`], summed up.

@@ -2,7 +2,7 @@
 
 use axum::{
     Extension, Form, Router,
-    extract::{Query, State},
+    extract::State,
     http::{HeaderValue, StatusCode, header},
     response::{Html, IntoResponse, Redirect, Response},
     routing::get,
@@ -20,30 +20,30 @@ struct Asset {
     is_public: bool,
 }
 
-const HTML: &str = "text/html; charset=utf-8";
+const fn document(path: &'static str, text: &'static str) -> Asset {
+    Asset { path, content: "text/html; charset=utf-8", text, is_public: false }
+}
 
-/// All of them. The three documents have the same script, which asks for what each shows.
+const fn script(path: &'static str, text: &'static str) -> Asset {
+    Asset { path, content: "text/javascript; charset=utf-8", text, is_public: true }
+}
+
+/// All of them.
 const ASSETS: &[Asset] = &[
-    Asset { path: "/", content: HTML, text: include_str!("assets/servers.html"), is_public: false },
-    Asset { path: "/process", content: HTML, text: include_str!("assets/process.html"), is_public: false },
-    Asset { path: "/captures", content: HTML, text: include_str!("assets/captures.html"), is_public: false },
-    Asset { path: "/capture", content: HTML, text: include_str!("assets/capture.html"), is_public: false },
+    document("/", include_str!("assets/servers.html")),
+    document("/process", include_str!("assets/process.html")),
+    document("/captures", include_str!("assets/captures.html")),
+    document("/capture", include_str!("assets/capture.html")),
+    script("/assets/servers.js", include_str!("assets/servers.js")),
+    script("/assets/process.js", include_str!("assets/process.js")),
+    script("/assets/captures.js", include_str!("assets/captures.js")),
+    script("/assets/capture.js", include_str!("assets/capture.js")),
+    script("/assets/page.js", include_str!("assets/page.js")),
+    script("/assets/plot.js", include_str!("assets/plot.js")),
     Asset {
         path: "/assets/style.css",
         content: "text/css; charset=utf-8",
         text: include_str!("assets/style.css"),
-        is_public: true,
-    },
-    Asset {
-        path: "/assets/page.js",
-        content: "text/javascript; charset=utf-8",
-        text: include_str!("assets/page.js"),
-        is_public: true,
-    },
-    Asset {
-        path: "/assets/plot.js",
-        content: "text/javascript; charset=utf-8",
-        text: include_str!("assets/plot.js"),
         is_public: true,
     },
     Asset {
@@ -57,13 +57,10 @@ const ASSETS: &[Asset] = &[
 const LOGIN: &str = "/login";
 
 pub(super) fn routes() -> Router<Shared> {
-    let router = ASSETS.iter().filter(|asset| asset.path != "/").fold(Router::new(), |router, asset| {
+    let router = ASSETS.iter().fold(Router::new(), |router, asset| {
         router.route(asset.path, get(|| async { asset_response(asset) }))
     });
-    router
-        .route("/", get(front))
-        .route(LOGIN, get(|| async { login() }).post(log_in))
-        .route("/healthz", get(|| async { "ok\n" }))
+    router.route(LOGIN, get(|| async { login() }).post(log_in)).route("/healthz", get(|| async { "ok\n" }))
 }
 
 /// Whether a path is for everybody.
@@ -80,11 +77,6 @@ struct Token {
     token: Option<String>,
 }
 
-async fn front() -> Response {
-    let front = ASSETS.iter().find(|asset| asset.path == "/").expect("the table has the first page");
-    asset_response(front)
-}
-
 /// Asks for the token.
 pub(super) fn login() -> Html<&'static str> {
     Html(include_str!("assets/login.html"))
@@ -93,7 +85,6 @@ pub(super) fn login() -> Html<&'static str> {
 async fn log_in(
     State(shared): State<Shared>,
     Extension(via): Extension<Via>,
-    Query(_): Query<()>,
     Form(given): Form<Token>,
 ) -> Response {
     if !given.token.is_some_and(|token| shared.gate.is_token(token.trim())) {
