@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::Command,
+    sync::OnceLock,
 };
 
 use pgleak_tests::{
@@ -14,7 +15,10 @@ use pgleak_tests::{
     planted::{self, CONTEXT, Call},
     unit::Unit,
 };
-use xtask::process::{find_program, output};
+use xtask::{
+    process::{find_program, output},
+    workspace,
+};
 
 use crate::common::{PATIENCE, assert_no_probe_is_left, server};
 
@@ -34,7 +38,13 @@ const EXPOSED: u32 = 30;
 const CAPABILITIES: [&str; 5] =
     ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH", "CAP_CHECKPOINT_RESTORE"];
 
-fn package(out: &Path) -> PathBuf {
+/// The package, made once for all tests: compressing it takes its time.
+fn package() -> &'static Path {
+    static PACKAGE: OnceLock<PathBuf> = OnceLock::new();
+    PACKAGE.get_or_init(|| package_in(&workspace::target().join("tested-package")))
+}
+
+fn package_in(out: &Path) -> PathBuf {
     xtask::package::debian(&binary().unwrap(), out).unwrap()
 }
 
@@ -43,14 +53,12 @@ fn dpkg_deb(what: &str, package: &Path) -> String {
 }
 
 /// A machine with the package installed.
-fn installed() -> (tempfile::TempDir, PathBuf, Overlay) {
-    let out = tempfile::tempdir().unwrap();
-    let package = package(out.path());
+fn installed() -> Overlay {
     let machine = Overlay::new().unwrap();
     // A developer may have one on the machine.
     machine.output(["dpkg", "--purge", "pgleak"]).unwrap();
-    machine.install(&package).unwrap();
-    (out, package, machine)
+    machine.install(package()).unwrap();
+    machine
 }
 
 fn exists(machine: &Overlay, path: &str) -> bool {
@@ -68,12 +76,11 @@ fn of_pgleak(machine: &Overlay) -> Vec<String> {
 
 #[test]
 fn the_same_program_makes_the_same_package_with_all_that_belongs_in_it() {
-    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let package = package(one.path());
-    let again = self::package(other.path());
-    assert!(fs::read(&package).unwrap() == fs::read(&again).unwrap(), "two packages of one program differ");
+    let (package, other) = (package(), tempfile::tempdir().unwrap());
+    let again = package_in(other.path());
+    assert!(fs::read(package).unwrap() == fs::read(&again).unwrap(), "two packages of one program differ");
 
-    let info = dpkg_deb("--info", &package);
+    let info = dpkg_deb("--info", package);
     for part in [" Package: pgleak\n", " Architecture: amd64\n", " Maintainer: ", " Installed-Size: "] {
         assert!(info.contains(part), "{part} is not in {info}");
     }
@@ -81,7 +88,7 @@ fn the_same_program_makes_the_same_package_with_all_that_belongs_in_it() {
     for part in ["adduser", "libc6 (>= 2.", "libgcc-s1 (>= "] {
         assert!(depends.contains(part), "{part} is not in {depends}");
     }
-    let contents = dpkg_deb("--contents", &package);
+    let contents = dpkg_deb("--contents", package);
     for line in contents.lines() {
         let mut fields = line.split_whitespace();
         let (mode, owner, path) =
@@ -118,7 +125,7 @@ fn the_same_program_makes_the_same_package_with_all_that_belongs_in_it() {
     }
     match find_program("lintian") {
         Some(lintian) => {
-            drop(output(Command::new(lintian).arg("--fail-on=error,warning").arg(&package)).unwrap())
+            drop(output(Command::new(lintian).arg("--fail-on=error,warning").arg(package)).unwrap())
         }
         // It comes with a hundred packages: what is above has to do.
         None => eprintln!("there is no lintian here, and it was not asked"),
@@ -134,14 +141,13 @@ fn it_is_installed_upgraded_and_purged() {
     let before = of_pgleak(&machine);
     let on_host = || output(Command::new("dpkg-query").args(["--list", "pgleak"])).ok();
     let host_before = on_host();
-    let out = tempfile::tempdir().unwrap();
-    let package = package(out.path());
+    let package = package();
 
-    machine.install(&package).unwrap();
+    machine.install(package).unwrap();
     assert_eq!(machine.output(["dpkg", "--verify", "pgleak"]).unwrap(), "");
     let version = machine.output(["pgleak", "--version"]).unwrap();
     assert!(
-        dpkg_deb("--info", &package)
+        dpkg_deb("--info", package)
             .contains(&format!(" Version: {}-", version.trim_start_matches("pgleak ").trim()))
     );
     machine.output(["pgleak", "list", "--json"]).unwrap();
@@ -158,7 +164,7 @@ fn it_is_installed_upgraded_and_purged() {
     fs::write(&configuration, &changed).unwrap();
     machine.output(["systemctl", "--root=/", "disable", "pgleak.service"]).unwrap();
     assert!(!exists(&machine, WANTED));
-    machine.install(&package).unwrap();
+    machine.install(package).unwrap();
     assert_eq!(fs::read_to_string(&configuration).unwrap(), changed);
     assert_eq!(configuration.metadata().unwrap().permissions().mode() & 0o7777, 0o640);
     assert!(!exists(&machine, WANTED));
@@ -175,7 +181,7 @@ fn it_is_installed_upgraded_and_purged() {
 
 #[test]
 fn systemd_understands_the_unit_and_finds_it_closed() {
-    let (_out, _package, machine) = installed();
+    let machine = installed();
     let verified = machine.command(["systemd-analyze", "verify", "--man=no", UNIT]).output().unwrap();
     let said = String::from_utf8_lossy(&verified.stderr);
     // Of other units it may say what it likes.
@@ -194,7 +200,7 @@ fn systemd_understands_the_unit_and_finds_it_closed() {
 /// As the service does, but for what systemd forbids it beside.
 #[test]
 fn a_capture_works_with_what_the_unit_gives() {
-    let (_out, _package, machine) = installed();
+    let machine = installed();
     let unit = Unit::parse(&fs::read_to_string(machine.path(UNIT)).unwrap());
     assert_eq!(unit.words("AmbientCapabilities").collect::<Vec<_>>(), CAPABILITIES);
     assert_eq!(unit.words("CapabilityBoundingSet").collect::<Vec<_>>(), CAPABILITIES);
@@ -220,7 +226,7 @@ fn a_capture_works_with_what_the_unit_gives() {
         assert!(!finished.stdout.contains("LOSSES"), "{}", finished.stdout);
     };
     // What root has left behind of a capture is not in the way.
-    capture(machine.command(["pgleak"]).args(options).arg("/root/of-root"));
+    capture(machine.command(["pgleak"]).args(options).arg("/tmp/of-root"));
     capture(unit.command(&machine, ["pgleak"]).unwrap().args(options).arg("/var/lib/pgleak/of-service"));
     assert_no_probe_is_left(pid);
 
