@@ -20,6 +20,7 @@ mod mechanisms;
 mod names;
 mod outside;
 mod overhead;
+mod package;
 mod quiet;
 mod reference;
 mod running;

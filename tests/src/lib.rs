@@ -10,6 +10,7 @@ pub mod debuginfod;
 pub mod findings;
 pub mod imitation;
 pub mod measure;
+pub mod overlay;
 pub mod pgleak;
 pub mod planted;
 pub mod receiver;
@@ -19,6 +20,7 @@ pub mod service;
 pub mod shapes;
 pub mod skip;
 pub mod tables;
+pub mod unit;
 pub mod workload;
 
 pub use client::Session;

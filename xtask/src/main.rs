@@ -8,6 +8,7 @@ mod bench;
 mod build;
 mod cases;
 mod demo;
+mod dist;
 mod forward;
 mod kernels;
 mod licences;
@@ -16,7 +17,7 @@ mod setup;
 mod stamp;
 mod test;
 
-/// Set-up, build, test and demonstration of pgleak.
+/// Set-up, build, test, demonstration and package of pgleak.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
 struct Cli {
@@ -31,6 +32,7 @@ enum Command {
     Bench(bench::Bench),
     Cases(cases::Cases),
     Demo(demo::Demo),
+    Dist(dist::Dist),
     Test(test::Test),
     Licences(licences::Licences),
 }
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         Command::Bench(command) => command.run(),
         Command::Cases(command) => command.run(),
         Command::Demo(command) => command.run(),
+        Command::Dist(command) => command.run(),
         Command::Test(command) => command.run(),
         Command::Licences(command) => command.run(),
     };

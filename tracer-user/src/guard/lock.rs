@@ -5,7 +5,7 @@ use std::{
     io::{self, Read as _, Seek as _, Write as _},
     os::{
         fd::AsRawFd as _,
-        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+        unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown},
     },
     path::{Path, PathBuf},
 };
@@ -67,6 +67,7 @@ impl CaptureLock {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
             .map_err(failed)?;
+        give_to_owner(&file, directory);
         // SAFETY: a call on an open descriptor.
         if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
             let error = io::Error::last_os_error();
@@ -88,6 +89,15 @@ impl CaptureLock {
         };
         write(&mut file).map_err(failed)?;
         Ok(Self { _file: file })
+    }
+}
+
+/// What root leaves in the directory of another user, a service's as a rule, must not lock that user out. Who may not
+/// change owners is that user. A file with a second name is somebody else's.
+fn give_to_owner(file: &File, directory: &Path) {
+    let (Ok(of), Ok(metadata)) = (fs::metadata(directory), file.metadata()) else { return };
+    if metadata.uid() != of.uid() && metadata.nlink() == 1 {
+        let _ = fchown(file, Some(of.uid()), Some(of.gid()));
     }
 }
 

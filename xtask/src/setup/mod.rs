@@ -31,6 +31,10 @@ const RIVALS: [(&str, &str); 4] =
 const DEBUG_FILE_TOOLS: [&str; 6] = ["addr2line", "dwp", "dwz", "objcopy", "strip", "xz"];
 const DEBUG_FILE_PACKAGES: [&str; 3] = ["binutils", "dwz", "xz-utils"];
 
+/// What judges the unit of the service, and its package. Nothing of it is started.
+const UNIT_TOOLS: [&str; 2] = ["systemctl", "systemd-analyze"];
+const UNIT_PACKAGE: &str = "systemd";
+
 /// Install what the build and the demonstration need, as far as it is missing
 #[derive(clap::Args)]
 pub(crate) struct Setup {
@@ -102,6 +106,7 @@ enum Need {
     CCompiler,
     DebugFileTools,
     Debugger,
+    UnitTools,
     Allocators,
     Headers(u32),
     Npm,
@@ -120,6 +125,7 @@ impl Need {
                 ("tools that make debug files".into(), format!("packages {}", DEBUG_FILE_PACKAGES.join(", ")))
             }
             Self::Debugger => ("gdb".into(), "package gdb".into()),
+            Self::UnitTools => ("tools that judge units".into(), format!("package {UNIT_PACKAGE}")),
             Self::Allocators => {
                 let packages = ALLOCATORS.map(|(_, package)| package);
                 ("other allocators than the C library's".into(), format!("packages {}", packages.join(", ")))
@@ -145,6 +151,7 @@ impl Need {
             Self::CCompiler => apt::install(&["gcc", "libc6-dev"]),
             Self::DebugFileTools => apt::install(&DEBUG_FILE_PACKAGES),
             Self::Debugger => apt::install(&["gdb"]),
+            Self::UnitTools => apt::install(&[UNIT_PACKAGE]),
             Self::Allocators => apt::install(&ALLOCATORS.map(|(_, package)| package)),
             Self::Headers(major) => headers::fetch(*major),
             Self::Npm => apt::install(&["npm"]),
@@ -210,6 +217,9 @@ fn needs_of_servers(tests: bool) -> Result<Vec<Need>> {
     }
     if find_program("gdb").is_none() {
         needs.push(Need::Debugger);
+    }
+    if UNIT_TOOLS.iter().any(|tool| find_program(tool).is_none()) {
+        needs.push(Need::UnitTools);
     }
     if ALLOCATORS.iter().any(|(file, _)| !Path::new(file).exists()) {
         needs.push(Need::Allocators);
