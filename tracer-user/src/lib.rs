@@ -29,3 +29,5 @@ pub mod cli;
 pub mod doctor;
 pub mod manual;
 pub mod session;
+
+pub mod top;

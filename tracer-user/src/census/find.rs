@@ -99,6 +99,11 @@ impl Observed {
         Self { process, version, layout, memory, variable }
     }
 
+    /// Another process of the same server: one forked from the same postmaster has everything at the same addresses.
+    pub fn sibling(&self, process: ProcessId) -> Self {
+        Self::new(process, self.version.clone(), Arc::clone(&self.layout), self.variable)
+    }
+
     /// Reads its contexts as they are now.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ pub use diff::{Difference, difference};
 pub use formats::{CAPTURE_FILE, FORMATS, Format, UnknownFormat, format};
 pub use options::{Colours, RenderOptions, UnknownPalette};
 pub use output::{OutputDir, WriteError};
+pub(crate) use page::WIDTH as REPORT_WIDTH;
 pub use read::{ReadError, parse_capture, read_capture};
 pub use report::report;
 
