@@ -27,5 +27,6 @@ mod selection;
 mod several;
 mod shapes;
 mod sites;
+mod top;
 mod trail;
 mod user;
