@@ -48,3 +48,13 @@ fn each_command_has_a_manual_page() {
         refused.stderr
     );
 }
+
+#[test]
+fn top_draws_on_a_terminal_only() {
+    let refused = run(["top"]).unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", refused.stderr);
+    assert_eq!(refused.stdout, "");
+    assert!(refused.stderr.contains("standard output is no terminal"), "{}", refused.stderr);
+    let refused = run(["top", "--interval", "1ms"]).unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", refused.stderr);
+}

@@ -30,5 +30,6 @@ mod serving;
 mod several;
 mod shapes;
 mod sites;
+mod top;
 mod trail;
 mod user;

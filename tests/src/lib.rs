@@ -1,5 +1,5 @@
 //! Shared harness of the integration tests: servers, sessions on them, work for them to do, and the
-//! `pgleak` program.
+//! `pgleak` program, in a terminal too.
 //!
 //! Everything cleans up in `Drop`, and a test process that is killed leaves no server behind.
 
@@ -20,6 +20,7 @@ pub mod service;
 pub mod shapes;
 pub mod skip;
 pub mod tables;
+pub mod terminal;
 pub mod unit;
 pub mod workload;
 

@@ -28,6 +28,8 @@ pub struct Cli {
 pub enum Command {
     /// Show the PostgreSQL processes of this host and which of them grow.
     List(ListArgs),
+    /// Watch the PostgreSQL processes of this host on the terminal, and capture one of them by a key.
+    Top(TopArgs),
     /// Read the memory contexts of one process, without any probe.
     Contexts(ContextsArgs),
     /// Trace one process for some seconds and name what leaks.
@@ -73,6 +75,17 @@ pub struct ListArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `top`.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// How far looks are apart; they are further apart where they would take more than 5 % of a core.
+    #[arg(long, default_value = "2s", value_parser = list_interval)]
+    pub interval: Duration,
+    /// Only this process (repeatable) [default: all].
+    #[arg(long, value_name = "PID")]
+    pub pid: Vec<u32>,
 }
 
 /// Which allocations are recorded.

@@ -32,4 +32,5 @@ pub mod doctor;
 pub mod manual;
 pub mod session;
 
+pub mod top;
 pub mod watch;

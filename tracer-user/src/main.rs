@@ -1,7 +1,7 @@
 //! The `pgleak` program: arguments, logging, exit codes.
 
 use std::{
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
@@ -14,7 +14,7 @@ use pgleak::{
     census::{self, Census, CensusError, Observed},
     cli::{
         AllocatorChoice, AttachChoice, CaptureArgs, Cli, Command, ContextsArgs, DiffArgs, DoctorArgs,
-        ListArgs, ManArgs, RenderArgs, RequestArgs, UnwindCheckArgs, WatchArgs,
+        ListArgs, ManArgs, RenderArgs, RequestArgs, TopArgs, UnwindCheckArgs, WatchArgs,
     },
     doctor::{Health, examine},
     elf::Image,
@@ -33,6 +33,7 @@ use pgleak::{
         DebugFiles, Debuginfod, DebuginfodError, Settings, SymbolIndex, SymbolIndexError, name_again,
     },
     target::{find_servers, human_bytes, measure_growth, render_table, sort_by_growth},
+    top::{Made, TopError, TopOptions, top},
     unwind::{InspectError, Inspection},
     watch::{self, CaptureRequest, Client, ClientError, Config, ConfigError, JournalFormat, WatchError},
 };
@@ -46,9 +47,13 @@ const FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    log(cli.verbose, matches!(cli.command, Command::Watch(_)));
+    // What is logged to the terminal would stand in the middle of what `top` draws there.
+    if !(matches!(cli.command, Command::Top(_)) && io::stderr().is_terminal()) {
+        log(cli.verbose, matches!(cli.command, Command::Watch(_)));
+    }
     let result = match cli.command {
         Command::List(args) => list(&args),
+        Command::Top(args) => run_top(args),
         Command::Contexts(args) => run_contexts(&args),
         Command::Capture(args) => run_capture(&args),
         Command::Doctor(args) => run_doctor(&args),
@@ -145,6 +150,12 @@ impl From<ClientError> for Failure {
     }
 }
 
+impl From<TopError> for Failure {
+    fn from(error: TopError) -> Self {
+        Self { code: if error.is_misuse() { MISUSE } else { FAILURE }, message: error.to_string() }
+    }
+}
+
 impl From<CensusError> for Failure {
     fn from(error: CensusError) -> Self {
         Self { code: if error.is_misuse() { MISUSE } else { FAILURE }, message: error.to_string() }
@@ -184,6 +195,13 @@ fn list(args: &ListArgs) -> Result<(), Failure> {
         return print(format!("{text}\n").as_bytes());
     }
     print(render_table(&servers).as_bytes())
+}
+
+/// What was captured meanwhile is told again, since it goes with the screen.
+fn run_top(args: TopArgs) -> Result<(), Failure> {
+    let made = top(&TopOptions { interval: args.interval, pids: args.pid })?;
+    let line = |made: &Made| format!("{}: {}\n", made.directory.display(), made.verdict);
+    print(made.iter().map(line).collect::<String>().as_bytes())
 }
 
 fn run_contexts(args: &ContextsArgs) -> Result<(), Failure> {
@@ -414,12 +432,7 @@ fn default_directory(scope: &Scope) -> PathBuf {
     let session = scope.filter.session.map(|session| format!("con{session}"));
     let what = scope.pids.first().map(ToString::to_string).or(server).or(session);
     let what = what.unwrap_or_else(|| "server".to_owned());
-    stamped(&what)
-}
-
-/// A directory in the current one that is named after what it holds, and when that was made.
-fn stamped(what: &str) -> PathBuf {
-    PathBuf::from(format!("pgleak-{what}-{}", jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ")))
+    OutputDir::name_for(&what)
 }
 
 fn print_format(format: &Format, capture: &Capture, options: &RenderOptions) -> Result<(), Failure> {
@@ -481,7 +494,7 @@ fn run_diff(args: &DiffArgs) -> Result<(), Failure> {
     if args.table {
         return print(found.table().as_bytes());
     }
-    let out = args.out.clone().unwrap_or_else(|| stamped("diff"));
+    let out = args.out.clone().unwrap_or_else(|| OutputDir::name_for("diff"));
     let files = found.artifacts()?;
     let written = OutputDir::reuse(&out)?.write_files(&files);
     // As after a capture: the answer comes first.

@@ -21,6 +21,7 @@ pub use findings::{FINDINGS_SCHEMA, Finding, Findings, FoundContext, Loss, Recor
 pub use formats::{CAPTURE_FILE, FORMATS, Format, UnknownFormat, VERDICT_FILE, format};
 pub use options::{Colours, RenderOptions, UnknownPalette};
 pub use output::{OutputDir, WriteError};
+pub(crate) use page::WIDTH as REPORT_WIDTH;
 pub use read::{ReadError, parse_capture, read_capture};
 pub use report::report;
 

@@ -54,6 +54,11 @@ pub struct OutputDir {
 }
 
 impl OutputDir {
+    /// A directory in the current one that is named after what it holds, and when that was made.
+    pub fn name_for(what: &str) -> PathBuf {
+        PathBuf::from(format!("pgleak-{what}-{}", jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ")))
+    }
+
     /// Makes a directory for a new capture, readable for its owner only, before anything else is
     /// done: a capture that cannot be written should not be made.
     ///

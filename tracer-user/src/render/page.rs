@@ -1,7 +1,7 @@
 //! Lines of plain text, at most [`WIDTH`] columns wide.
 
 /// The widest line.
-pub(super) const WIDTH: usize = 100;
+pub(crate) const WIDTH: usize = 100;
 
 /// A text in the making.
 #[derive(Default)]
