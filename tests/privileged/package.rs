@@ -2,10 +2,15 @@
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    os::unix::{
+        fs::{MetadataExt as _, PermissionsExt as _},
+        net::UnixStream,
+    },
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
+    thread,
+    time::{Duration, Instant},
 };
 
 use pgleak_tests::{
@@ -13,6 +18,7 @@ use pgleak_tests::{
     overlay::Overlay,
     pgleak::{Running, binary},
     planted::{self, CONTEXT, Call},
+    service::ask,
     unit::Unit,
 };
 use xtask::{
@@ -237,4 +243,52 @@ fn a_capture_works_with_what_the_unit_gives() {
     }
     let cached = fs::read_dir(machine.path("/var/cache/pgleak-service/pgleak")).unwrap().count();
     assert!(cached > 0, "no unwind table is kept");
+}
+
+/// The service itself, with the configuration of the package.
+#[test]
+fn the_service_works_with_what_the_unit_gives() {
+    let machine = installed();
+    let unit = Unit::parse(&fs::read_to_string(machine.path(UNIT)).unwrap());
+    unit.make_directories(&machine).unwrap();
+    machine.output(["pgleak", "check-config", "--config", CONFIGURATION]).unwrap();
+    let server = server(&Build::packaged(15).unwrap());
+    planted::install(&server).unwrap();
+    let mut session = planted::session(&server).unwrap();
+    let pid = session.backend_pid();
+
+    let service = Running::spawn(&mut unit.command(&machine, unit.words("ExecStart")).unwrap()).unwrap();
+    service.wait_for("watching: ", PATIENCE).unwrap();
+    let socket = machine.path("/run/pgleak/web.sock");
+    assert_eq!(socket.metadata().unwrap().mode() & 0o777, 0o600);
+    let get = |path: &str| {
+        let answer =
+            ask(UnixStream::connect(&socket).unwrap(), "GET", path, "Host: localhost\r\n", "").unwrap();
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+        answer.text()
+    };
+    assert_eq!(get("/healthz").trim(), "ok");
+    // Nothing is known of a process before the first look.
+    let deadline = Instant::now() + PATIENCE;
+    while !get("/api/v1/state").contains(&format!("\"pid\":{pid}")) {
+        assert!(Instant::now() < deadline, "{}", get("/api/v1/state"));
+        thread::sleep(Duration::from_millis(100));
+    }
+    let pid_text = pid.to_string();
+    let options = ["pgleak", "request", "--pid", &pid_text, "--duration=2s", "--overhead=full", "--wait"];
+    let request = Running::spawn(&mut machine.command(options)).unwrap();
+    while request.is_running() {
+        Call::PALLOC.run(&mut session, &[10, 100]).unwrap();
+    }
+    let found = request.finish().unwrap().success().unwrap().stdout;
+    assert!(found.contains("planted_leak_palloc"), "{found}");
+    let user: u32 = machine.output(["id", "-u", "pgleak"]).unwrap().trim().parse().unwrap();
+    let report = machine.path("/var/lib/pgleak/captures/000001/report.txt").metadata().unwrap();
+    assert_eq!((report.uid(), report.mode() & 0o777), (user, 0o600));
+
+    service.signal(libc::SIGHUP).unwrap();
+    service.wait_for("the configuration was read again", PATIENCE).unwrap();
+    service.signal(libc::SIGTERM).unwrap();
+    service.finish().unwrap().success().unwrap();
+    assert_no_probe_is_left(pid);
 }

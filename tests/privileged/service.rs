@@ -279,7 +279,7 @@ fn a_full_disk_is_survived() {
     let directory = tempfile::Builder::new().prefix("pgleak-watch-").tempdir().unwrap();
     let disk = Mounted::new(&directory.path().join("disk"), "8M");
     let store = disk.0.join("store");
-    let mut service = Service::start_in(directory, store, &server, ON_REQUEST).unwrap();
+    let mut service = Service::start_in(directory, store, &[&server], ON_REQUEST).unwrap();
     service.wait_until("/api/v1/state", PATIENCE, |state| state["processes"].get(0).cloned()).unwrap();
     let filler = disk.fill();
     let trouble = service

@@ -43,7 +43,7 @@ fn a_leak_is_seen_captured_and_named() {
     let (_server, leak) = leaking();
     let (dir, pid) = (tempfile::tempdir().unwrap(), leak.backend_pid().to_string());
     let mut top = top(&[], dir.path());
-    let before = top.modes().unwrap();
+    let before = top.modes_before().clone();
     let line = top.wait_for(&[&pid, "client backend", "postgres"], PATIENCE).unwrap();
     assert!(line.contains("MB"), "{line}");
     assert!(top.is_alternate());
@@ -117,7 +117,7 @@ fn a_signal_gives_the_terminal_back_and_lets_a_capture_end() {
     for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGINT] {
         let dir = tempfile::tempdir().unwrap();
         let mut top = top(&["--pid", &pid.to_string()], dir.path());
-        let before = top.modes().unwrap();
+        let before = top.modes_before().clone();
         top.wait_for(&[&pid.to_string(), "client backend"], PATIENCE).unwrap();
         top.press("c").unwrap();
         top.wait_for(&["recording", "of 13 s"], PATIENCE).unwrap();
@@ -148,7 +148,7 @@ fn nothing_is_coloured_if_the_user_says_so() {
 fn what_is_no_server_is_refused_before_anything_is_drawn() {
     let dir = tempfile::tempdir().unwrap();
     let mut top = top(&["--pid", &std::process::id().to_string()], dir.path());
-    let before = top.modes().unwrap();
+    let before = top.modes_before().clone();
     assert_eq!(top.wait().unwrap().code(), Some(2));
     top.wait_for(&["belongs to no PostgreSQL"], Duration::from_secs(10)).unwrap();
     assert_eq!(top.modes().unwrap(), before);

@@ -27,8 +27,8 @@ pub struct Service {
     running: Option<Running>,
     directory: TempDir,
     store: PathBuf,
-    /// Data directory of the server that it watches: others on this host are none of its business.
-    server: PathBuf,
+    /// Data directories of the servers that it watches: others on this host are none of its business.
+    servers: Vec<PathBuf>,
 }
 
 /// What it answers.
@@ -60,14 +60,24 @@ impl Answer {
 impl Service {
     /// Starts it for one server, with a configuration to which a store and a socket in a new directory are added.
     pub fn start(server: &Server, config: &str) -> Result<Self> {
+        Self::start_of(&[server], config)
+    }
+
+    /// The same for several.
+    pub fn start_of(servers: &[&Server], config: &str) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("pgleak-watch-").tempdir()?;
         let store = directory.path().join("store");
-        Self::start_in(directory, store, server, config)
+        Self::start_in(directory, store, servers, config)
     }
 
     /// The same with a store somewhere else.
-    pub fn start_in(directory: TempDir, store: PathBuf, server: &Server, config: &str) -> Result<Self> {
-        let mut service = Self { running: None, directory, store, server: server.data_dir() };
+    pub fn start_in(directory: TempDir, store: PathBuf, servers: &[&Server], config: &str) -> Result<Self> {
+        let mut service = Self {
+            running: None,
+            directory,
+            store,
+            servers: servers.iter().map(|server| server.data_dir()).collect(),
+        };
         service.configure(config)?;
         service.run()?;
         Ok(service)
@@ -81,7 +91,7 @@ impl Service {
             false => format!("{config}\n[store]\n{store}\nmin_free = \"1M\"\n"),
         };
         ensure!(text.contains("[census]"), "the configuration of a test has a [census]");
-        let only = format!("[census]\nservers = [\"{}\"]", self.server.display());
+        let only = format!("[census]\nservers = {:?}", self.servers);
         text = text.replace("[census]", &only);
         if !text.contains("[web]") {
             text += &format!("[web]\nlisten = [\"unix:{}\"]\n", self.socket().display());

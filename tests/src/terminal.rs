@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, FromRawFd as _};
+use std::os::fd::{AsRawFd, FromRawFd as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -19,6 +19,7 @@ pub struct Terminal {
     /// Kept open: what the program leaves behind is looked at when it has ended.
     slave: File,
     screen: Arc<Screen>,
+    before: Modes,
 }
 
 struct Screen {
@@ -43,6 +44,7 @@ impl Terminal {
     /// Starts a program in a new terminal of that size.
     pub fn start(command: &mut Command, (columns, rows): (u16, u16)) -> Result<Self> {
         let (master, slave) = open(columns, rows)?;
+        let before = modes_of(&slave)?;
         let inherit = || slave.try_clone().context("cannot duplicate the terminal");
         command.stdin(inherit()?).stdout(inherit()?).stderr(inherit()?).env("TERM", "xterm-256color");
         // SAFETY: both calls are async-signal-safe and touch nothing but the child's own session.
@@ -64,7 +66,7 @@ impl Terminal {
         let shown = Arc::clone(&screen);
         // It ends when the last descriptor of the other side is closed.
         thread::spawn(move || read(from, &shown));
-        Ok(Self { child, master, slave, screen })
+        Ok(Self { child, master, slave, screen, before })
     }
 
     /// What is on the screen.
@@ -159,22 +161,31 @@ impl Terminal {
 
     /// The settings of the terminal now.
     pub fn modes(&self) -> Result<Modes> {
-        // SAFETY: all zeros is a valid termios to write into, and the descriptor is that of a terminal.
-        let (result, now) = unsafe {
-            let mut now: libc::termios = std::mem::zeroed();
-            (libc::tcgetattr(self.slave.as_raw_fd(), &raw mut now), now)
-        };
-        if result < 0 {
-            return Err(io::Error::last_os_error()).context("cannot read the settings of the terminal");
-        }
-        let flags = [now.c_iflag, now.c_oflag, now.c_cflag, now.c_lflag];
-        Ok(Modes { flags, characters: now.c_cc })
+        modes_of(&self.slave)
+    }
+
+    /// The same before the program was started.
+    pub fn modes_before(&self) -> &Modes {
+        &self.before
     }
 
     /// Waits for the end of the program. The screen stays.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         self.child.wait().context("cannot wait for the program")
     }
+}
+
+fn modes_of(terminal: &impl AsRawFd) -> Result<Modes> {
+    // SAFETY: all zeros is a valid termios to write into, and the descriptor is that of a terminal.
+    let (result, now) = unsafe {
+        let mut now: libc::termios = std::mem::zeroed();
+        (libc::tcgetattr(terminal.as_raw_fd(), &raw mut now), now)
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error()).context("cannot read the settings of the terminal");
+    }
+    let flags = [now.c_iflag, now.c_oflag, now.c_cflag, now.c_lflag];
+    Ok(Modes { flags, characters: now.c_cc })
 }
 
 impl Drop for Terminal {

@@ -13,6 +13,7 @@ mod forward;
 mod kernels;
 mod licences;
 mod setup;
+mod soak;
 #[path = "../../tracer-user/build/stamp.rs"]
 mod stamp;
 mod test;
@@ -33,6 +34,7 @@ enum Command {
     Cases(cases::Cases),
     Demo(demo::Demo),
     Dist(dist::Dist),
+    Soak(soak::Soak),
     Test(test::Test),
     Licences(licences::Licences),
 }
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Cases(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Dist(command) => command.run(),
+        Command::Soak(command) => command.run(),
         Command::Test(command) => command.run(),
         Command::Licences(command) => command.run(),
     };

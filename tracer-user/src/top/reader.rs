@@ -124,7 +124,7 @@ impl Reading {
             None => self.observed.insert(servers.observe(self.wanted)?),
         };
         let began = Instant::now();
-        let now = observed.census(Limits::default())?;
+        let now = observed.census(Limits { usage: false, ..Limits::default() })?;
         let (at, first) = self.first.get_or_insert_with(|| (began, now.clone()));
         let mut look = ContextsLook::between(first, &now, began.duration_since(*at));
         // What is made of it counts as well.

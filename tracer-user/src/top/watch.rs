@@ -14,7 +14,7 @@ use super::{
     model::{Look, Seen},
     text::harmless,
 };
-use crate::target::{ProcessId, ServerProcess, find_servers, server_process, stat};
+use crate::target::{Finder, ProcessId, ServerProcess, server_process};
 
 /// Looks at these processes, or at all if none is named.
 pub(super) fn watch(
@@ -24,10 +24,11 @@ pub(super) fn watch(
     events: Sender<Event>,
 ) -> Result<(), TopError> {
     start("looks", move || {
+        let mut finder = Finder::default();
         loop {
             let began = Instant::now();
             let servers = if pids.is_empty() {
-                find_servers()
+                finder.find()
             } else {
                 pids.iter().filter_map(|pid| server_process(*pid).ok().flatten()).collect()
             };
@@ -40,25 +41,22 @@ pub(super) fn watch(
     })
 }
 
-/// The processes as they are shown; those that have ended meanwhile are left out.
+/// The processes as they are shown.
 fn seen(servers: &[ServerProcess]) -> Vec<Seen> {
-    let mut known: HashMap<u32, Option<ProcessId>> = HashMap::new();
-    let mut identify = |pid: u32| {
-        let of = |pid| stat(pid).ok().map(|stat| ProcessId { pid, start_ticks: stat.start_ticks });
-        *known.entry(pid).or_insert_with(|| of(pid))
-    };
+    let ids: HashMap<u32, ProcessId> = servers.iter().map(|server| (server.pid, server.id())).collect();
+    // One that is named alone stands there without its postmaster.
+    let identify = |pid: u32| ids.get(&pid).copied().or_else(|| ProcessId::of(pid).ok());
     let name = |name: &Option<String>| name.as_deref().map_or_else(|| "-".to_owned(), harmless);
     let seen = |server: &ServerProcess| {
-        let id = identify(server.pid)?;
         let first = if server.is_postmaster { Some(server.pid) } else { server.postmaster };
-        Some(Seen {
-            id,
-            server: first.and_then(&mut identify),
+        Seen {
+            id: server.id(),
+            server: first.and_then(identify),
             kind: harmless(&server.parsed.kind),
             database: name(&server.parsed.database),
             user: name(&server.parsed.user),
             rss_anon: server.memory.rss_anon,
-        })
+        }
     };
-    servers.iter().filter_map(seen).collect()
+    servers.iter().map(seen).collect()
 }

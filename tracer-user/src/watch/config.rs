@@ -571,4 +571,40 @@ mod tests {
             assert!(error.starts_with("pgleak.toml: ") && error.contains(part), "{text}: {error}");
         }
     }
+
+    /// What the package installs changes nothing, and shows every key with its default.
+    #[test]
+    fn the_packaged_file_is_the_default() {
+        let text = include_str!("../../../packaging/pgleak.toml");
+        assert_eq!(parse(text), Ok(Config::default()));
+        // Keys are commented out right behind the `#`, sentences behind a space.
+        let is_key = |rest: &&str| rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '[');
+        let all: Vec<&str> =
+            text.lines().map(|line| line.strip_prefix('#').filter(is_key).unwrap_or(line)).collect();
+        let all = parse(&all.join("\n")).expect("they are keys");
+        let default = Config::default();
+        // What has no default is there as an example.
+        let Triggers { growth, limit, schedule } = &all.triggers;
+        assert!(limit.process.is_some() && limit.context.is_some());
+        assert_eq!(schedule.as_ref().map(|schedule| schedule.top), Some(one()));
+        let Some(Push { to: PushTo::Pyroscope, headers, labels, .. }) = all.push.first() else {
+            panic!("{all:?}")
+        };
+        assert!(!headers.is_empty() && !labels.is_empty() && all.web.tls.is_some());
+        assert!(all.notify.webhook.as_ref().is_some_and(|webhook| !webhook.headers.is_empty()));
+        let examples =
+            [all.capture.settle.is_some(), all.capture.sample.is_some(), all.capture.map_memory.is_some()];
+        assert_eq!(examples, [true; 3]);
+        let capture = CaptureConfig { settle: None, sample: None, map_memory: None, ..all.capture.clone() };
+        assert_eq!((growth, &capture), (&default.triggers.growth, &default.capture));
+        assert_eq!(
+            (&all.census, &all.budget, &all.store),
+            (&default.census, &default.budget, &default.store)
+        );
+        let web = WebConfig { tls: None, ..all.web.clone() };
+        assert_eq!(
+            (&web, all.notify.on, &all.notify.command),
+            (&default.web, default.notify.on, &default.notify.command)
+        );
+    }
 }
