@@ -1,7 +1,7 @@
 //! The server processes of this host, and how fast each one grows.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
     path::{Path, PathBuf},
     thread,
@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::{
     process::{self, Binary, Memory, ProcessError, ProcessId, exe_link},
+    resident::ResidentMemory,
     title::{POSTMASTER, Title, parse_title},
 };
 use crate::elf::Image;
@@ -75,6 +76,9 @@ pub fn find_servers() -> Vec<ServerProcess> {
 /// A pid that had no server process is not looked at again for so long.
 const NO_SERVER_FOR: Duration = Duration::from_secs(30);
 
+/// A title is read again after so long: what a process is stays the same once it has said it.
+const TITLE_FOR: Duration = Duration::from_secs(10);
+
 /// Finds the server processes again and again, without doing again what does not change.
 #[derive(Debug, Default)]
 pub struct Finder {
@@ -82,11 +86,37 @@ pub struct Finder {
     marked: HashMap<(u64, u64), bool>,
     /// Pids that had something else, and since when that is known.
     others: HashMap<u32, Instant>,
+    /// Server processes, and their parents.
+    known: BTreeMap<u32, Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    server: ServerProcess,
+    parent: u32,
+    memory: ResidentMemory,
+    titled: Instant,
+}
+
+impl Known {
+    /// What it is now; `None` once it has ended.
+    fn again(&mut self, now: Instant) -> Option<(ServerProcess, u32)> {
+        self.server.memory = self.memory.read()?;
+        self.server.sampled = now;
+        let has_said = self.server.parsed.kind != POSTMASTER || self.server.is_postmaster;
+        if !has_said || now.duration_since(self.titled) >= TITLE_FOR {
+            self.titled = now;
+            self.server.title = process::command_line(self.server.pid).ok()?;
+            self.server.parsed = parse_title(&self.server.title);
+        }
+        Some((self.server.clone(), self.parent))
+    }
 }
 
 impl Finder {
     /// The server processes of this host as they are now, as [`find_servers`] gives them. One with the pid of another
-    /// process that has just ended may be found half a minute late.
+    /// process that has just ended, or that was another program a moment ago, may be found half a minute late; a new
+    /// title is seen ten seconds late.
     pub fn find(&mut self) -> Vec<ServerProcess> {
         let now = Instant::now();
         self.others.retain(|_, since| now.duration_since(*since) < NO_SERVER_FOR);
@@ -94,20 +124,43 @@ impl Finder {
         if self.marked.len() > MOST_BINARIES {
             self.marked.clear();
         }
-        let mut servers = Vec::new();
+        let mut servers: Vec<(ServerProcess, u32)> = Vec::with_capacity(self.known.len());
+        self.known.retain(|_, known| match known.again(now) {
+            Some(server) => {
+                servers.push(server);
+                true
+            }
+            None => false,
+        });
         let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
         for pid in pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
-            if self.others.contains_key(&pid) {
+            if self.known.contains_key(&pid) || self.others.contains_key(&pid) {
                 continue;
             }
+            // Opened first: what is found out then is of this very process, or it has ended.
+            let memory = ResidentMemory::open(pid);
             match look_at(pid, &mut self.marked) {
-                Ok(Some(server)) => servers.push(server),
+                Ok(Some((server, parent))) => {
+                    if let Ok(memory) = memory
+                        && memory.read().is_some()
+                    {
+                        let known = Known { server: server.clone(), parent, memory, titled: now };
+                        self.known.insert(pid, known);
+                    }
+                    servers.push((server, parent));
+                }
                 // What fails has ended, or is part of the kernel.
                 Ok(None) | Err(_) => drop(self.others.insert(pid, now)),
             }
         }
         servers.sort_by_key(|(server, _)| server.pid);
-        relate(servers)
+        let related = relate(servers);
+        for server in related.iter().filter(|server| server.is_postmaster) {
+            if let Some(known) = self.known.get_mut(&server.pid) {
+                known.server.is_postmaster = true;
+            }
+        }
+        related
     }
 }
 

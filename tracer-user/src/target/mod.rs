@@ -7,6 +7,7 @@ mod memory;
 mod modules;
 mod process;
 mod procfs;
+mod resident;
 mod table;
 mod title;
 

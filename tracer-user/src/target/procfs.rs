@@ -79,6 +79,25 @@ pub struct Status {
     pub seccomp: Option<Seccomp>,
 }
 
+/// The memory in `/proc/PID/status`, and nothing else of it; `None` where there is none.
+pub(super) fn parse_memory(text: &[u8]) -> Option<Memory> {
+    let mut memory = [None; 3];
+    for line in text.split(|byte| *byte == b'\n') {
+        let Some(rest) = line.strip_prefix(b"Rss") else { continue };
+        let field = match rest {
+            [b'A', ..] => 0,
+            [b'F', ..] => 1,
+            _ => 2,
+        };
+        let digits = rest.iter().filter(|byte| byte.is_ascii_digit());
+        let kib =
+            digits.fold(0_u64, |kib, digit| kib.saturating_mul(10).saturating_add(u64::from(digit - b'0')));
+        memory[field] = Some(kib.saturating_mul(1024));
+    }
+    let [rss_anon, rss_file, rss_shmem] = memory;
+    Some(Memory { rss_anon: rss_anon?, rss_file: rss_file.unwrap_or(0), rss_shmem: rss_shmem.unwrap_or(0) })
+}
+
 /// Parses `/proc/PID/status` (proc_pid_status(5)).
 pub(super) fn parse_status(text: &str) -> Option<Status> {
     let value =

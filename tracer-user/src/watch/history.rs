@@ -43,6 +43,8 @@ pub(super) struct Grower {
     pub bytes: u64,
     /// The context that gained most, as far as that was seen.
     pub context: Option<String>,
+    /// All contexts of the process that keep growing, however slowly.
+    pub growing: Vec<String>,
 }
 
 /// What grows, or is too large.
@@ -105,6 +107,14 @@ impl History {
         let (growth, limit) = (&triggers.growth, &triggers.limit);
         let anon = rise(&mut course.anon, growth.window).filter(|_| growth.enabled);
         let anon_bytes = seen.memory().rss_anon;
+        let mut growers = Vec::new();
+        let mut contexts: Vec<(String, Option<Rise>, u64)> = Vec::new();
+        for (label, points) in &mut course.contexts {
+            let bytes = points.back().map_or(0, |point| point.bytes);
+            contexts.push((label.clone(), rise(points, growth.window), bytes));
+        }
+        let growing = |(label, rise, _): &(String, Option<Rise>, u64)| rise.is_some().then(|| label.clone());
+        let growing: Vec<String> = contexts.iter().filter_map(growing).collect();
         let grower = |what, rise, bytes, context| Grower {
             id: seen.id,
             server: seen.server.clone(),
@@ -112,13 +122,8 @@ impl History {
             rise,
             bytes,
             context,
+            growing: growing.clone(),
         };
-        let mut growers = Vec::new();
-        let mut contexts: Vec<(String, Option<Rise>, u64)> = Vec::new();
-        for (label, points) in &mut course.contexts {
-            let bytes = points.back().map_or(0, |point| point.bytes);
-            contexts.push((label.clone(), rise(points, growth.window), bytes));
-        }
         let fast = |rise: &Rise, least: u64| rise.per_minute >= least as f64;
         for (label, rise, bytes) in &contexts {
             let rise = rise.filter(|rise| growth.enabled && fast(rise, growth.context_per_minute));

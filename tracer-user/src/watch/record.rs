@@ -93,6 +93,9 @@ pub struct Subject {
     /// The context that grew most before, if that was seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<String>,
+    /// All contexts of it that kept growing then: one leak is mostly in several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub growing: Vec<String>,
 }
 
 impl Subject {
@@ -144,10 +147,11 @@ impl Record {
             .is_some_and(|findings| !matches!(findings.outcome, Outcome::NotProven | Outcome::NothingSeen))
     }
 
-    /// The contexts that it was about: that which grew before, and those of what was found.
+    /// The contexts that it was about: those that grew before, and those of what was found.
     pub fn contexts(&self) -> impl Iterator<Item = &str> {
         let found = self.findings.iter().flat_map(|findings| &findings.suspects);
-        let found = found.flat_map(|suspect| suspect.contexts.first());
-        self.subject.context.as_deref().into_iter().chain(found.map(|context| &*context.name))
+        let found = found.flat_map(|suspect| &suspect.contexts).map(|context| &*context.name);
+        let subject = &self.subject;
+        subject.context.as_deref().into_iter().chain(subject.growing.iter().map(|name| &**name)).chain(found)
     }
 }

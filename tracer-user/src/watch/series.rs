@@ -279,6 +279,7 @@ impl Database {
                         database: row.get(5)?,
                         user: row.get(6)?,
                         context: None,
+                        growing: Vec::new(),
                     },
                     first_ms: row.get(7)?,
                     last_ms: row.get(8)?,

@@ -110,7 +110,7 @@ struct Service {
     context_bytes: u64,
     left_out: Arc<AtomicU64>,
     /// What might not begin at the last look: told once, and not each time.
-    held_back: HashSet<(ProcessId, Option<String>)>,
+    held_back: HashSet<ProcessId>,
     last_scheduled: Instant,
     last_tidied: Option<Instant>,
     last_looked: Instant,
@@ -333,12 +333,10 @@ impl Service {
         let growers = self.history.growers(look, &self.config.triggers);
         let mut held_back = HashSet::new();
         for grower in growers {
-            let key = (grower.id, grower.context.clone());
-            if let Err(why) = self.try_grower(&grower, look).await {
-                if !self.held_back.contains(&key) {
-                    self.hold_back(&format!("process {}: {}; {why}", grower.id.pid, grower.why()));
-                }
-                held_back.insert(key);
+            let Err(why) = self.try_grower(&grower, look).await else { continue };
+            // Whatever else of it grows is told with that.
+            if held_back.insert(grower.id) && !self.held_back.contains(&grower.id) {
+                self.hold_back(&format!("process {}: {}; {why}", grower.id.pid, grower.why()));
             }
         }
         self.held_back = held_back;
@@ -359,7 +357,7 @@ impl Service {
         }
         now.has_room(grower.id).map_err(|refusal| refusal.to_string())?;
         let Some(seen) = look.processes.iter().find(|seen| seen.id == grower.id) else { return Ok(()) };
-        let subject = subject(seen, grower.context.clone());
+        let subject = subject(seen, Some(grower));
         let how = self.config.capture.clone();
         self.begin(subject, grower.trigger(), grower.why(), how).await.map(drop)
     }
@@ -697,7 +695,8 @@ impl Service {
     }
 }
 
-fn subject(seen: &Seen, context: Option<String>) -> Subject {
+/// A process, and what of it is known to grow.
+fn subject(seen: &Seen, grower: Option<&Grower>) -> Subject {
     Subject {
         pid: seen.id.pid,
         start_ticks: seen.id.start_ticks,
@@ -705,7 +704,8 @@ fn subject(seen: &Seen, context: Option<String>) -> Subject {
         kind: seen.process.parsed.kind.clone(),
         database: seen.process.parsed.database.clone(),
         user: seen.process.parsed.user.clone(),
-        context,
+        context: grower.and_then(|grower| grower.context.clone()),
+        growing: grower.map(|grower| grower.growing.clone()).unwrap_or_default(),
     }
 }
 

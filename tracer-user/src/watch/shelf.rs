@@ -240,6 +240,7 @@ fn nameless(number: CaptureNumber, findings: Option<Findings>) -> Record {
             database: target.as_ref().and_then(|target| target.database.clone()),
             user: target.as_ref().and_then(|target| target.user.clone()),
             context: None,
+            growing: Vec::new(),
         },
         boot: String::new(),
         begun_ms,

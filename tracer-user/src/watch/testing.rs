@@ -27,6 +27,7 @@ pub(super) fn record(number: i64, leak: Option<&str>) -> Record {
             database: None,
             user: None,
             context: None,
+            growing: Vec::new(),
         },
         boot: "boot".to_owned(),
         begun_ms: 599_000,

@@ -173,6 +173,13 @@ impl Now<'_> {
     }
 }
 
+fn minutes(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ ..120 => format!("{seconds} s"),
+        seconds => format!("{} min", seconds / 60),
+    }
+}
+
 impl Grower {
     /// Why it is to be captured.
     pub(super) fn trigger(&self) -> Trigger {
@@ -192,8 +199,8 @@ impl Grower {
                     _ => String::new(),
                 };
                 format!(
-                    "{what} kept growing for {} min, by {} ({} a minute), to {}{mostly}",
-                    rise.over.as_secs() / 60,
+                    "{what} kept growing for {}, by {} ({} a minute), to {}{mostly}",
+                    minutes(rise.over),
                     rate(rise.per_minute / 60.0),
                     bytes(rise.per_minute as u64),
                     bytes(self.bytes),
@@ -235,6 +242,7 @@ mod tests {
             rise: Some(rise),
             bytes: 1 << 30,
             context: context.map(str::to_owned),
+            growing: Vec::new(),
         }
     }
 
@@ -265,6 +273,19 @@ mod tests {
         }
         let elsewhere = Grower { server: "/other".to_owned(), ..grower(PROCESS, Growing::Process, None) };
         assert_eq!(now.is_news(&elsewhere), Ok(()));
+    }
+
+    #[test]
+    fn one_leak_is_mostly_in_several_contexts() {
+        let budget = Budget::default();
+        let mut captured = record(1, PROCESS, Some("CachedPlanSource"), Some("CachedPlanSource"), 10);
+        captured.subject.growing = vec!["CachedPlanSource".to_owned(), "SPI Plan".to_owned()];
+        let records = [captured];
+        let now = now(&records, &budget, 20);
+        for context in ["CachedPlanSource", "SPI Plan"] {
+            assert!(now.is_news(&grower(PROCESS, Growing::Context, Some(context))).is_err(), "{context}");
+        }
+        assert_eq!(now.is_news(&grower(PROCESS, Growing::Context, Some("Another"))), Ok(()));
     }
 
     #[test]
