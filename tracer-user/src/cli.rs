@@ -139,6 +139,9 @@ pub struct CaptureArgs {
     /// several of one program.
     #[arg(long, value_name = "PID")]
     pub pid: Vec<u32>,
+    /// When that process started, in clock ticks since boot: another one with its pid is refused.
+    #[arg(long, hide = true, requires = "pid")]
+    pub started: Option<u64>,
     /// Trace the children of this postmaster, those that are born meanwhile too.
     #[arg(long, value_name = "PID")]
     pub postmaster: Vec<u32>,

@@ -32,7 +32,7 @@ use pgleak::{
     symbolize::{
         DebugFiles, Debuginfod, DebuginfodError, Settings, SymbolIndex, SymbolIndexError, name_again,
     },
-    target::{find_servers, human_bytes, measure_growth, render_table, sort_by_growth},
+    target::{ProcessId, find_servers, human_bytes, measure_growth, render_table, sort_by_growth},
     top::{Made, TopError, TopOptions, top},
     unwind::{InspectError, Inspection},
     watch::{self, CaptureRequest, Client, ClientError, Config, ConfigError, JournalFormat, WatchError},
@@ -328,6 +328,14 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
         Overhead::Full => Duration::from_secs(3),
         windows @ Overhead::Share(_) => windows.window(duration),
     });
+    if let (Some(started), Some(pid)) = (args.started, args.pid.first())
+        && ProcessId::of(*pid).map_err(CaptureError::from)?.start_ticks != started
+    {
+        return Err(Failure {
+            code: FAILURE,
+            message: format!("process {pid} has ended; another one has its pid"),
+        });
+    }
     let scope = scope(args)?;
     let out = args.out.clone().unwrap_or_else(|| default_directory(&scope));
     let options = CaptureOptions {
@@ -508,7 +516,10 @@ fn run_diff(args: &DiffArgs) -> Result<(), Failure> {
 fn run_watch(args: &WatchArgs) -> Result<(), Failure> {
     // One thread for everything but what blocks: captures are to end with this very thread.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(watch::run(&args.config))?)
+    let result = runtime.block_on(watch::run(&args.config));
+    // A program that is told, or a host that does not answer, is not waited for.
+    runtime.shutdown_background();
+    Ok(result?)
 }
 
 fn check_config(args: &WatchArgs) -> Result<(), Failure> {

@@ -24,6 +24,7 @@ pub use output::{OutputDir, WriteError};
 pub(crate) use page::WIDTH as REPORT_WIDTH;
 pub use read::{ReadError, parse_capture, read_capture};
 pub use report::report;
+pub use svg::plain_pictures;
 
 use crate::profile::EndReason;
 

@@ -127,6 +127,26 @@ pub(super) fn paint(picture: &Picture) -> io::Result<String> {
     with_header(&drawn, &header).ok_or_else(|| io::Error::other("inferno draws differently now"))
 }
 
+/// Pictures of one function, in each direction: what is the same in all pictures, the script above all.
+///
+/// # Errors
+/// If inferno cannot draw them.
+pub fn plain_pictures() -> io::Result<[String; 2]> {
+    let plain = |direction| {
+        paint(&Picture {
+            title: String::new(),
+            header: Vec::new(),
+            lines: vec!["f 1".to_owned()],
+            direction,
+            palette: RenderOptions::default().colours.0,
+            count_name: "bytes",
+            factor: 1.0,
+            is_swapped: false,
+        })
+    };
+    Ok([plain(Direction::Straight)?, plain(Direction::Inverted)?])
+}
+
 fn title(capture: &Capture, options: &RenderOptions) -> String {
     let target = &capture.target;
     let by_context = if options.by_context { ", by memory context" } else { "" };

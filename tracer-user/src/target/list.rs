@@ -149,8 +149,9 @@ impl Finder {
                     }
                     servers.push((server, parent));
                 }
-                // What fails has ended, or is part of the kernel.
-                Ok(None) | Err(_) => drop(self.others.insert(pid, now)),
+                Ok(None) => drop(self.others.insert(pid, now)),
+                // It has ended, or cannot be looked at now.
+                Err(_) => {}
             }
         }
         servers.sort_by_key(|(server, _)| server.pid);
@@ -216,7 +217,18 @@ fn look_at(
             if !(titled || has_server_name(&binary.path)) {
                 return Ok(None);
             }
-            if !*marked.entry(binary.identity).or_insert_with(|| is_server_binary(pid, &binary.path)) {
+            let is_server = match marked.get(&binary.identity) {
+                Some(known) => *known,
+                // One that cannot be read now may be read the next time.
+                None => {
+                    let Some(found) = is_server_binary(pid, &binary.path) else {
+                        return Err(ProcessError::NoSuchProcess { pid });
+                    };
+                    marked.insert(binary.identity, found);
+                    found
+                }
+            };
+            if !is_server {
                 return Ok(None);
             }
             Some(binary.path)
@@ -251,11 +263,15 @@ fn has_server_name(path: &Path) -> bool {
     path.file_name().and_then(|name| name.to_str()).is_some_and(|name| BINARY_NAMES.contains(&name))
 }
 
-/// Whether a binary exports what only a server exports.
-fn is_server_binary(pid: u32, path: &Path) -> bool {
-    let Ok(image) = Image::open(&exe_link(pid), path) else { return false };
-    let Ok(elf) = image.elf() else { return false };
-    elf.dynamic_symbols().any(|symbol| symbol.is_definition() && symbol.name() == Ok(MARKER))
+/// A server exports some ten thousand names. A file that says to have many more is not read to its end.
+const MOST_SYMBOLS: usize = 1 << 20;
+
+/// Whether a binary exports what only a server exports; `None` if it cannot be read.
+fn is_server_binary(pid: u32, path: &Path) -> Option<bool> {
+    let image = Image::open(&exe_link(pid), path).ok()?;
+    let Ok(elf) = image.elf() else { return Some(false) };
+    let mut symbols = elf.dynamic_symbols().take(MOST_SYMBOLS);
+    Some(symbols.any(|symbol| symbol.is_definition() && symbol.name() == Ok(MARKER)))
 }
 
 /// Waits for `interval` and fills in how fast each process grew. Processes that have ended
@@ -342,8 +358,8 @@ pub(super) mod tests {
 
     #[test]
     fn growth_is_by_the_second_and_may_be_negative() {
-        let before = Memory { rss_anon: 1000, rss_shmem: 5000, rss_file: 0 };
-        let after = Memory { rss_anon: 4000, rss_shmem: 4000, rss_file: 9 };
+        let before = Memory { rss_anon: 1000, rss_shmem: 5000, ..Memory::default() };
+        let after = Memory { rss_anon: 4000, rss_shmem: 4000, rss_file: 9, swap: 0 };
         assert_eq!(
             growth(before, after, Duration::from_millis(500)),
             Some(Growth { rss_anon_per_s: 6000, rss_shmem_per_s: -2000 })

@@ -2,7 +2,8 @@
 
 use std::{
     ffi::OsStr,
-    fs, io,
+    fs::{self, File},
+    io::{self, Read as _},
     os::{
         fd::{FromRawFd as _, OwnedFd},
         unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
@@ -163,14 +164,31 @@ pub struct Memory {
     pub rss_shmem: u64,
     /// Mapped files: the binary and its libraries.
     pub rss_file: u64,
+    /// Anonymous memory in swap. What leaked is never touched again, and goes there first.
+    pub swap: u64,
 }
 
-/// The process title, or the command line where no title is set, as one line.
+impl Memory {
+    /// Memory of its own, wherever it is: what a leak makes larger.
+    pub fn own(self) -> u64 {
+        self.rss_anon.saturating_add(self.swap)
+    }
+}
+
+/// As much of a command line is read. A process may have gigabytes of it (`PR_SET_MM`), and a title has some hundred bytes.
+const MOST_COMMAND_LINE: u64 = 64 << 10;
+
+/// The process title, or the command line where no title is set, as one line; cut where it is very long.
 ///
 /// # Errors
 /// If there is no such process.
 pub fn command_line(pid: u32) -> Result<String, ProcessError> {
-    Ok(procfs::parse_cmdline(&read_proc(pid, "cmdline")?))
+    let path = PathBuf::from(format!("/proc/{pid}/cmdline"));
+    let mut text = Vec::new();
+    File::open(&path)
+        .and_then(|file| file.take(MOST_COMMAND_LINE).read_to_end(&mut text))
+        .map_err(|source| ProcessError::from_io(pid, path, source))?;
+    Ok(procfs::parse_cmdline(&text))
 }
 
 /// CPU time that a process has used.

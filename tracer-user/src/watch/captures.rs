@@ -72,6 +72,16 @@ impl Database {
         self.read_records("status = ? ORDER BY number", params![status.name()])
     }
 
+    /// Takes away what is only remembered, beyond the last so many captures.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(super) fn forget_records(&mut self, most: u32) -> Result<(), DatabaseError> {
+        let forget = "DELETE FROM capture WHERE status IN ('expired', 'failed') AND number <=
+                      (SELECT number FROM capture ORDER BY number DESC LIMIT 1 OFFSET ?)";
+        self.connection.execute(forget, [most]).map(drop).map_err(|error| self.failed(error))
+    }
+
     /// The numbers that there are.
     ///
     /// # Errors

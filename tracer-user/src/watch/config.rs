@@ -9,11 +9,15 @@ use std::{
     time::Duration,
 };
 
+use clap::Parser as _;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
+use super::{record::CaptureNumber, run::Order};
 use crate::{
+    cli::Cli,
     quantity::{read_bytes, read_duration, read_percent, read_some_bytes, read_some_duration},
     session::Overhead,
+    target::ProcessId,
 };
 
 /// Why a configuration cannot be used.
@@ -28,12 +32,14 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// It is not in the language, or has a key or value that there is not.
-    #[error("{}: {}", path.display(), source.to_string().trim_end())]
+    #[error("{}, line {line}: {what}", path.display())]
     Syntax {
         /// Which file.
         path: PathBuf,
-        /// Where and why.
-        source: Box<toml::de::Error>,
+        /// Which line; the line itself may hold a secret.
+        line: usize,
+        /// Why.
+        what: String,
     },
     /// Its values do not go together.
     #[error("{}: {what}", path.display())]
@@ -44,6 +50,9 @@ pub enum ConfigError {
         what: String,
     },
 }
+
+/// Looks that are kept to see growth by.
+const MOST_POINTS: f64 = 2000.0;
 
 /// All of it. The default watches, keeps and serves, and captures what keeps growing.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -391,11 +400,11 @@ pub struct Push {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PushTo {
-    /// `/ingest` of Pyroscope.
+    /// `PusherService` of Pyroscope.
     Pyroscope,
     /// `/profiles/writeraw` of Parca.
     Parca,
-    /// OTLP over HTTP: metrics of processes and captures.
+    /// OTLP over HTTP: verdicts as log records.
     Otlp,
 }
 
@@ -411,8 +420,14 @@ impl Config {
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text)
-            .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            ConfigError::Syntax {
+                path: path.to_owned(),
+                line: before.matches('\n').count() + 1,
+                what: error.message().trim_end().to_owned(),
+            }
+        })?;
         match config.problem() {
             Some(what) => Err(ConfigError::Senseless { path: path.to_owned(), what }),
             None => Ok(config),
@@ -425,6 +440,15 @@ impl Config {
         let (census, growth) = (&self.census, &self.triggers.growth);
         if !(seconds(1)..=seconds(600)).contains(&census.interval) {
             return Some("census.interval is between 1s and 10m".to_owned());
+        }
+        if census.keep < seconds(3600) {
+            return Some("census.keep is at least 1h".to_owned());
+        }
+        if growth.window.as_secs_f64() / census.interval.as_secs_f64() > MOST_POINTS {
+            return Some(format!(
+                "triggers.growth.window has more than {MOST_POINTS} looks, which are kept in memory for each process and \
+                 context: give a shorter one, or a longer census.interval"
+            ));
         }
         if census.max_size < 4 << 20 {
             return Some("census.max_size is at least 4M".to_owned());
@@ -451,6 +475,9 @@ impl Config {
         if !capture.max_slowdown.is_finite() || capture.max_slowdown < 1.0 {
             return Some("capture.max_slowdown is a factor of at least 1".to_owned());
         }
+        if let Some(why) = self.refused_by_capture() {
+            return Some(format!("[capture]: {why}"));
+        }
         let budget = &self.budget;
         if budget.at_once == 0 {
             return Some(
@@ -476,9 +503,22 @@ impl Config {
         let pushes = self.push.iter().map(|push| ("push.url", &push.url));
         webhook.chain(pushes).find_map(|(key, url)| {
             let is_web = url.starts_with("https://") || url.starts_with("http://");
-            (!is_web)
-                .then(|| format!("{key} is '{url}', and not an address that begins with https:// or http://"))
+            (!is_web).then(|| format!("{key} is no address that begins with https:// or http://"))
         })
+    }
+
+    /// What `pgleak capture` would say to the options that it would get.
+    fn refused_by_capture(&self) -> Option<String> {
+        let order = Order {
+            number: CaptureNumber(0),
+            process: ProcessId { pid: 1, start_ticks: 0 },
+            out: PathBuf::from("/"),
+            how: self.capture.clone(),
+        };
+        let asked = std::iter::once("pgleak".to_owned()).chain(order.arguments());
+        let error = Cli::try_parse_from(asked).err()?.to_string();
+        let first = error.lines().next().unwrap_or_default();
+        Some(first.trim_start_matches("error: ").to_owned())
     }
 
     /// For how long one capture has probes, as far as that is known before.
@@ -554,6 +594,15 @@ mod tests {
     }
 
     #[test]
+    fn secrets_are_not_told() {
+        let unclosed = "[notify.webhook]\nurl = \"https://x\"\nheaders = { Authorization = \"Bearer s3cret }";
+        let error = parse(unclosed).expect_err("no quote");
+        assert!(error.contains("line 3") && !error.contains("s3cret"), "{error}");
+        let error = parse("[notify.webhook]\nurl = \"s3cret\"").expect_err("no address");
+        assert!(!error.contains("s3cret"), "{error}");
+    }
+
+    #[test]
     fn what_is_wrong_is_told_with_its_place() {
         for (text, part) in [
             ("[census]\nintervall = \"5s\"", "intervall"),
@@ -566,9 +615,12 @@ mod tests {
             ("[notify.webhook]\nurl = \"ftp://x\"", "notify.webhook.url"),
             ("[triggers.growth]\nwindow = \"10s\"", "twelve times"),
             ("census = 1", "line 1"),
+            ("[capture]\nsettle = \"20m\"", "limited to 10m"),
+            ("[capture]\nsample = \"32\"", "one sample each 64"),
+            ("[triggers.growth]\nwindow = \"24h\"", "kept in memory"),
         ] {
             let error = parse(text).expect_err(text);
-            assert!(error.starts_with("pgleak.toml: ") && error.contains(part), "{text}: {error}");
+            assert!(error.starts_with("pgleak.toml") && error.contains(part), "{text}: {error}");
         }
     }
 

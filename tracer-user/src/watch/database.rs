@@ -36,6 +36,7 @@ const TABLES: &str = "
         process INTEGER NOT NULL, label INTEGER NOT NULL, at_ms INTEGER NOT NULL,
         bytes INTEGER NOT NULL, contexts INTEGER NOT NULL,
         PRIMARY KEY (process, label, at_ms)) WITHOUT ROWID;
+    CREATE TABLE thinned (tier INTEGER PRIMARY KEY, to_ms INTEGER NOT NULL);
     CREATE TABLE capture (
         number INTEGER PRIMARY KEY AUTOINCREMENT, begun_ms INTEGER NOT NULL, status TEXT NOT NULL,
         record TEXT NOT NULL);

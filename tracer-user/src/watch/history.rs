@@ -8,7 +8,7 @@ use std::{
 use super::{
     config::Triggers,
     growth::{Point, Rise, keeps_growing},
-    observe::{Look, Seen},
+    observe::{ContextBytes, Look, MOST_LABELS, Seen},
 };
 use crate::target::ProcessId;
 
@@ -56,6 +56,9 @@ pub(super) enum Growing {
     Context,
 }
 
+/// For so long a process may be missed.
+const MISSED_MS: i64 = 60_000;
+
 /// A context has gained most of what its process has if it gained so much of it.
 const MOST_OF_IT: f64 = 0.5;
 
@@ -78,13 +81,20 @@ impl History {
     /// Adds a look, and forgets what is too old or has ended.
     pub(super) fn add(&mut self, look: &Look) {
         let alive: HashMap<ProcessId, &Seen> = look.processes.iter().map(|seen| (seen.id, seen)).collect();
-        self.courses.retain(|id, _| alive.contains_key(id));
+        // One that could not be looked at once is not forgotten for that.
+        let lately = |course: &Course| {
+            course.anon.back().is_some_and(|point| (0..MISSED_MS).contains(&(look.at_ms - point.at_ms)))
+        };
+        self.courses.retain(|id, course| alive.contains_key(id) || lately(course));
         // One point more than the window, so that it is covered.
         let window_ms = i64::try_from(self.window.as_millis()).unwrap_or(i64::MAX);
         let oldest = look.at_ms.saturating_sub(window_ms.saturating_add(window_ms / 10));
         for (id, seen) in alive {
             let course = self.courses.entry(id).or_default();
-            push(&mut course.anon, Point { at_ms: look.at_ms, bytes: seen.memory().rss_anon }, oldest);
+            push(&mut course.anon, Point { at_ms: look.at_ms, bytes: seen.memory().own() }, oldest);
+            if let Some(contexts) = &seen.contexts {
+                course.end_those_that_went(contexts, look.at_ms);
+            }
             for context in seen.contexts.iter().flatten() {
                 let points = course.contexts.entry(context.label.clone()).or_default();
                 push(points, Point { at_ms: look.at_ms, bytes: context.bytes }, oldest);
@@ -106,7 +116,7 @@ impl History {
         let Some(course) = self.courses.get_mut(&seen.id) else { return Vec::new() };
         let (growth, limit) = (&triggers.growth, &triggers.limit);
         let anon = rise(&mut course.anon, growth.window).filter(|_| growth.enabled);
-        let anon_bytes = seen.memory().rss_anon;
+        let anon_bytes = seen.memory().own();
         let mut growers = Vec::new();
         let mut contexts: Vec<(String, Option<Rise>, u64)> = Vec::new();
         for (label, points) in &mut course.contexts {
@@ -167,6 +177,19 @@ impl History {
 }
 
 impl Course {
+    /// Contexts that are not in a reading hold nothing, or less than the least that is in it where it was cut.
+    fn end_those_that_went(&mut self, contexts: &[ContextBytes], at_ms: i64) {
+        let is_cut = contexts.len() >= MOST_LABELS;
+        let least = contexts.last().filter(|_| is_cut).map_or(0, |context| context.bytes);
+        for (label, points) in &mut self.contexts {
+            if contexts.iter().any(|context| context.label == *label) {
+                continue;
+            }
+            let last = points.back().map_or(0, |point| point.bytes);
+            points.push_back(Point { at_ms, bytes: last.min(least) });
+        }
+    }
+
     /// The context that gained most of what the process gained; of an unknown gain, most at all.
     fn fastest(&self, gained: Option<u64>) -> Option<String> {
         let gain = |points: &VecDeque<Point>| {
@@ -184,6 +207,10 @@ impl Course {
 }
 
 fn push(points: &mut VecDeque<Point>, point: Point, oldest: i64) {
+    // The clock was set back: what was in the future is of no use.
+    while points.back().is_some_and(|last| last.at_ms > point.at_ms) {
+        points.pop_back();
+    }
     points.push_back(point);
     while points.front().is_some_and(|point| point.at_ms < oldest) {
         points.pop_front();
@@ -253,12 +280,52 @@ mod tests {
     }
 
     #[test]
+    fn a_context_that_comes_and_goes_does_not_grow() {
+        let triggers = Triggers::default();
+        let mut history = History::new(triggers.growth.window);
+        let mut last = Look::default();
+        for at in 0..=140 {
+            // Statements of increasing size, with nothing between them.
+            last = look(at * 5, 5_000_000, 1_000_000 * (1 + at as u64));
+            if at % 7 == 0
+                && let Some(contexts) = &mut last.processes[0].contexts
+            {
+                contexts.truncate(1);
+            }
+            history.add(&last);
+        }
+        assert_eq!(history.growers(&last, &triggers), []);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_is_survived() {
+        let mut history = History::new(Duration::from_secs(600));
+        history.add(&look(100_000, 1 << 20, 8192));
+        let now = look(5, 2 << 20, 8192);
+        history.add(&now);
+        assert_eq!(history.spark(now.processes[0].id, 10), [2 << 20]);
+    }
+
+    #[test]
+    fn memory_in_swap_is_memory() {
+        let mut seen = look(5, 1 << 20, 8192);
+        seen.processes[0].process.memory.swap = 3 << 30;
+        let mut history = History::new(Duration::from_secs(600));
+        history.add(&seen);
+        let mut triggers = Triggers::default();
+        triggers.limit.process = Some(2 << 30);
+        assert_eq!(history.growers(&seen, &triggers).len(), 1);
+    }
+
+    #[test]
     fn what_has_ended_is_forgotten() {
         let mut history = History::new(Duration::from_secs(600));
         let first = look(5, 1 << 20, 8192);
         history.add(&first);
         assert!(history.courses.contains_key(&first.processes[0].id));
         history.add(&Look { at_ms: 10_000, ..Look::default() });
+        assert!(history.courses.contains_key(&first.processes[0].id), "it was missed once");
+        history.add(&Look { at_ms: 100_000, ..Look::default() });
         assert!(history.courses.is_empty());
     }
 }

@@ -11,6 +11,7 @@ mod observe;
 
 mod database;
 mod series;
+mod thin;
 
 mod growth;
 mod history;
@@ -19,6 +20,7 @@ mod record;
 mod triggers;
 
 mod captures;
+mod program;
 mod run;
 mod shelf;
 mod store;

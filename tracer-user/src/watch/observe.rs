@@ -2,10 +2,13 @@
 
 use std::{
     collections::HashMap,
-    fs,
-    path::Path,
+    fs::{self, File},
+    io::Read as _,
+    os::unix::fs::MetadataExt as _,
     time::{Duration, Instant},
 };
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use super::config::CensusConfig;
 use crate::{
@@ -36,8 +39,6 @@ pub(super) struct Look {
     pub at_ms: i64,
     /// The processes, by pid.
     pub processes: Vec<Seen>,
-    /// Processor time that it took.
-    pub cpu: Duration,
     /// Bytes of other processes' memory that were read.
     pub read_bytes: u64,
     /// Contexts that were not read, by reason.
@@ -95,8 +96,8 @@ pub(super) struct Observer {
     known: HashMap<ProcessId, Known>,
     /// By postmaster: what its children have at the same addresses.
     families: HashMap<ProcessId, Family>,
-    /// Processor time that contexts may be read for.
-    credit: Duration,
+    /// Nanoseconds of processor time that contexts may be read for; less than none after a large one.
+    credit_ns: i128,
     share: f64,
     /// Data directories; all servers if there are none.
     servers: Vec<String>,
@@ -108,8 +109,8 @@ pub(super) struct Observer {
 struct Known {
     server: String,
     observed: Option<Observed>,
-    /// When its contexts were read, and what it held then.
-    read: Option<(Instant, u64)>,
+    /// When its contexts were read, and what it held then; before that, when it came, and nothing.
+    read: (Instant, u64),
 }
 
 #[derive(Debug)]
@@ -126,7 +127,7 @@ impl Observer {
             finder: Finder::default(),
             known: HashMap::new(),
             families: HashMap::new(),
-            credit: MOST_CREDIT,
+            credit_ns: MOST_CREDIT.as_nanos() as i128,
             share: 0.0,
             servers: Vec::new(),
             last: None,
@@ -143,13 +144,13 @@ impl Observer {
 
     /// Looks at all processes.
     pub(super) fn look(&mut self) -> Look {
-        let (now, cpu) = (Instant::now(), thread_time());
+        let now = Instant::now();
         let mut look = Look { at_ms: jiff::Timestamp::now().as_millisecond(), ..Look::default() };
         let found = self.finder.find();
         let alive: HashMap<u32, ProcessId> = found.iter().map(|server| (server.pid, server.id())).collect();
         self.known.retain(|id, _| alive.get(&id.pid) == Some(id));
         self.families.retain(|id, _| alive.get(&id.pid) == Some(id));
-        for process in found {
+        for process in found.into_iter().map(harmless) {
             let id = process.id();
             let root = process.postmaster.and_then(|pid| alive.get(&pid)).copied().unwrap_or(id);
             let server = match self.known.get(&id) {
@@ -159,7 +160,7 @@ impl Observer {
                         Some(root) => root.server.clone(),
                         None => server_name(root.pid, &process),
                     };
-                    self.known.insert(id, Known { server: server.clone(), observed: None, read: None });
+                    self.known.insert(id, Known { server: server.clone(), observed: None, read: (now, 0) });
                     server
                 }
             };
@@ -168,21 +169,19 @@ impl Observer {
             }
         }
         self.read_contexts(&mut look, &alive, now);
-        look.cpu = thread_time().saturating_sub(cpu);
         look
     }
 
     /// Reads contexts of those that changed most since they were read, as long as there is credit.
     fn read_contexts(&mut self, look: &mut Look, alive: &HashMap<u32, ProcessId>, now: Instant) {
         let since = self.last.replace(now).map_or(Duration::ZERO, |last| now.duration_since(last));
-        self.credit = (self.credit + since.mul_f64(self.share)).min(MOST_CREDIT);
+        let earned = since.mul_f64(self.share).as_nanos() as i128;
+        self.credit_ns = (self.credit_ns + earned).min(MOST_CREDIT.as_nanos() as i128);
         let mut order: Vec<(u64, Duration, usize)> = Vec::new();
         for (index, seen) in look.processes.iter().enumerate() {
             let Some(known) = self.known.get(&seen.id) else { continue };
-            let (changed, age) = match known.read {
-                None => (u64::MAX, Duration::MAX),
-                Some((at, held)) => (seen.memory().rss_anon.abs_diff(held), now.duration_since(at)),
-            };
+            let (at, held) = known.read;
+            let (changed, age) = (seen.memory().own().abs_diff(held), now.duration_since(at));
             if changed < NOTABLE_BYTES && age < READ_AGAIN_AFTER {
                 look.unread.unchanged += 1;
             } else {
@@ -192,7 +191,7 @@ impl Observer {
         // What was passed over for long goes before what changed: a busy few must not hide all others.
         order.sort_by_key(|(changed, age, _)| std::cmp::Reverse((*age >= READ_AGAIN_AFTER, *changed, *age)));
         for (_, _, index) in order {
-            if self.credit.is_zero() {
+            if self.credit_ns <= 0 {
                 look.unread.budget += 1;
                 continue;
             }
@@ -203,13 +202,13 @@ impl Observer {
                     look.read_bytes += bytes;
                     seen.contexts = Some(contexts);
                     if let Some(known) = self.known.get_mut(&seen.id) {
-                        known.read = Some((now, seen.process.memory.rss_anon));
+                        known.read = (now, seen.memory().own());
                     }
                 }
                 Err(Blindness::Unknown) => look.unread.unknown += 1,
                 Err(Blindness::Failed) => look.unread.failed += 1,
             }
-            self.credit = self.credit.saturating_sub(thread_time().saturating_sub(cpu));
+            self.credit_ns -= thread_time().saturating_sub(cpu).as_nanos() as i128;
         }
     }
 
@@ -244,9 +243,13 @@ impl Observer {
         let observed = known.observed.as_ref().ok_or(Blindness::Failed)?;
         let limits = Limits { usage: false, time: MOST_CREDIT, ..Limits::default() };
         let census = observed.census(limits).map_err(|_| Blindness::Failed)?;
+        if census.troubles.torn + census.troubles.cut > 0 {
+            // Half of it would look like memory that went.
+            return Err(Blindness::Failed);
+        }
         let mut sums: HashMap<String, (u64, u64)> = HashMap::new();
         for context in &census.contexts {
-            let sum = sums.entry(context.label()).or_default();
+            let sum = sums.entry(plain(&context.label())).or_default();
             *sum = (sum.0 + context.total.unwrap_or(0), sum.1 + 1);
         }
         let mut contexts: Vec<ContextBytes> = sums
@@ -268,7 +271,7 @@ enum Blindness {
 
 /// A server process as it is now, without its contexts; `None` if that pid has none.
 pub(super) fn seen_now(pid: u32) -> Option<Seen> {
-    let process = server_process(pid).ok().flatten()?;
+    let process = harmless(server_process(pid).ok().flatten()?);
     let server = server_name(process.postmaster.unwrap_or(pid), &process);
     Some(Seen { id: process.id(), process, server, contexts: None })
 }
@@ -282,19 +285,50 @@ fn server_name(postmaster: u32, process: &ServerProcess) -> String {
         |_| process.exe.as_deref().unwrap_or(&exe_link(postmaster)).display().to_string(),
         |path| path.display().to_string(),
     );
-    let namespace = |pid: &str| fs::read_link(Path::new("/proc").join(pid).join("ns/mnt")).ok();
-    let is_elsewhere = namespace(&postmaster.to_string()) != namespace("self");
-    let host =
-        fs::read_to_string(format!("/proc/{postmaster}/root/etc/hostname")).ok().filter(|_| is_elsewhere);
-    match host.as_deref().map(str::trim).filter(|host| !host.is_empty()) {
+    match container_name(postmaster) {
         Some(host) => plain(&format!("{host}:{directory}")),
         None => plain(&directory),
     }
 }
 
-/// Text of another process, for pages and logs: without control characters.
+/// The name of the host that a process thinks it is on, if it has another root than the host's own: a container's.
+fn container_name(pid: u32) -> Option<String> {
+    let root =
+        |pid: &str| fs::metadata(format!("/proc/{pid}/root/")).ok().map(|root| (root.dev(), root.ino()));
+    // A service's own root may be one that its manager has made for it.
+    if root(&pid.to_string())? == root("1")? {
+        return None;
+    }
+    let beneath = File::open(format!("/proc/{pid}/root/")).ok()?;
+    // Whatever lies there is somebody else's: no link out of it, no pipe that is waited for, nothing large.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = File::from(openat2(&beneath, "etc/hostname", flags, Mode::empty(), how).ok()?);
+    file.metadata().ok().filter(fs::Metadata::is_file)?;
+    let mut name = String::new();
+    file.take(MOST_HOST_NAME).read_to_string(&mut name).ok()?;
+    let name = name.trim();
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+/// A host name has no more (`HOST_NAME_MAX`).
+const MOST_HOST_NAME: u64 = 64;
+
+/// Names of others are cut at so many characters.
+const MOST_NAME: usize = 128;
+
+/// What a process says of itself, fit to be shown.
+fn harmless(mut process: ServerProcess) -> ServerProcess {
+    let title = &mut process.parsed;
+    title.kind = plain(&title.kind);
+    title.database = title.database.as_deref().map(plain);
+    title.user = title.user.as_deref().map(plain);
+    process
+}
+
+/// Text of another process, for pages and logs: without control characters, and not for ever.
 fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+    text.chars().take(MOST_NAME).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// Processor time of this thread.

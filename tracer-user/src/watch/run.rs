@@ -9,7 +9,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::{
-        fd::AsRawFd as _,
+        fd::{AsRawFd as _, OwnedFd},
         unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
     },
     path::{Path, PathBuf},
@@ -17,15 +17,20 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
     process::Child,
     time::timeout,
 };
 use tracing::debug;
 
 use super::{config::CaptureConfig, record::CaptureNumber};
-use crate::target::ProcessId;
+use crate::{render::Findings, target::ProcessId};
+
+/// As much of what it prints and complains is read.
+const MOST_VERDICT: u64 = 4 << 20;
+const MOST_COMPLAINTS: u64 = 1 << 20;
 
 /// Lines of its complaints that are kept.
 const LAST_LINES: usize = 12;
@@ -70,6 +75,7 @@ pub(super) struct Order {
 #[derive(Debug)]
 pub(super) struct Run {
     child: Child,
+    process: OwnedFd,
     longest: Duration,
 }
 
@@ -87,7 +93,7 @@ impl Order {
         // The program that this is, be it replaced by now.
         let mut command = Command::new("/proc/self/exe");
         command.arg0("pgleak").args(self.arguments());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let (parent, descriptor) = (std::process::id(), lock.as_raw_fd());
         // SAFETY: only system calls that may be made between fork and exec, on numbers.
         unsafe {
@@ -107,10 +113,15 @@ impl Order {
         let mut command = tokio::process::Command::from(command);
         let child = command.kill_on_drop(true).spawn().map_err(RunError::Start)?;
         let longest = self.how.duration + self.how.settle.unwrap_or_default() + NAMING;
-        Ok(Run { child, longest })
+        let process = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        let process = process.ok_or_else(|| RunError::Start(io::ErrorKind::NotFound.into()))?;
+        let process =
+            pidfd_open(process, PidfdFlags::empty()).map_err(|error| RunError::Start(error.into()))?;
+        Ok(Run { child, process, longest })
     }
 
-    fn arguments(&self) -> Vec<String> {
+    /// What `pgleak` is told.
+    pub(super) fn arguments(&self) -> Vec<String> {
         let seconds = |time: Duration| format!("{}ms", time.as_millis());
         let how = &self.how;
         let mut arguments: Vec<String> =
@@ -121,6 +132,7 @@ impl Order {
                 arguments.extend([format!("--{name}"), value]);
             }
         };
+        add("started", Some(self.process.start_ticks.to_string()));
         add("out", Some(self.out.display().to_string()));
         add("overhead", Some(how.overhead.to_string()));
         add("duration", Some(seconds(how.duration)));
@@ -135,21 +147,22 @@ impl Order {
 }
 
 impl Run {
-    /// Its pid; `None` once it has ended.
-    pub(super) fn pid(&self) -> Option<u32> {
-        self.child.id()
-    }
-
-    /// Waits for its end.
+    /// What it can be told to come to an end by.
     ///
     /// # Errors
-    /// What it complained, if it failed.
-    pub(super) async fn finish(mut self, number: CaptureNumber) -> Result<(), RunError> {
+    /// If there are too many open files.
+    pub(super) fn handle(&self) -> io::Result<Handle> {
+        self.process.try_clone().map(Handle)
+    }
+
+    /// Waits for its end. Gives the verdict that it has printed, which is all that there is of it where there was no room
+    /// for files.
+    pub(super) async fn finish(mut self, number: CaptureNumber) -> Ended {
+        let (stderr, stdout) = (self.child.stderr.take(), self.child.stdout.take());
         let mut last = VecDeque::new();
-        let stderr = self.child.stderr.take();
-        let read = async {
+        let complaints = async {
             let Some(stderr) = stderr else { return };
-            let mut lines = BufReader::new(stderr).lines();
+            let mut lines = BufReader::new(stderr.take(MOST_COMPLAINTS)).lines();
             while let Ok(Some(line)) = lines.next_line().await {
                 debug!("capture {number}: {line}");
                 if last.len() == LAST_LINES {
@@ -158,38 +171,66 @@ impl Run {
                 last.push_back(line);
             }
         };
+        let mut printed = Vec::new();
+        let verdict = async {
+            if let Some(stdout) = stdout {
+                // One that cannot be read is none.
+                let _ = stdout.take(MOST_VERDICT).read_to_end(&mut printed).await;
+            }
+        };
+        let handle = Handle(self.process);
         let end = async {
             if let Ok(status) = timeout(self.longest, self.child.wait()).await {
-                return Ok(status);
+                return status.map_err(RunError::Start);
             }
-            if let Some(pid) = self.child.id() {
-                terminate(pid);
-            }
+            handle.terminate();
             match timeout(LEAVING, self.child.wait()).await {
-                Ok(status) => Ok(status),
+                Ok(status) => status.map_err(RunError::Start),
                 Err(_) => {
                     let _ = self.child.kill().await;
                     Err(RunError::TooLong)
                 }
             }
         };
-        // What it started may hold its standard error for a little longer than it lives.
-        let (ended, _) = tokio::join!(end, timeout(self.longest + LEAVING * 2, read));
-        let status = ended?.map_err(RunError::Start)?;
-        if status.success() {
-            return Ok(());
-        }
-        let told = last.iter().rev().find_map(|line| line.strip_prefix("pgleak: "));
-        let what = told.map_or_else(|| format!("the capture ended with {status}"), str::to_owned);
-        Err(RunError::Failed(what))
+        // What it started may hold its streams for a little longer than it lives.
+        let longest = self.longest + LEAVING * 2;
+        let (status, _, _) = tokio::join!(end, timeout(longest, complaints), timeout(longest, verdict));
+        let result = status.and_then(|status| match status.code() {
+            Some(0) => Ok(()),
+            // The last line says why; the one of a program that was killed is of something else.
+            Some(_) => {
+                let told = last
+                    .iter()
+                    .rev()
+                    .find_map(|line| line.strip_prefix("pgleak: ").or_else(|| line.strip_prefix("error: ")));
+                Err(RunError::Failed(
+                    told.map_or_else(|| format!("the capture ended with {status}"), str::to_owned),
+                ))
+            }
+            None => Err(RunError::Failed(format!("the capture ended with {status}"))),
+        });
+        Ended { result, findings: serde_json::from_slice(&printed).ok() }
     }
 }
 
-/// Tells a program that this service has started to come to an end.
-pub(super) fn terminate(pid: u32) {
-    if let Ok(pid) = libc::pid_t::try_from(pid) {
-        // SAFETY: a signal to a child that was not waited for, so that the pid is still its own.
-        unsafe { libc::kill(pid, libc::SIGTERM) };
+/// How a capture ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// Whether it succeeded.
+    pub(super) result: Result<(), RunError>,
+    /// What it found, if it came so far.
+    pub(super) findings: Option<Findings>,
+}
+
+/// A program that was started here, whoever has its pid by now.
+#[derive(Debug)]
+pub(super) struct Handle(OwnedFd);
+
+impl Handle {
+    /// Tells it to come to an end.
+    pub(super) fn terminate(&self) {
+        // It may have ended.
+        let _ = pidfd_send_signal(&self.0, Signal::TERM);
     }
 }
 
@@ -251,6 +292,7 @@ mod tests {
             .expect("it is understood");
         let Asked::Capture(args) = cli.command else { panic!("{:?}", cli.command) };
         assert_eq!((args.pid, args.overhead, args.duration), (vec![42], how.overhead, Some(how.duration)));
+        assert_eq!(args.started, Some(1));
         assert_eq!((args.settle, args.sample, args.map_memory), (how.settle, how.sample, how.map_memory));
         assert!(args.show_queries && args.debuginfod);
         assert_eq!((args.out, args.max_slowdown), (Some(order.out), how.max_slowdown));

@@ -1,9 +1,6 @@
 //! The series of memory and contexts: written as it is seen, thinned out with age, bounded in size.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    time::Duration,
-};
+use std::collections::{HashMap, hash_map::Entry};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
@@ -16,18 +13,18 @@ use super::{
 };
 use crate::target::ProcessId;
 
-/// Points that are older than the first have one left of each so long: the last, with the most that was held.
-const TIERS: [(Duration, Duration); 3] = [
-    (Duration::from_secs(2 * 3600), Duration::from_secs(60)),
-    (Duration::from_secs(2 * 86400), Duration::from_secs(600)),
-    (Duration::from_secs(14 * 86400), Duration::from_secs(3600)),
-];
-
 /// A process that holds the same as before gets a point no more often.
 const UNCHANGED_EVERY_MS: i64 = 60_000;
 
 /// A change of less is none.
 const UNCHANGED_BYTES: u64 = 16 << 10;
+
+/// So many names of contexts are told apart, and of servers: those of the server are some hundred, and an extension may
+/// invent more.
+const MOST_NAMES: i64 = 10_000;
+
+/// What all others are called.
+const OTHERS: &str = "(others)";
 
 /// What is written of each process, so that what does not change is not written again.
 #[derive(Debug, Default)]
@@ -130,7 +127,7 @@ impl Writer {
                 new.insert(Written { row, memory: (0, 0, 0), contexts: HashMap::new() })
             }
         };
-        let (anon, shmem) = (seen.memory().rss_anon, seen.memory().rss_shmem);
+        let (anon, shmem) = (seen.memory().own(), seen.memory().rss_shmem);
         let (before_ms, before_anon, before_shmem) = written.memory;
         let is_same =
             anon.abs_diff(before_anon) < UNCHANGED_BYTES && shmem.abs_diff(before_shmem) < UNCHANGED_BYTES;
@@ -151,6 +148,9 @@ impl Writer {
                 Some(label) => *label,
                 None => {
                     let label = id_of(connection, "label", &context.label)?;
+                    if labels.len() as i64 > MOST_NAMES {
+                        labels.clear();
+                    }
                     labels.insert(context.label.clone(), label);
                     label
                 }
@@ -196,6 +196,11 @@ fn id_of(connection: &Connection, table: &'static str, name: &str) -> rusqlite::
     match found {
         Some(id) => Ok(id),
         None => {
+            let count: i64 =
+                connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))?;
+            if count >= MOST_NAMES && name != OTHERS {
+                return id_of(connection, table, OTHERS);
+            }
             connection.execute(&format!("INSERT INTO {table} (name) VALUES (?)"), [name])?;
             Ok(connection.last_insert_rowid())
         }
@@ -357,95 +362,19 @@ impl Database {
         };
         read().map_err(|error| self.failed(error))
     }
-
-    /// Thins out what is old, takes away what is too old, and more of that until the file is no larger than it may be.
-    /// Gives how many points went.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub(super) fn thin(&mut self, now_ms: i64, keep: Duration, max_size: u64) -> Result<u64, DatabaseError> {
-        let mut gone = self.thin_tiers(now_ms).map_err(|error| self.failed(error))?;
-        let mut keep_ms = millis(keep);
-        gone += self.forget(now_ms - keep_ms).map_err(|error| self.failed(error))?;
-        // What is left out at the end of the time is as much as it takes.
-        while self.size()? > max_size && keep_ms > millis(TIERS[0].0) / 8 {
-            keep_ms = keep_ms / 4 * 3;
-            gone += self.forget(now_ms - keep_ms).map_err(|error| self.failed(error))?;
-        }
-        Ok(gone)
-    }
-
-    fn thin_tiers(&mut self, now_ms: i64) -> rusqlite::Result<u64> {
-        let mut gone = 0;
-        for (index, (age, step)) in TIERS.iter().enumerate() {
-            let to = now_ms - millis(*age);
-            // What the next one takes care of has been here before.
-            let from = TIERS.get(index + 1).map_or(i64::MIN, |(age, _)| now_ms - millis(*age));
-            let step = millis(*step);
-            let transaction = self.connection.transaction()?;
-            transaction.execute(
-                "UPDATE memory SET peak = thin.peak FROM (
-                     SELECT process AS of, max(at_ms) AS last, max(peak) AS peak, count(*) AS points FROM memory
-                     WHERE at_ms >= ?1 AND at_ms < ?2 GROUP BY process, at_ms / ?3) AS thin
-                 WHERE process = thin.of AND at_ms = thin.last AND thin.points > 1",
-                params![from, to, step],
-            )?;
-            gone += transaction.execute(
-                "DELETE FROM memory WHERE at_ms >= ?1 AND at_ms < ?2 AND EXISTS (
-                     SELECT 1 FROM memory AS later WHERE later.process = memory.process
-                     AND later.at_ms > memory.at_ms AND later.at_ms < ?2 AND later.at_ms / ?3 = memory.at_ms / ?3)",
-                params![from, to, step],
-            )?;
-            gone += transaction.execute(
-                "DELETE FROM context WHERE at_ms >= ?1 AND at_ms < ?2 AND EXISTS (
-                     SELECT 1 FROM context AS later WHERE later.process = context.process
-                     AND later.label = context.label
-                     AND later.at_ms > context.at_ms AND later.at_ms < ?2 AND later.at_ms / ?3 = context.at_ms / ?3)",
-                params![from, to, step],
-            )?;
-            transaction.commit()?;
-        }
-        Ok(gone as u64)
-    }
-
-    /// Takes away what is older than that.
-    fn forget(&mut self, before_ms: i64) -> rusqlite::Result<u64> {
-        let transaction = self.connection.transaction()?;
-        let mut gone = transaction.execute("DELETE FROM memory WHERE at_ms < ?", [before_ms])?;
-        gone += transaction.execute("DELETE FROM context WHERE at_ms < ?", [before_ms])?;
-        transaction.execute("DELETE FROM process WHERE last_ms < ?", [before_ms])?;
-        transaction.execute(
-            "DELETE FROM label WHERE NOT EXISTS (SELECT 1 FROM context WHERE context.label = label.id)",
-            [],
-        )?;
-        transaction.execute(
-            "DELETE FROM server WHERE NOT EXISTS (SELECT 1 FROM process WHERE process.server = server.id)",
-            [],
-        )?;
-        transaction.commit()?;
-        // It gives a page back with each step.
-        let mut vacuum = self.connection.prepare("PRAGMA incremental_vacuum")?;
-        let mut steps = vacuum.query([])?;
-        while steps.next()?.is_some() {}
-        Ok(gone as u64)
-    }
-}
-
-fn millis(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::{
         target::{Memory, testing::server},
         watch::observe::ContextBytes,
     };
 
-    const BOOT: &str = "this";
+    pub(in crate::watch) const BOOT: &str = "this";
 
-    fn look(at_ms: i64, anon: u64, leaky: u64) -> Look {
+    pub(in crate::watch) fn look(at_ms: i64, anon: u64, leaky: u64) -> Look {
         let memory = Memory { rss_anon: anon, ..Memory::default() };
         let process = server(7, "postgres: a b [local] idle", memory, None);
         let contexts = vec![ContextBytes { label: "Leaky".to_owned(), bytes: leaky, contexts: 1 }];
@@ -453,7 +382,7 @@ mod tests {
         Look { at_ms, processes: vec![seen], ..Look::default() }
     }
 
-    fn database() -> (tempfile::TempDir, Database) {
+    pub(in crate::watch) fn database() -> (tempfile::TempDir, Database) {
         let directory = tempfile::tempdir().expect("a directory");
         let database = Database::open(directory.path()).expect("a new one");
         (directory, database)
@@ -493,49 +422,5 @@ mod tests {
         }
         let known = database.processes_since(0, BOOT).expect("read").pop().expect("one");
         assert_eq!(database.memory_of(known.row, (0, 300_000), 10_000).expect("read").len(), 5);
-    }
-
-    #[test]
-    fn age_thins_out_and_keeps_the_peaks() {
-        let (_directory, mut database) = database();
-        let mut writer = Writer::default();
-        let day = 86_400_000;
-        for at in 0..2000 {
-            let peak = if at == 777 { 1 << 30 } else { 0 };
-            let look = look(at * 5000, 1_000_000 + at as u64 * 100_000 + peak, at as u64 * 8192);
-            writer.write(&mut database, &look, BOOT).expect("written");
-        }
-        let known = database.processes_since(0, BOOT).expect("read").pop().expect("one");
-        let count = |database: &Database| database.memory_of(known.row, (0, 1 << 40), 1 << 30).expect("read");
-        let keep = Duration::from_secs(30 * 86400);
-        database.thin(day / 2, keep, 1 << 30).expect("thinned");
-        let minutes = count(&database);
-        assert_eq!(minutes.len(), 2000 / 12 + 1);
-        assert!(minutes.iter().any(|point| point.peak > 1 << 30), "the peak is gone");
-        database.thin(3 * day, keep, 1 << 30).expect("thinned");
-        let tens = count(&database);
-        assert_eq!(tens.len(), 2000 / 120 + 1);
-        assert!(tens.iter().any(|point| point.peak > 1 << 30), "the peak is gone");
-        database.thin(40 * day, keep, 1 << 30).expect("thinned");
-        assert_eq!(database.processes_since(0, BOOT).expect("read"), []);
-    }
-
-    #[test]
-    fn the_file_is_bounded() {
-        let (_directory, mut database) = database();
-        let mut writer = Writer::default();
-        let hour = 3_600_000;
-        for at in 0..40_000 {
-            let look = look(at * 60_000, 1_000_000 + (at as u64 % 2) * 1_000_000, at as u64);
-            writer.write(&mut database, &look, BOOT).expect("written");
-        }
-        let now = 40_000 * 60_000;
-        let before = database.size().expect("read");
-        database.thin(now, Duration::from_secs(365 * 86400), before / 20).expect("thinned");
-        let after = database.size().expect("read");
-        assert!(after <= before / 20, "{before} to {after}");
-        // What is newest stays.
-        let known = database.processes_since(0, BOOT).expect("read").pop().expect("one");
-        assert!(!database.memory_of(known.row, (now - hour, now), 100).expect("read").is_empty());
     }
 }

@@ -15,7 +15,7 @@ use std::{
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot, watch},
-    task::{JoinSet, spawn_blocking},
+    task::{JoinHandle, JoinSet, spawn_blocking},
 };
 use tracing::{error, info, warn};
 
@@ -27,15 +27,16 @@ use super::{
     manager::Manager,
     observe::{ContextBytes, Look, Observer, Seen, process_time, seen_now},
     record::{CaptureNumber, Record, Status, Subject, Trigger},
-    run::{Order, RunError, is_at_work, terminate},
+    run::{Ended, Handle, Order, is_at_work},
     series::Writer,
     shelf::{LEFT_BEHIND, Shelf, ShelfError},
+    thin::thin_out,
     triggers::Now,
     view::{Figures, Meter, Settings, View, processes},
     web::{WebError, serve},
 };
 use crate::{
-    render::units::bytes,
+    render::{Findings, units::bytes},
     session::Overhead,
     target::{ProcessId, status},
 };
@@ -67,6 +68,9 @@ pub enum WatchError {
     /// Its page.
     #[error(transparent)]
     Web(#[from] WebError),
+    /// The thread that looks at processes is gone.
+    #[error("the thread that looks at processes has ended: this is a fault of pgleak; it has said why above")]
+    Census,
     /// A thread, a signal or a descriptor.
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
@@ -100,8 +104,8 @@ struct Service {
     records: Vec<Record>,
     /// Captures that a service before this one has begun, and that are still at work.
     orphans: Vec<Record>,
-    runs: JoinSet<(CaptureNumber, Result<(), RunError>)>,
-    pids: HashMap<CaptureNumber, u32>,
+    runs: JoinSet<(CaptureNumber, Ended)>,
+    handles: HashMap<CaptureNumber, Handle>,
     boot: String,
     started: Instant,
     figures: Figures,
@@ -109,10 +113,15 @@ struct Service {
     read: Meter,
     context_bytes: u64,
     left_out: Arc<AtomicU64>,
+    /// Captures that have ended, by why they began and what became of them, and those that found growth.
+    counts: HashMap<(Trigger, Status), u64>,
+    found: HashMap<Trigger, u64>,
     /// What might not begin at the last look: told once, and not each time.
     held_back: HashSet<ProcessId>,
-    last_scheduled: Instant,
+    /// When the last capture of the schedule began, in milliseconds since 1970.
+    last_scheduled_ms: i64,
     last_tidied: Option<Instant>,
+    thinning: Option<JoinHandle<()>>,
     last_looked: Instant,
     last_look: Option<Look>,
     view: watch::Sender<Arc<View>>,
@@ -158,6 +167,8 @@ pub async fn run(path: &Path) -> Result<(), WatchError> {
         .spawn(move || look_on(census, &looks_sender, &counter))?;
 
     info!("watching: store {}, {}", config.store.directory.display(), web);
+    let scheduled = records.iter().filter(|record| record.trigger == Trigger::Schedule);
+    let last_scheduled_ms = scheduled.map(|record| record.begun_ms).max().unwrap_or(now_ms);
     let mut service = Service {
         config,
         path: path.to_owned(),
@@ -168,7 +179,7 @@ pub async fn run(path: &Path) -> Result<(), WatchError> {
         records,
         orphans,
         runs: JoinSet::new(),
-        pids: HashMap::new(),
+        handles: HashMap::new(),
         boot,
         started: Instant::now(),
         figures: Figures::default(),
@@ -177,14 +188,19 @@ pub async fn run(path: &Path) -> Result<(), WatchError> {
         context_bytes: 0,
         left_out,
         held_back: HashSet::new(),
-        last_scheduled: Instant::now(),
+        last_scheduled_ms,
+        counts: HashMap::new(),
+        found: HashMap::new(),
         last_tidied: None,
+        thinning: None,
         last_looked: Instant::now(),
         last_look: None,
         view: view_sender,
         census: census_sender,
         deliveries,
     };
+    let before = service.records.clone();
+    before.iter().filter(|record| record.status != Status::Running).for_each(|record| service.count(record));
     service.tell_again();
     manager.ready();
     let mut heartbeat = tokio::time::interval(manager.period().unwrap_or(LONGEST_LOOK));
@@ -196,8 +212,8 @@ pub async fn run(path: &Path) -> Result<(), WatchError> {
                     manager.status(&service.status_line());
                 }
                 None => {
-                    error!("the thread that looks at processes has ended: this is a fault of pgleak");
-                    break;
+                    service.leave().await;
+                    return Err(WatchError::Census);
                 }
             },
             _ = heartbeat.tick() => {
@@ -364,10 +380,12 @@ impl Service {
 
     async fn capture_on_schedule(&mut self, look: &Look) {
         let Some(schedule) = self.config.triggers.schedule.clone() else { return };
-        if self.last_scheduled.elapsed() < schedule.every {
+        let since_ms = look.at_ms - self.last_scheduled_ms;
+        // Less than none: the clock was set back.
+        if (0..i64::try_from(schedule.every.as_millis()).unwrap_or(i64::MAX)).contains(&since_ms) {
             return;
         }
-        self.last_scheduled = Instant::now();
+        self.last_scheduled_ms = look.at_ms;
         let fastest: Vec<_> = self
             .history
             .fastest(look)
@@ -477,45 +495,66 @@ impl Service {
         self.records.push(record);
         match order.start() {
             Ok(run) => {
-                if let Some(pid) = run.pid() {
-                    self.pids.insert(number, pid);
+                match run.handle() {
+                    Ok(handle) => drop(self.handles.insert(number, handle)),
+                    Err(error) => warn!("capture {number} cannot be ended early: {error}"),
                 }
                 self.runs.spawn(async move { (number, run.finish(number).await) });
                 Ok(number)
             }
             Err(error) => {
                 let why = error.to_string();
-                self.ended(number, Err(error)).await;
+                self.ended(number, Ended { result: Err(error), findings: None }).await;
                 Err(why)
             }
         }
     }
 
-    async fn ended(&mut self, number: CaptureNumber, result: Result<(), RunError>) {
-        self.pids.remove(&number);
+    async fn ended(&mut self, number: CaptureNumber, ended: Ended) {
+        self.handles.remove(&number);
         let Some(index) = self.records.iter().position(|record| record.number == number) else { return };
         let record = self.records[index].clone();
-        self.put_away(index, record, result.map_err(|error| error.to_string())).await;
+        let Ended { result, findings } = ended;
+        self.put_away(index, record, result.map_err(|error| error.to_string()), findings).await;
         self.tidy_store().await;
         self.show();
     }
 
-    async fn put_away(&mut self, index: usize, record: Record, result: Result<(), String>) {
+    async fn put_away(
+        &mut self,
+        index: usize,
+        record: Record,
+        result: Result<(), String>,
+        printed: Option<Findings>,
+    ) {
         let before = record.clone();
-        let end = move |shelf: &mut Shelf| shelf.end(record, result.as_ref().copied().map_err(|why| &**why));
+        let end = move |shelf: &mut Shelf| {
+            shelf.end(record, result.as_ref().copied().map_err(|why| &**why), printed)
+        };
         match self.shelf(end).await {
             Ok(record) => {
                 self.say(&record);
                 self.records[index] = record.clone();
+                self.count(&record);
                 deliver(&self.config, record, &self.deliveries);
             }
             Err(error) => {
                 // It stays where it is, and is tried again with what others have left behind.
-                warn!("capture {} cannot be put away yet: {error}", before.number);
-                self.figures.store_trouble = Some(error.to_string());
+                let text = format!("capture {} cannot be put away yet: {error}", before.number);
+                if self.figures.store_trouble.as_ref() != Some(&text) {
+                    warn!("{text}");
+                    self.figures.store_trouble = Some(text);
+                }
                 self.orphans.push(before);
             }
         }
+    }
+
+    fn count(&mut self, record: &Record) {
+        // One whose artifacts are gone was made all the same.
+        let status = if record.status == Status::Expired { Status::Done } else { record.status };
+        *self.counts.entry((record.trigger, status)).or_default() += 1;
+        *self.found.entry(record.trigger).or_default() += u64::from(record.found_growth());
     }
 
     fn say(&self, record: &Record) {
@@ -552,7 +591,7 @@ impl Service {
                 self.records.push(record.clone());
                 self.records.len() - 1
             });
-            self.put_away(index, record, Err(LEFT_BEHIND.to_owned())).await;
+            self.put_away(index, record, Err(LEFT_BEHIND.to_owned()), None).await;
         }
     }
 
@@ -582,12 +621,17 @@ impl Service {
 
     async fn tidy(&mut self) {
         self.last_tidied = Some(Instant::now());
-        let (keep, max_size) = (self.config.census.keep, self.config.census.max_size);
-        let now_ms = jiff::Timestamp::now().as_millisecond();
-        if let Err(error) = self.shelf(move |shelf| shelf.database.thin(now_ms, keep, max_size)).await {
-            warn!("the series cannot be thinned out: {error}");
-        }
         self.tidy_store().await;
+        if self.thinning.as_ref().is_some_and(|thinning| !thinning.is_finished()) {
+            return;
+        }
+        let (keep, max_size) = (self.config.census.keep, self.config.census.max_size);
+        let (shelf, now_ms) = (Arc::clone(&self.shelf), jiff::Timestamp::now().as_millisecond());
+        self.thinning = Some(spawn_blocking(move || {
+            if let Err(error) = thin_out(&shelf, now_ms, keep, max_size) {
+                warn!("the series cannot be thinned out: {error}");
+            }
+        }));
     }
 
     async fn tidy_store(&mut self) {
@@ -615,7 +659,7 @@ impl Service {
     }
 
     fn reload(&mut self) {
-        let config = match Config::read(&self.path) {
+        let mut config = match Config::read(&self.path) {
             Ok(config) => config,
             Err(error) => {
                 error!("the configuration was not read again, and the old one holds: {error}");
@@ -624,6 +668,8 @@ impl Service {
         };
         if config.store.directory != self.config.store.directory || config.web != self.config.web {
             warn!("store.directory and web hold from the next start on");
+            config.store.directory.clone_from(&self.config.store.directory);
+            config.web.clone_from(&self.config.web);
         }
         self.history.set_window(config.triggers.growth.window);
         self.census.send_replace(config.census.clone());
@@ -633,7 +679,7 @@ impl Service {
 
     /// Comes to an end: captures write what they have.
     async fn leave(mut self) {
-        self.pids.values().for_each(|pid| terminate(*pid));
+        self.handles.values().for_each(Handle::terminate);
         let deadline = Instant::now() + LEAVING;
         while !self.runs.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -661,12 +707,6 @@ impl Service {
         figures.read_bytes_last_minute = self.read.note(at_ms, read as f64) as u64;
         figures.own_bytes =
             status(own).ok().and_then(|status| status.memory).map_or(0, |memory| memory.rss_anon);
-        let mut counts: HashMap<(Trigger, Status), u64> = HashMap::new();
-        let mut found: HashMap<Trigger, u64> = HashMap::new();
-        for record in &self.records {
-            *counts.entry((record.trigger, record.status)).or_default() += 1;
-            *found.entry(record.trigger).or_default() += u64::from(record.found_growth());
-        }
         let running = self.records.iter().filter(|record| record.status == Status::Running);
         let view = View {
             at_ms,
@@ -678,8 +718,8 @@ impl Service {
                 self.writer.as_ref().and_then(|writer| writer.row(id))
             }),
             running: running.cloned().collect(),
-            counts,
-            found,
+            counts: self.counts.clone(),
+            found: self.found.clone(),
         };
         self.view.send_replace(Arc::new(view));
     }

@@ -4,7 +4,6 @@ use std::{
     collections::HashSet,
     io,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -13,6 +12,7 @@ use tracing::{info, warn};
 use super::{
     config::StoreConfig,
     database::{Database, DatabaseError},
+    program::{own_program, run_for},
     record::{CaptureNumber, Record, Status, Subject, Trigger},
     run::{forget_lock, is_at_work},
     store::{Found, Store, StoreError},
@@ -53,6 +53,9 @@ impl ShelfError {
     }
 }
 
+/// So many captures are remembered after their artifacts are gone.
+const MOST_REMEMBERED: u32 = 1000;
+
 /// What is said of a capture that ended with the service.
 pub(super) const LEFT_BEHIND: &str =
     "the service ended before the capture did, and nothing of it was written";
@@ -91,14 +94,15 @@ impl Shelf {
         for record in self.database.records_that_are(Status::Running)? {
             if is_at_work(&self.store.spool(record.number)).unwrap_or(false) {
                 orphans.push(record);
-            } else if let Err(error) = self.end(record.clone(), Err(LEFT_BEHIND)) {
+            } else if let Err(error) = self.end(record.clone(), Err(LEFT_BEHIND), None) {
                 warn!("capture {} cannot be put away yet: {error}", record.number);
                 orphans.push(record);
             }
         }
         for found in self.store.unknown(&self.database.numbers()?)? {
             let record = match found {
-                Found::Whole(record) => *record,
+                // Whoever was to know of it was told, or was not for long.
+                Found::Whole(record) => Record { told: true, ..*record },
                 Found::Nameless(number) => {
                     nameless(number, self.store.findings(&self.store.captured(number)).ok())
                 }
@@ -109,14 +113,17 @@ impl Shelf {
         let running: HashSet<CaptureNumber> = orphans.iter().map(|record| record.number).collect();
         for number in self.store.spooled()?.into_iter().filter(|number| !running.contains(number)) {
             // The index was lost while it was made.
-            match self.store.is_made(number).then(|| self.store.findings(&self.store.spool(number))) {
-                Some(Ok(findings)) => {
-                    let record = nameless(number, Some(findings));
-                    self.store.keep(&record)?;
-                    self.database.note(&record)?;
-                }
-                _ => self.store.drop_spool(number)?,
+            if is_at_work(&self.store.spool(number)).unwrap_or(false) {
+                continue;
             }
+            let Some(found) = self.made(number) else {
+                self.store.drop_spool(number)?;
+                continue;
+            };
+            let mut record = nameless(number, found.as_ref().ok().cloned());
+            record.error = found.err();
+            self.store.keep(&record)?;
+            self.database.note(&record)?;
         }
         for mut record in self.database.records_that_are(Status::Done)? {
             if !self.store.has(record.number) {
@@ -145,11 +152,16 @@ impl Shelf {
     }
 
     /// Puts a capture away that has ended, or what is left of it, and gives what became of it. `result` says how its
-    /// program ended; what it has written counts for more.
+    /// program ended and `printed` what it has said; what it has written counts for more.
     ///
     /// # Errors
     /// If it can be written neither to the store nor to the index: then it stays in the spool, for the next time.
-    pub(super) fn end(&mut self, mut record: Record, result: Result<(), &str>) -> Result<Record, ShelfError> {
+    pub(super) fn end(
+        &mut self,
+        mut record: Record,
+        result: Result<(), &str>,
+        printed: Option<Findings>,
+    ) -> Result<Record, ShelfError> {
         let number = record.number;
         let spool = self.store.spool(number);
         let now_ms = jiff::Timestamp::now().as_millisecond();
@@ -163,28 +175,45 @@ impl Shelf {
             record = known.unwrap_or(record);
             record.status = Status::Done;
         } else {
-            if self.store.is_captured(number) && !self.store.is_made(number) {
-                render_again(&spool);
-            }
-            let findings = self.store.is_made(number).then(|| self.store.findings(&spool));
-            match findings {
-                Some(Ok(findings)) => {
+            match self.made(number) {
+                Some(Ok(findings)) => done(&mut record, findings),
+                // What all is made from is there: it is kept, whatever is wrong with the rest.
+                Some(Err(why)) => {
                     record.status = Status::Done;
-                    record.probed_seconds = findings.window.probed_seconds;
-                    record.findings = Some(findings);
-                    record.bytes = self.store.spooled_bytes(number);
-                    self.store.keep(&record)?;
+                    record.error = Some(why);
+                    record.findings = printed;
                 }
-                Some(Err(error)) => fail(&mut record, &error.to_string(), now_ms),
-                None => fail(&mut record, result.err().unwrap_or("it has written nothing"), now_ms),
+                None => {
+                    fail(&mut record, result.err().unwrap_or("it has written nothing"), now_ms);
+                    if let Some(findings) = printed {
+                        // There was no room for files, and the answer is known all the same.
+                        record.probed_seconds = findings.window.probed_seconds;
+                        record.findings = Some(findings);
+                    }
+                }
             }
             if record.status == Status::Failed {
                 self.store.drop_spool(number)?;
+            } else {
+                record.bytes = self.store.spooled_bytes(number);
+                self.store.keep(&record)?;
             }
         }
         forget_lock(&spool);
         self.database.note(&record)?;
         Ok(record)
+    }
+
+    /// What a capture in the spool found, or why that cannot be told; `None` if nothing was captured.
+    fn made(&self, number: CaptureNumber) -> Option<Result<Findings, String>> {
+        let spool = self.store.spool(number);
+        if !self.store.is_captured(number) {
+            return None;
+        }
+        if !self.store.is_made(number) {
+            render_again(&spool);
+        }
+        Some(self.store.findings(&spool).map_err(|error| error.to_string()))
     }
 
     /// Takes captures away that are too old, too many or too large together, the oldest first. Gives those.
@@ -209,8 +238,15 @@ impl Shelf {
             self.database.note(&record)?;
             expired.push(record);
         }
+        self.database.forget_records(MOST_REMEMBERED)?;
         Ok(expired)
     }
+}
+
+fn done(record: &mut Record, findings: Findings) {
+    record.status = Status::Done;
+    record.probed_seconds = findings.window.probed_seconds;
+    record.findings = Some(findings);
 }
 
 fn fail(record: &mut Record, why: &str, now_ms: i64) {
@@ -256,16 +292,9 @@ fn nameless(number: CaptureNumber, findings: Option<Findings>) -> Record {
 
 /// Makes artifacts that are missing from the one that all are made from.
 fn render_again(spool: &Path) {
-    let status = Command::new("/proc/self/exe")
-        .arg("render")
-        .arg(spool.join(CAPTURE_FILE))
-        .arg("--out")
-        .arg(spool)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
-        warn!("the artifacts in {} cannot be made from its {CAPTURE_FILE}: {status:?}", spool.display());
+    let mut command = own_program("render");
+    command.arg(spool.join(CAPTURE_FILE)).arg("--out").arg(spool);
+    if let Err(why) = run_for(command) {
+        warn!("the artifacts in {} cannot be made from its {CAPTURE_FILE}: {why}", spool.display());
     }
 }

@@ -1,6 +1,6 @@
 //! Whether a capture may begin now: the budget, and what was captured of late.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use super::{
     config::Budget,
@@ -49,6 +49,9 @@ pub(super) enum Refusal {
         /// Seconds that would be used.
         planned: f64,
     },
+    /// The same is being captured.
+    #[error("capture {0} is looking at this already")]
+    Looking(i64),
     /// The same was captured of late.
     #[error("capture {number} has looked at this already; again after {} min", left.as_secs().div_ceil(60))]
     CoolDown {
@@ -60,6 +63,9 @@ pub(super) enum Refusal {
 }
 
 const HOUR_MS: i64 = 3_600_000;
+
+/// After a capture that failed: a lock, a full disk or a busy process may be another matter then.
+const AFTER_FAILURE: Duration = Duration::from_secs(600);
 
 /// What counts for a decision.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +103,7 @@ impl Now<'_> {
         let used = |counts: &dyn Fn(&Record) -> bool| -> f64 {
             let recent = |record: &&Record| {
                 record.status == Status::Running
-                    || record.ended_ms.is_none_or(|ended| ended > self.at_ms - HOUR_MS)
+                    || record.ended_ms.is_none_or(|ended| ended > self.at_ms - HOUR_MS && ended <= self.at_ms)
             };
             self.records
                 .iter()
@@ -126,23 +132,27 @@ impl Now<'_> {
     pub(super) fn is_news(&self, grower: &Grower) -> Result<(), Refusal> {
         let mut blocked: Option<(i64, i64)> = None;
         // Captures in vain of the same, one after the other: each makes the next wait for longer.
-        let mut in_vain: HashMap<(ProcessId, Option<&str>), u32> = HashMap::new();
+        let mut in_vain = 0;
         let mut records: Vec<&Record> =
             self.records.iter().filter(|record| self.is_same(record, grower)).collect();
         records.sort_by_key(|record| record.begun_ms);
         for record in records {
-            let Some(ended_ms) = record.ended_ms else { continue };
-            let wait = if record.found_growth() {
-                self.budget.cool_down
-            } else {
-                let before =
-                    in_vain.entry((record.subject.id(), record.subject.context.as_deref())).or_default();
-                *before += 1;
-                let doubled = 2_u32.saturating_pow(*before - 1);
-                self.budget.cool_down_without_leak.saturating_mul(doubled).min(self.budget.cool_down)
+            // One that is being made is looking at it.
+            let Some(ended_ms) = record.ended_ms else { return Err(Refusal::Looking(record.number.0)) };
+            let wait = match record.status {
+                // It says nothing of what grows.
+                Status::Failed => AFTER_FAILURE,
+                _ if record.found_growth() => self.budget.cool_down,
+                _ => {
+                    in_vain += 1;
+                    let doubled = 2_u32.saturating_pow(in_vain - 1);
+                    self.budget.cool_down_without_leak.saturating_mul(doubled).min(self.budget.cool_down)
+                }
             };
             let until = ended_ms.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
-            if until > self.at_ms && blocked.is_none_or(|(_, later)| until > later) {
+            // One that ended in the future ended before the clock was set back.
+            if until > self.at_ms && ended_ms <= self.at_ms && blocked.is_none_or(|(_, later)| until > later)
+            {
                 blocked = Some((record.number.0, until));
             }
         }
@@ -214,7 +224,7 @@ impl Grower {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::watch::{growth::Rise, testing};
+    use crate::watch::{growth::Rise, record::CaptureNumber, testing};
 
     const PROCESS: ProcessId = ProcessId { pid: 7, start_ticks: 70 };
     const OTHER: ProcessId = ProcessId { pid: 8, start_ticks: 80 };
@@ -307,6 +317,20 @@ mod tests {
         records.push(record(2, PROCESS, Some("Cache"), None, 22));
         assert!(now(&records, &budget, 41).is_news(&same).is_err());
         assert_eq!(now(&records, &budget, 43).is_news(&same), Ok(()));
+    }
+
+    #[test]
+    fn a_failure_waits_for_a_while_and_what_runs_is_no_news() {
+        let budget = Budget::default();
+        let mut failed = record(1, PROCESS, Some("Leaky"), None, 10);
+        (failed.status, failed.findings) = (Status::Failed, None);
+        let records = [failed.clone(), Record { number: CaptureNumber(2), ..failed.clone() }];
+        let same = grower(PROCESS, Growing::Process, Some("Leaky"));
+        assert!(now(&records, &budget, 19).is_news(&same).is_err());
+        assert_eq!(now(&records, &budget, 21).is_news(&same), Ok(()));
+        let running = [Record { status: Status::Running, ended_ms: None, ..failed }];
+        let elsewhere = grower(OTHER, Growing::Process, Some("Leaky"));
+        assert_eq!(now(&running, &budget, 10).is_news(&elsewhere), Err(Refusal::Looking(1)));
     }
 
     #[test]

@@ -204,7 +204,7 @@ pub(super) fn processes(
                 kind: seen.process.parsed.kind.clone(),
                 database: seen.process.parsed.database.clone(),
                 user: seen.process.parsed.user.clone(),
-                anon: seen.memory().rss_anon,
+                anon: seen.memory().own(),
                 shmem: seen.memory().rss_shmem,
                 per_minute: history.slope(seen.id),
                 spark: history.spark(seen.id, SPARKS),

@@ -7,8 +7,12 @@ mod profiles;
 
 use std::{path::PathBuf, time::Duration};
 
-use tokio::{sync::mpsc, task::spawn_blocking, time::sleep};
-use tracing::{info, warn};
+use tokio::{
+    sync::mpsc,
+    task::{JoinSet, spawn_blocking},
+    time::sleep,
+};
+use tracing::warn;
 
 use notice::Notice;
 
@@ -65,13 +69,19 @@ pub(super) fn deliver(config: &Config, record: Record, done: &mpsc::UnboundedSen
     let notice = Notice::of(record);
     let done = done.clone();
     tokio::spawn(async move {
-        let mut failures = Vec::new();
+        // One that hangs keeps no other waiting.
+        let mut telling = JoinSet::new();
         for to in to {
-            if let Err(why) = tell(&to, &notice).await {
-                warn!("{} was not told of capture {number}: {why}", to.name());
-                failures.push(format!("{}: {why}", to.name()));
-            } else {
-                info!("{} was told of capture {number}", to.name());
+            let notice = notice.clone();
+            telling.spawn(
+                async move { tell(&to, &notice).await.map_err(|why| format!("{}: {why}", to.name())) },
+            );
+        }
+        let mut failures = Vec::new();
+        while let Some(told) = telling.join_next().await {
+            if let Err(why) = told.unwrap_or_else(|error| Err(error.to_string())) {
+                warn!("capture {number} could not be told: {why}");
+                failures.push(why);
             }
         }
         // The service may have ended meanwhile: the next one tells again.

@@ -1,9 +1,6 @@
 //! The files of a capture, and differences of two. What is asked for is looked up in tables: no path comes from a request.
 
-use std::{
-    path::PathBuf,
-    process::{Command, Stdio},
-};
+use std::{io, path::PathBuf, sync::LazyLock};
 
 use axum::{
     Router,
@@ -18,12 +15,19 @@ use tokio::task::spawn_blocking;
 
 use super::{Shared, pages::not_found};
 use crate::{
-    render::FORMATS,
-    watch::{record::CaptureNumber, store::artifact_path},
+    render::{FORMATS, plain_pictures},
+    watch::{
+        program::{own_program, run_for},
+        record::CaptureNumber,
+        store::artifact_path,
+    },
 };
 
 /// Pictures and tables of a difference: what `pgleak diff` writes.
 const DIFFERENCES: [&str; 3] = ["diff.txt", "diff.svg", "diff-before.svg"];
+
+/// The largest artifact that is given out.
+const MOST_BYTES: u64 = 128 << 20;
 
 pub(super) fn routes() -> Router<Shared> {
     Router::new()
@@ -36,11 +40,23 @@ async fn artifact(State(shared): State<Shared>, Path((number, file)): Path<(i64,
         return not_found().await;
     };
     let path = artifact_path(&shared.directory, CaptureNumber(number), file);
-    match spawn_blocking(move || std::fs::read(path)).await {
+    let Ok(_permit) = shared.reading.acquire().await else { return not_found().await };
+    match spawn_blocking(move || read(&path)).await {
         Ok(Ok(bytes)) => answer(file, bytes),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::FileTooLarge => {
+            (StatusCode::PAYLOAD_TOO_LARGE, "this file is too large for the page; it is in the store\n")
+                .into_response()
+        }
         // It never was, or it is too old.
         _ => (StatusCode::NOT_FOUND, "this capture is not in the store, or no longer\n").into_response(),
     }
+}
+
+fn read(path: &std::path::Path) -> io::Result<Vec<u8>> {
+    if std::fs::metadata(path)?.len() > MOST_BYTES {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    std::fs::read(path)
 }
 
 async fn difference(
@@ -64,18 +80,9 @@ fn compare(before: &PathBuf, after: &PathBuf, file: &str) -> Result<Vec<u8>, Str
         return Err("one of these captures is not in the store, or no longer".to_owned());
     }
     let out = tempfile::tempdir().map_err(|error| format!("there is no room for it: {error}"))?;
-    let compared = Command::new("/proc/self/exe")
-        .arg("diff")
-        .args([before, after])
-        .arg("--out")
-        .arg(out.path())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .output()
-        .map_err(|error| format!("they cannot be compared: {error}"))?;
-    if !compared.status.success() {
-        return Err(String::from_utf8_lossy(&compared.stderr).trim().to_owned());
-    }
+    let mut command = own_program("diff");
+    command.args([before, after]).arg("--out").arg(out.path());
+    run_for(command).map_err(|why| format!("they cannot be compared: {why}"))?;
     std::fs::read(out.path().join(file)).map_err(|error| error.to_string())
 }
 
@@ -87,13 +94,20 @@ fn answer(file: &str, bytes: Vec<u8>) -> Response {
         () if is(".gz") => "application/gzip",
         () => "text/plain; charset=utf-8",
     };
-    let policy = is(".svg").then(|| policy_of(&String::from_utf8_lossy(&bytes)));
     let mut response = ([(header::CONTENT_TYPE, content)], bytes).into_response();
-    if let Some(policy) = policy.and_then(|policy| HeaderValue::from_str(&policy).ok()) {
+    if is(".svg")
+        && let Ok(policy) = HeaderValue::from_str(&POLICY)
+    {
         response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
     }
     response
 }
+
+/// The policy of pictures as this program draws them. What else has got into a file is not run.
+static POLICY: LazyLock<String> = LazyLock::new(|| {
+    // Without any, no script is run.
+    policy_of(&plain_pictures().map(|pictures| pictures.concat()).unwrap_or_default())
+});
 
 /// What an interactive flame graph may do: run the script that is in it, and no other; style itself; nothing else, and as
 /// nobody (an origin of its own), so that it can reach nothing of ours.
@@ -134,5 +148,28 @@ mod tests {
         assert!(policy.contains("'unsafe-hashes'") && policy.contains("sandbox allow-scripts"), "{policy}");
         let script = policy.split("script-src").nth(1).expect("a part").split(';').next().expect("its end");
         assert!(!script.contains("unsafe-inline"), "{policy}");
+    }
+
+    /// The script of a real picture is among those of the plain ones, whichever it is.
+    #[test]
+    fn the_policy_is_that_of_real_pictures() {
+        use crate::{
+            profile::testing::{Maker, SIMPLE_QUERY, every},
+            render::{RenderOptions, format},
+        };
+        let stack = format!("AllocSetAlloc < palloc < f < {SIMPLE_QUERY}");
+        let capture = Maker::new().survivors(&stack, "Leaky", 64, every(3)).build();
+        let hashes = |policy: &str| -> Vec<String> {
+            policy.split([' ', ';']).filter(|part| part.starts_with("'sha256-")).map(str::to_owned).collect()
+        };
+        for name in ["svg", "inverted", "contexts"] {
+            let mut picture = Vec::new();
+            let format = format(name).expect("a format");
+            (format.write)(&capture, &RenderOptions::default(), &mut picture)
+                .expect("memory takes everything");
+            let own = hashes(&policy_of(&String::from_utf8_lossy(&picture)));
+            assert_eq!(own.len(), 2, "a script and what starts it: {own:?}");
+            assert!(own.iter().all(|hash| POLICY.contains(hash)), "{name}: {own:?} in {}", *POLICY);
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! So the name that was asked for must be one of ours, and what changes something must come from our own page, or from no
 //! page at all. At a network address a token is needed beside; a socket in the file system has its permissions.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -13,6 +13,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
+use tokio::time::timeout;
 
 use super::pages;
 use crate::watch::config::Listen;
@@ -32,6 +33,9 @@ pub(super) struct Gate {
     /// Names and addresses that are ours, without ports.
     hosts: Vec<String>,
 }
+
+/// A request is answered within that time, or not at all.
+const LONGEST_REQUEST: Duration = Duration::from_secs(90);
 
 /// The cookie that a browser keeps the token in.
 const COOKIE: &str = "pgleak";
@@ -133,7 +137,11 @@ pub(super) async fn check(State(gate): State<Arc<Gate>>, request: Request, next:
     let wants_page =
         text(request.headers(), &header::ACCEPT).is_some_and(|accept| accept.contains("text/html"));
     let mut response = match gate.refusal(&request, via) {
-        None => next.run(request).await,
+        // A body that does not come, and whatever takes too long.
+        None => match timeout(LONGEST_REQUEST, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => (StatusCode::REQUEST_TIMEOUT, "this took too long\n").into_response(),
+        },
         Some((StatusCode::UNAUTHORIZED, _)) if wants_page && request.method() == Method::GET => {
             (StatusCode::UNAUTHORIZED, pages::login()).into_response()
         }

@@ -20,11 +20,14 @@ use tracing::{debug, warn};
 use super::{WebError, gate::Via};
 use crate::{https::install_provider, watch::config::Tls};
 
-/// As many connections are served at once; others wait.
+/// As many connections are served at once at each place; others wait.
 pub(super) const MOST_CONNECTIONS: usize = 64;
 
 /// A client has so long for TLS, and for the head of each request.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A connection lives no longer.
+const LONGEST_CONNECTION: Duration = Duration::from_secs(300);
 
 /// Listens at a socket that only its owner can connect to.
 pub(super) fn unix(path: &Path, router: Router, connections: Arc<Semaphore>) -> Result<String, WebError> {
@@ -119,13 +122,15 @@ async fn serve(
     router: Router,
     permit: Option<OwnedSemaphorePermit>,
 ) {
-    let served = hyper::server::conn::http1::Builder::new()
+    let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
-        .await;
-    if let Err(error) = served {
-        debug!("a connection ended early: {error}");
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    // A browser opens another one; who reads nothing is not served for ever.
+    match timeout(LONGEST_CONNECTION, serving).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!("a connection ended early: {error}"),
+        Err(_) => debug!("a connection was ended for its age"),
     }
     drop(permit);
 }

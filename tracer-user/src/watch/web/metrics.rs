@@ -152,11 +152,7 @@ impl Metrics {
 
     fn captures(&self, sink: &mut Sink<'_>) -> fmt::Result {
         let ended = [Status::Done, Status::Failed];
-        let count = |trigger, status| {
-            let of = |status| self.view.counts.get(&(trigger, status)).copied().unwrap_or(0);
-            // One whose artifacts are gone was made all the same.
-            (of(status) + if status == Status::Done { of(Status::Expired) } else { 0 }) as f64
-        };
+        let count = |trigger, status| self.view.counts.get(&(trigger, status)).copied().unwrap_or(0) as f64;
         sink.counters(
             ("pgleak_captures", "Captures that have ended, those remembered", None),
             Trigger::ALL.into_iter().flat_map(|trigger| {

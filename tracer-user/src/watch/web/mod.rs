@@ -30,6 +30,9 @@ use super::{
 /// The longest body of a request.
 const MOST_BODY: usize = 16 << 10;
 
+/// As many artifacts are read at once.
+const MOST_READ: usize = 2;
+
 /// Why there can be no page.
 #[derive(Debug, thiserror::Error)]
 pub enum WebError {
@@ -80,6 +83,8 @@ struct Shared {
     gate: Arc<gate::Gate>,
     /// Differences are drawn one at a time.
     drawing: Arc<Semaphore>,
+    /// Artifacts are read a few at a time: each is in memory meanwhile.
+    reading: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -125,6 +130,7 @@ pub(super) async fn serve(
         asking,
         gate: Arc::clone(&gate),
         drawing: Arc::new(Semaphore::new(1)),
+        reading: Arc::new(Semaphore::new(MOST_READ)),
     };
     let router = Router::new()
         .merge(pages::routes())
@@ -136,10 +142,10 @@ pub(super) async fn serve(
         .layer(DefaultBodyLimit::max(MOST_BODY))
         .layer(middleware::from_fn_with_state(gate, gate::check));
     let tls = config.tls.as_ref().map(listen::acceptor).transpose()?;
-    let connections = Arc::new(Semaphore::new(listen::MOST_CONNECTIONS));
     let mut served = Vec::new();
     for listen in &config.listen {
-        let (router, connections) = (router.clone(), Arc::clone(&connections));
+        // Who fills up one place keeps nobody from another.
+        let (router, connections) = (router.clone(), Arc::new(Semaphore::new(listen::MOST_CONNECTIONS)));
         served.push(match listen {
             Listen::Unix(path) => listen::unix(path, router, connections)?,
             Listen::Tcp(address) => {
