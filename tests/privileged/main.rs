@@ -21,6 +21,7 @@ mod names;
 mod outside;
 mod overhead;
 mod package;
+mod page;
 mod quiet;
 mod reference;
 mod running;

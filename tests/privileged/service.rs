@@ -229,8 +229,9 @@ fn killed_at_random_moments_it_starts_again() {
         let answer = service.capture(&json!({ "pid": leaking.pid, "duration": "1s" })).unwrap();
         // One that the service before has left behind may still be at work.
         assert!([202, 409].contains(&answer.status), "{}", answer.text());
-        // A capture takes about three seconds.
-        thread::sleep(Duration::from_millis(fastrand::u64(0..4000)));
+        // A capture takes about three seconds. The first is surely under way, so that there is something to be saved.
+        let moment = if round == 0 { 2000..2500 } else { 0..4000 };
+        thread::sleep(Duration::from_millis(fastrand::u64(moment)));
         service.kill().unwrap();
         println!("killed for the {}th time", round + 1);
         service.run().unwrap();
@@ -262,6 +263,7 @@ fn killed_at_random_moments_it_starts_again() {
         }
     }
     println!("{whole} of {} captures are whole", all.len());
+    assert!(whole > 0, "not one of them was saved: {all:?}");
     let spool = fs::read_dir(service.store().join("spool")).unwrap().count();
     assert_eq!(spool, 0, "something is left in the spool");
     assert_no_probe_is_left(leaking.pid);
@@ -312,6 +314,35 @@ fn a_full_disk_is_survived() {
     assert_eq!(answer.status, 202, "{}", answer.text());
     assert_eq!(service.wait_for_capture(1, PATIENCE).unwrap()["status"], "done");
     service.stop().unwrap();
+}
+
+/// A disk that fills up while it is recorded: there are no files, and what was found is told all the same.
+#[test]
+fn what_finds_no_room_for_its_files_is_told() {
+    let server = planted_server(&Build::packaged(15).unwrap());
+    let leaking = Leaking::start(&server);
+    let directory = tempfile::Builder::new().prefix("pgleak-watch-").tempdir().unwrap();
+    let disk = Mounted::new(&directory.path().join("disk"), "8M");
+    let store = disk.0.join("store");
+    let mut service = Service::start_in(directory, store, &[&server], ON_REQUEST).unwrap();
+    service.wait_until("/api/v1/state", PATIENCE, |state| state["processes"].get(0).cloned()).unwrap();
+    let answer = service.capture(&json!({ "pid": leaking.pid, "duration": "4s" })).unwrap();
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    // Its directory is made, and nothing is written to it before recording has ended.
+    let deadline = Instant::now() + PATIENCE;
+    while !service.store().join("spool/000001").exists() {
+        assert!(Instant::now() < deadline, "{}", service.running().said());
+        thread::sleep(Duration::from_millis(20));
+    }
+    let filler = disk.fill();
+    service.running().wait_for("LEAK: planted_leak_palloc", PATIENCE).unwrap();
+    fs::remove_file(filler).unwrap();
+    let capture = service.wait_for_capture(1, PATIENCE).unwrap();
+    assert_eq!(capture["status"], "failed", "{capture}");
+    assert!(capture["error"].as_str().unwrap().contains("No space left"), "{capture}");
+    assert_eq!(capture["findings"]["suspects"][0]["function"], "planted_leak_palloc", "{capture}");
+    service.stop().unwrap();
+    assert_no_probe_is_left(leaking.pid);
 }
 
 /// A file system in memory; dropping it takes it away.

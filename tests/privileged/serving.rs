@@ -282,6 +282,11 @@ fn verdicts_and_profiles_are_told() {
     let record = &otlp["resourceLogs"][0]["scopeLogs"][0]["logRecords"][0];
     assert_eq!(record["severityText"], "WARN", "{otlp}");
     // All were told, in the end.
+    service
+        .wait_until(&format!("/api/v1/captures/{number}"), PATIENCE, |answer| {
+            (answer["capture"]["told"] == true).then_some(())
+        })
+        .unwrap();
     let figures = service.json("/api/v1/state").unwrap()["figures"].clone();
     assert_eq!(figures["undelivered"], 0, "{figures}");
 }

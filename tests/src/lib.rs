@@ -3,6 +3,7 @@
 //!
 //! Everything cleans up in `Drop`, and a test process that is killed leaves no server behind.
 
+pub mod browser;
 pub mod client;
 pub mod container;
 pub mod damage;

@@ -27,6 +27,9 @@ const TESTED_MAJOR: u32 = 15;
 const RIVALS: [(&str, &str); 4] =
     [("bpftrace", "bpftrace"), ("perf", "linux-perf"), ("heaptrack", "heaptrack"), ("gdb", "gdb")];
 
+/// What looks at the service's page: program and package of Debian.
+const BROWSER: &str = "chromium";
+
 /// What the tests of names make debug files with, as distributions do, and its packages.
 const DEBUG_FILE_TOOLS: [&str; 6] = ["addr2line", "dwp", "dwz", "objcopy", "strip", "xz"];
 const DEBUG_FILE_PACKAGES: [&str; 3] = ["binutils", "dwz", "xz-utils"];
@@ -106,6 +109,7 @@ enum Need {
     CCompiler,
     DebugFileTools,
     Debugger,
+    Browser,
     UnitTools,
     Allocators,
     Headers(u32),
@@ -125,6 +129,7 @@ impl Need {
                 ("tools that make debug files".into(), format!("packages {}", DEBUG_FILE_PACKAGES.join(", ")))
             }
             Self::Debugger => ("gdb".into(), "package gdb".into()),
+            Self::Browser => ("a browser".into(), format!("package {BROWSER}")),
             Self::UnitTools => ("tools that judge units".into(), format!("package {UNIT_PACKAGE}")),
             Self::Allocators => {
                 let packages = ALLOCATORS.map(|(_, package)| package);
@@ -151,6 +156,7 @@ impl Need {
             Self::CCompiler => apt::install(&["gcc", "libc6-dev"]),
             Self::DebugFileTools => apt::install(&DEBUG_FILE_PACKAGES),
             Self::Debugger => apt::install(&["gdb"]),
+            Self::Browser => apt::install(&[BROWSER]),
             Self::UnitTools => apt::install(&[UNIT_PACKAGE]),
             Self::Allocators => apt::install(&ALLOCATORS.map(|(_, package)| package)),
             Self::Headers(major) => headers::fetch(*major),
@@ -217,6 +223,9 @@ fn needs_of_servers(tests: bool) -> Result<Vec<Need>> {
     }
     if find_program("gdb").is_none() {
         needs.push(Need::Debugger);
+    }
+    if find_program(BROWSER).is_none() {
+        needs.push(Need::Browser);
     }
     if UNIT_TOOLS.iter().any(|tool| find_program(tool).is_none()) {
         needs.push(Need::UnitTools);

@@ -1,4 +1,4 @@
-//! What is told of a capture: docs/notice-json.md says what each field is.
+//! What is told of a capture: docs/verdict-json.md says what each field is.
 
 use serde::Serialize;
 
