@@ -28,8 +28,8 @@ const MOST_OF_A_CORE: f64 = 0.01;
 /// The most that it may grow by, once it has seen everything.
 const MOST_GROWTH: u64 = 2 << 20;
 
-/// Caches and the like have their size after that part of the time.
-const SETTLED: f64 = 0.2;
+/// What is remembered of the window that growth is looked for in, 10 minutes of 30, has its size after that part of the time.
+const SETTLED: f64 = 0.45;
 
 fn main() -> ExitCode {
     match Options::parse(std::env::args().skip(1)).and_then(|options| run(&options)) {
