@@ -253,7 +253,10 @@ fn killed_at_random_moments_it_starts_again() {
                 whole += 1;
                 pgleak::render::read_capture(&directory.join("capture.json")).unwrap();
                 let about = service.json(&format!("/api/v1/captures/{number}")).unwrap();
-                assert_eq!(about["capture"]["findings"]["outcome"], "leak", "{about}");
+                // One that was cut after a moment proves nothing, and names it all the same.
+                let found = &about["capture"]["findings"];
+                assert!(["leak", "not_proven"].contains(&found["outcome"].as_str().unwrap()), "{about}");
+                assert!(found["answer"].as_str().unwrap().contains("planted_leak_palloc"), "{about}");
             }
             "failed" => {
                 assert!(!directory.exists());

@@ -134,6 +134,7 @@ struct Service {
 /// # Errors
 /// If it cannot start.
 pub async fn run(path: &Path) -> Result<(), WatchError> {
+    keep_memory_together();
     let config = Config::read(path)?;
     let manager = Manager::from_environment();
     let mut terminated = signal(SignalKind::terminate())?;
@@ -239,6 +240,18 @@ pub async fn run(path: &Path) -> Result<(), WatchError> {
     manager.stopping();
     service.leave().await;
     Ok(())
+}
+
+/// Threads that come and go would each leave a heap of their own behind, which is never given back.
+fn keep_memory_together() {
+    // SAFETY: settings of the allocator, before there are other threads.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Gives what the allocator holds for nobody back to the kernel.
+fn give_memory_back() {
+    // SAFETY: it touches nothing that is in use.
+    unsafe { libc::malloc_trim(0) };
 }
 
 /// Opens the store; where there is no room for that, as soon as there is some.
@@ -527,27 +540,19 @@ impl Service {
         result: Result<(), String>,
         printed: Option<Findings>,
     ) {
-        let before = record.clone();
         let end = move |shelf: &mut Shelf| {
             shelf.end(record, result.as_ref().copied().map_err(|why| &**why), printed)
         };
-        match self.shelf(end).await {
-            Ok(record) => {
-                self.say(&record);
-                self.records[index] = record.clone();
-                self.count(&record);
-                deliver(&self.config, record, &self.deliveries);
-            }
-            Err(error) => {
-                // It stays where it is, and is tried again with what others have left behind.
-                let text = format!("capture {} cannot be put away yet: {error}", before.number);
-                if self.figures.store_trouble.as_ref() != Some(&text) {
-                    warn!("{text}");
-                    self.figures.store_trouble = Some(text);
-                }
-                self.orphans.push(before);
-            }
+        let (record, put) = self.shelf(end).await;
+        self.say(&record);
+        self.records[index] = record.clone();
+        self.count(&record);
+        if let Err(error) = put {
+            // It is tried again with what others have left behind.
+            warn!("capture {} cannot be put away yet: {error}", record.number);
+            self.orphans.push(record.clone());
         }
+        deliver(&self.config, record, &self.deliveries);
     }
 
     fn count(&mut self, record: &Record) {
@@ -586,6 +591,20 @@ impl Service {
                 self.orphans.push(record);
                 continue;
             }
+            if record.status != Status::Running {
+                // It is known what became of it, and there was no room to write that down.
+                let (record, put) = self
+                    .shelf(move |shelf| {
+                        let mut record = record;
+                        let put = shelf.put_away(&mut record);
+                        (record, put)
+                    })
+                    .await;
+                if put.is_err() {
+                    self.orphans.push(record);
+                }
+                continue;
+            }
             let known = self.records.iter().position(|known| known.number == record.number);
             let index = known.unwrap_or_else(|| {
                 self.records.push(record.clone());
@@ -621,6 +640,7 @@ impl Service {
 
     async fn tidy(&mut self) {
         self.last_tidied = Some(Instant::now());
+        give_memory_back();
         self.tidy_store().await;
         if self.thinning.as_ref().is_some_and(|thinning| !thinning.is_finished()) {
             return;

@@ -94,7 +94,7 @@ impl Shelf {
         for record in self.database.records_that_are(Status::Running)? {
             if is_at_work(&self.store.spool(record.number)).unwrap_or(false) {
                 orphans.push(record);
-            } else if let Err(error) = self.end(record.clone(), Err(LEFT_BEHIND), None) {
+            } else if let (record, Err(error)) = self.end(record, Err(LEFT_BEHIND), None) {
                 warn!("capture {} cannot be put away yet: {error}", record.number);
                 orphans.push(record);
             }
@@ -151,57 +151,63 @@ impl Shelf {
         Ok(())
     }
 
-    /// Puts a capture away that has ended, or what is left of it, and gives what became of it. `result` says how its
-    /// program ended and `printed` what it has said; what it has written counts for more.
-    ///
-    /// # Errors
-    /// If it can be written neither to the store nor to the index: then it stays in the spool, for the next time.
+    /// Says what became of a capture that has ended, and puts it away. `result` says how its program ended and `printed`
+    /// what it has said; what it has written counts for more. Where it can be written neither to the store nor to the index,
+    /// it stays in the spool, and [`Self::put_away`] is for the next time.
     pub(super) fn end(
         &mut self,
         mut record: Record,
         result: Result<(), &str>,
         printed: Option<Findings>,
-    ) -> Result<Record, ShelfError> {
-        let number = record.number;
-        let spool = self.store.spool(number);
+    ) -> (Record, Result<(), ShelfError>) {
         let now_ms = jiff::Timestamp::now().as_millisecond();
         record.ended_ms = Some(record.ended_ms.unwrap_or(now_ms));
-        if self.store.has(number) {
-            // It was put away, and the index not told.
-            let known = self.store.unknown(&HashSet::new())?.into_iter().find_map(|found| match found {
-                Found::Whole(record) if record.number == number => Some(*record),
-                _ => None,
-            });
-            record = known.unwrap_or(record);
-            record.status = Status::Done;
-        } else {
-            match self.made(number) {
-                Some(Ok(findings)) => done(&mut record, findings),
-                // What all is made from is there: it is kept, whatever is wrong with the rest.
-                Some(Err(why)) => {
-                    record.status = Status::Done;
-                    record.error = Some(why);
-                    record.findings = printed;
-                }
-                None => {
-                    fail(&mut record, result.err().unwrap_or("it has written nothing"), now_ms);
-                    if let Some(findings) = printed {
-                        // There was no room for files, and the answer is known all the same.
-                        record.probed_seconds = findings.window.probed_seconds;
-                        record.findings = Some(findings);
-                    }
-                }
+        match self.made(record.number) {
+            _ if self.store.has(record.number) => record = self.put_away_before(record),
+            Some(Ok(findings)) => done(&mut record, findings),
+            // What all is made from is there: it is kept, whatever is wrong with the rest.
+            Some(Err(why)) => {
+                record.status = Status::Done;
+                record.error = Some(why);
+                record.findings = printed;
             }
-            if record.status == Status::Failed {
-                self.store.drop_spool(number)?;
-            } else {
-                record.bytes = self.store.spooled_bytes(number);
-                self.store.keep(&record)?;
+            None => {
+                fail(&mut record, result.err().unwrap_or("it has written nothing"), now_ms);
+                if let Some(findings) = printed {
+                    // There was no room for files, and the answer is known all the same.
+                    record.probed_seconds = findings.window.probed_seconds;
+                    record.findings = Some(findings);
+                }
             }
         }
-        forget_lock(&spool);
-        self.database.note(&record)?;
-        Ok(record)
+        let put = self.put_away(&mut record);
+        (record, put)
+    }
+
+    /// It was put away, and the index not told.
+    fn put_away_before(&self, record: Record) -> Record {
+        let kept = self.store.unknown(&HashSet::new()).into_iter().flatten().find_map(|found| match found {
+            Found::Whole(kept) if kept.number == record.number => Some(*kept),
+            _ => None,
+        });
+        Record { status: Status::Done, ..kept.unwrap_or(record) }
+    }
+
+    /// Puts a capture away of which it is known what became of it.
+    ///
+    /// # Errors
+    /// If it cannot be written: then it stays in the spool.
+    pub(super) fn put_away(&mut self, record: &mut Record) -> Result<(), ShelfError> {
+        let number = record.number;
+        if record.status == Status::Failed {
+            self.store.drop_spool(number)?;
+        } else if !self.store.has(number) {
+            record.bytes = self.store.spooled_bytes(number);
+            self.store.keep(record)?;
+        }
+        self.database.note(record)?;
+        forget_lock(&self.store.spool(number));
+        Ok(())
     }
 
     /// What a capture in the spool found, or why that cannot be told; `None` if nothing was captured.

@@ -9,6 +9,7 @@ mod perf;
 mod pgleak;
 mod plan;
 mod tool;
+mod watch;
 
 use std::time::Duration;
 
@@ -55,6 +56,8 @@ enum Kind {
     Pgleak(&'static [&'static str]),
     /// The same in windows, which take their time.
     Windows(&'static [&'static str]),
+    /// The service, at rest.
+    Watch,
     /// The same job as far as bpftrace's language allows, at the first instructions of the functions.
     Bpftrace,
     Memleak,
@@ -128,6 +131,12 @@ pub(crate) const RIVALS: &[Rival] = &[
         what: "pgleak capture --overhead low, for half a minute",
         at: At::Contexts,
         kind: Kind::Windows(&["--overhead", "low"]),
+    },
+    Rival {
+        name: "pgleak-watch",
+        what: "pgleak watch, which looks each five seconds and captures nothing",
+        at: At::Asked,
+        kind: Kind::Watch,
     },
     Rival {
         name: OF_MALLOC,
@@ -211,6 +220,8 @@ impl Rival {
         match self.kind {
             // There is nothing to warm up.
             Kind::Nothing => (Duration::ZERO, others),
+            // Several looks.
+            Kind::Watch => (WARM_UP, watch::LOOKED_AT),
             // What comes before the first window is a part of it.
             Kind::Windows(_) => (Duration::ZERO, pgleak::WINDOWS),
             _ => (WARM_UP, others),
@@ -224,6 +235,7 @@ impl Rival {
             Kind::Empty { mechanism, only_frees } => empty::begin(pid, mechanism, only_frees),
             Kind::Pgleak(arguments) => pgleak::begin(pid, arguments),
             Kind::Windows(arguments) => pgleak::begin_windows(pid, arguments),
+            Kind::Watch => watch::begin(),
             Kind::Bpftrace => bpftrace::begin(pid),
             Kind::Memleak => memleak::begin(pid),
             Kind::Perf(stacks) => perf::begin(pid, stacks),
