@@ -173,7 +173,12 @@ fn from_the_token_to_the_ticket() {
         browser.screenshot(&picture(&format!("capture-{name}"))).unwrap();
 
         browser.click("nav a", "Captures").unwrap();
-        browser.wait_for("document.body.textContent.includes('planted_leak_palloc')").unwrap();
+        browser
+            .wait_for(
+                "location.pathname == '/captures' && document.readyState == 'complete' && \
+                 document.body.textContent.includes('planted_leak_palloc')",
+            )
+            .unwrap();
         browser.screenshot(&picture(&format!("captures-{name}"))).unwrap();
         assert_eq!(browser.complaints(), Vec::<String>::new(), "{name}");
 
