@@ -242,10 +242,19 @@ pub async fn run(path: &Path) -> Result<(), WatchError> {
     Ok(())
 }
 
+/// What is free is given back from so many bytes on; larger pieces are mappings of their own. glibc raises both by itself, up
+/// to 64 MiB, with the largest piece that was ever freed.
+const MOST_SLACK: libc::c_int = 512 << 10;
+const LARGE_PIECE: libc::c_int = 128 << 10;
+
 /// Threads that come and go would each leave a heap of their own behind, which is never given back.
 fn keep_memory_together() {
     // SAFETY: settings of the allocator, before there are other threads.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, MOST_SLACK);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_PIECE);
+    }
 }
 
 /// Gives what the allocator holds for nobody back to the kernel.

@@ -26,6 +26,9 @@ const STACKS_COMPARED: &str = "PGLEAK_DIFFERENTIAL";
 /// How often work that leaks nothing is captured.
 const QUIET_ROUNDS: &str = "PGLEAK_QUIET";
 
+/// How often the service is killed.
+const KILLS: &str = "PGLEAK_KILLS";
+
 /// Run every check and test, the privileged ones included
 #[derive(clap::Args)]
 pub(crate) struct Test {
@@ -38,6 +41,9 @@ pub(crate) struct Test {
     /// Capture each of the workloads that leak nothing four times, and for longer
     #[arg(long, conflicts_with = "fast")]
     quiet: bool,
+    /// Kill the service fifty times instead of six
+    #[arg(long, conflicts_with = "fast")]
+    kills: bool,
     /// Only boot these kernels, by series, as `6.1,6.12`, or `current`; all of them if none is named
     #[arg(long, value_name = "SERIES", num_args = 0.., value_delimiter = ',', conflicts_with = "fast")]
     kernels: Option<Vec<String>>,
@@ -59,7 +65,11 @@ impl Test {
         build::bpf_object(&tools)?;
         build::program(!self.fast)?;
 
-        let long = [(self.differential, (STACKS_COMPARED, "100000")), (self.quiet, (QUIET_ROUNDS, "4"))];
+        let long = [
+            (self.differential, (STACKS_COMPARED, "100000")),
+            (self.quiet, (QUIET_ROUNDS, "4")),
+            (self.kills, (KILLS, "50")),
+        ];
         let long = long.into_iter().filter(|(wanted, _)| *wanted).map(|(_, setting)| setting);
         let mut session = Session::new(!self.fast, long.collect())?;
         session.check("formatting", || run(&mut cargo(["fmt", "--all", "--check"])));
