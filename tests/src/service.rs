@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::net::UnixStream,
+    os::unix::{net::UnixStream, process::CommandExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -108,6 +108,14 @@ impl Service {
     pub fn run_until(&mut self, said: &str) -> Result<()> {
         let mut command = command(["watch", "--config"])?;
         command.arg(self.config());
+        // A test that dies leaves no service behind.
+        // SAFETY: prctl is async-signal-safe.
+        unsafe {
+            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            });
+        }
         let running = Running::spawn(&mut command)?;
         running.wait_for(said, ANSWERS)?;
         self.running = Some(running);
