@@ -36,6 +36,21 @@ pub enum LockError {
     },
 }
 
+/// Takes the lock of an open file, which belongs to whoever has this descriptor or inherits it; false if somebody else has it.
+///
+/// # Errors
+/// If the file system knows no locks.
+pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
+    // SAFETY: a call on an open descriptor.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+        return Ok(true);
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::EWOULDBLOCK) => Ok(false),
+        error => Err(error),
+    }
+}
+
 /// Held while a process is captured. The kernel gives it up when pgleak ends, however it ends.
 #[derive(Debug)]
 pub struct CaptureLock {
@@ -68,12 +83,7 @@ impl CaptureLock {
             .open(&path)
             .map_err(failed)?;
         give_to_owner(&file, directory);
-        // SAFETY: a call on an open descriptor.
-        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
-            let error = io::Error::last_os_error();
-            if error.raw_os_error() != Some(libc::EWOULDBLOCK) {
-                return Err(failed(error));
-            }
+        if !try_lock(&file).map_err(failed)? {
             let mut holder = String::new();
             let _ = file.read_to_string(&mut holder);
             let holder = holder.trim();

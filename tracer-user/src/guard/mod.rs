@@ -8,6 +8,7 @@ mod slowdown;
 mod watchdog;
 
 pub use calibrate::{CalibrateError, ProbeCosts, measure as measure_probe_costs};
+pub(crate) use lock::try_lock;
 pub use lock::{CaptureLock, LockError};
 pub use memory::{MemoryError, check as check_memory, go_first_when_memory_is_short};
 pub use sacrifice::{

@@ -1,7 +1,8 @@
 //! Programs of a moment: this one with another command, within a time.
 
 use std::{
-    process::{Command, Stdio},
+    os::unix::process::CommandExt as _,
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -24,14 +25,23 @@ pub(super) fn own_program(command: &str) -> Command {
 /// # Errors
 /// Why it did not succeed.
 pub(super) fn run_for(mut command: Command) -> Result<(), String> {
-    let mut child = command.spawn().map_err(|error| format!("it cannot be started: {error}"))?;
+    let child = command.process_group(0).spawn().map_err(|error| format!("it cannot be started: {error}"))?;
+    wait_for(child)
+}
+
+/// Waits for the end of a program that leads a group of its own, which ends with it when its time is over.
+///
+/// # Errors
+/// Why it did not succeed.
+pub(super) fn wait_for(mut child: Child) -> Result<(), String> {
     let deadline = Instant::now() + LONGEST;
     loop {
         match child.try_wait().map_err(|error| error.to_string())? {
             Some(status) if status.success() => return Ok(()),
             Some(status) => return Err(format!("it ended with {status}")),
             None if Instant::now() > deadline => {
-                let _ = child.kill();
+                // SAFETY: the group of a child that was not waited for.
+                unsafe { libc::kill(-(child.id() as libc::pid_t), libc::SIGKILL) };
                 let _ = child.wait();
                 return Err(format!("it did not end within {} s, and was ended", LONGEST.as_secs()));
             }

@@ -26,7 +26,7 @@ use tokio::{
 use tracing::debug;
 
 use super::{config::CaptureConfig, record::CaptureNumber};
-use crate::{render::Findings, target::ProcessId};
+use crate::{guard::try_lock, render::Findings, target::ProcessId};
 
 /// As much of what it prints and complains is read.
 const MOST_VERDICT: u64 = 4 << 20;
@@ -258,14 +258,7 @@ fn lock_path(out: &Path) -> PathBuf {
 /// The lock; `None` if somebody has it.
 fn lock(path: &Path) -> io::Result<Option<File>> {
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    // SAFETY: a call on an open descriptor.
-    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-        return Ok(Some(file));
-    }
-    match io::Error::last_os_error() {
-        error if error.raw_os_error() == Some(libc::EWOULDBLOCK) => Ok(None),
-        error => Err(error),
-    }
+    Ok(try_lock(&file)?.then_some(file))
 }
 
 #[cfg(test)]

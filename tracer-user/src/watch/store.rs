@@ -4,12 +4,9 @@ use std::{
     collections::HashSet,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    os::{
-        fd::AsRawFd as _,
-        unix::{
-            ffi::OsStrExt as _,
-            fs::{DirBuilderExt as _, OpenOptionsExt as _},
-        },
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{DirBuilderExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
 };
@@ -18,6 +15,7 @@ use super::{
     config::StoreConfig,
     record::{CaptureNumber, Record},
 };
+use crate::guard::try_lock;
 use crate::render::{CAPTURE_FILE, FORMATS, Findings, VERDICT_FILE};
 
 /// What is said of a capture beside its artifacts, so that the index can be made anew.
@@ -92,13 +90,8 @@ impl Store {
             .mode(0o600)
             .open(&path)
             .map_err(failed)?;
-        // SAFETY: a call on an open descriptor.
-        if unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
-            let error = io::Error::last_os_error();
-            return Err(match error.raw_os_error() {
-                Some(libc::EWOULDBLOCK) => StoreError::InUse { path: directory },
-                _ => failed(error),
-            });
+        if !try_lock(&lock).map_err(failed)? {
+            return Err(StoreError::InUse { path: directory });
         }
         let store = Self { directory, _lock: lock };
         store.empty("trash")?;

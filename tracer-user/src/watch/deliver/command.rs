@@ -5,11 +5,9 @@ use std::{
     os::unix::process::CommandExt as _,
     process::{Command, Stdio},
     thread,
-    time::{Duration, Instant},
 };
 
-/// For so long it may run.
-const LONGEST: Duration = Duration::from_secs(60);
+use crate::watch::program::wait_for;
 
 /// Runs the program to its end.
 pub(super) fn run(command: &[String], json: &[u8]) -> Result<(), String> {
@@ -32,22 +30,10 @@ pub(super) fn run(command: &[String], json: &[u8]) -> Result<(), String> {
     let json = json.to_vec();
     // One that does not read must not keep its end from being seen; a pipe that nobody reads is no failure.
     let writer = thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(&json)));
-    let deadline = Instant::now() + LONGEST;
-    let status = loop {
-        match child.try_wait().map_err(|error| error.to_string())? {
-            Some(status) => break status,
-            None if Instant::now() > deadline => {
-                // SAFETY: the group of a child that was not waited for.
-                unsafe { libc::kill(-(child.id() as libc::pid_t), libc::SIGKILL) };
-                let _ = child.wait();
-                return Err(format!("it did not end within {} s, and was ended", LONGEST.as_secs()));
-            }
-            None => thread::sleep(Duration::from_millis(20)),
-        }
-    };
+    let ended = wait_for(child);
     // What it has started may keep the pipe open.
     drop(writer);
-    if status.success() { Ok(()) } else { Err(format!("it ended with {status}")) }
+    ended
 }
 
 /// `linux/capability.h`: the header and data of `capset(2)`.
