@@ -13,7 +13,7 @@ use crate::common::server;
 const MISUSE: i32 = 2;
 const FAILURE: i32 = 1;
 
-const ARTIFACTS: [&str; 7] = [
+const ARTIFACTS: [&str; 8] = [
     "capture.json",
     "contexts.svg",
     "flame-inverted.svg",
@@ -21,6 +21,7 @@ const ARTIFACTS: [&str; 7] = [
     "profile.pb.gz",
     "report.txt",
     "stacks.folded",
+    "verdict.json",
 ];
 
 fn refused(finished: &Finished, code: i32, says: &str) {
