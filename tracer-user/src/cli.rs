@@ -142,6 +142,9 @@ pub struct CaptureArgs {
     /// When that process started, in clock ticks since boot: another one with its pid is refused.
     #[arg(long, hide = true, requires = "pid")]
     pub started: Option<u64>,
+    /// While recording, print what is live as JSON, a line each time, instead of the report: `pgleak top` reads it.
+    #[arg(long, hide = true, requires = "pid")]
+    pub live: bool,
     /// Trace the children of this postmaster, those that are born meanwhile too.
     #[arg(long, value_name = "PID")]
     pub postmaster: Vec<u32>,

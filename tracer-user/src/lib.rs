@@ -8,6 +8,7 @@ pub mod elf;
 
 mod hash;
 mod https;
+mod program;
 mod quantity;
 
 pub mod target;

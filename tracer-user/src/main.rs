@@ -368,6 +368,7 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
             AttachChoice::Perf => Mechanism::PerfLinks,
         }),
         table_cache: !args.no_table_cache,
+        live: args.live,
     };
     let rendering = RenderOptions { title: args.title.clone(), ..RenderOptions::default() };
     let hurry = Arc::new(AtomicBool::new(false));
@@ -392,7 +393,9 @@ fn run_capture(args: &CaptureArgs) -> Result<(), Failure> {
     })?;
     // The answer comes first: a full disk must not keep it from whoever waits for it.
     progress.flush();
-    print_format(printed, &captured, &rendering)?;
+    if !args.live {
+        print_format(printed, &captured, &rendering)?;
+    }
     for path in written? {
         progress.say(&format!("wrote {}", path.display()));
     }
@@ -524,7 +527,7 @@ fn run_watch(args: &WatchArgs) -> Result<(), Failure> {
 
 fn check_config(args: &WatchArgs) -> Result<(), Failure> {
     let config = Config::read(&args.config)?;
-    let planned = config.planned().as_secs_f64().ceil();
+    let planned = config.capture.planned().as_secs_f64().ceil();
     let text = format!(
         "{}: good; a capture has probes for about {planned} s, and there may be {:.0} of them in an hour\n",
         args.config.display(),

@@ -19,8 +19,8 @@ use tracer_ebpf::{
 use tracing::debug;
 
 use super::{
-    Allocators, CaptureError, Chosen, Detaching, Interrupts, Prepared, Progress, RecordOptions, Recorder,
-    Recording, Scope, add_used, assemble, memory_growth, prepare, record::SLICES, sum_of_growths,
+    Allocators, CaptureError, Chosen, Detaching, Interrupts, LiveFeed, Prepared, Progress, RecordOptions,
+    Recorder, Recording, Scope, add_used, assemble, memory_growth, prepare, record::SLICES, sum_of_growths,
 };
 use crate::{
     addr::AbsAddr,
@@ -58,6 +58,8 @@ pub struct CaptureOptions {
     pub mechanism: Option<Mechanism>,
     /// Whether unwind tables are kept on disk, and taken from there.
     pub table_cache: bool,
+    /// Whether what is live is told on standard output while one process is recorded ([`LiveFeed`]).
+    pub live: bool,
 }
 
 /// What stacks may be named with beside what the process and this host have.
@@ -162,7 +164,12 @@ pub async fn capture(
     }
     let record = options.record;
     let asked = chosen.as_ref().map(|chosen| (chosen, options.scope.filter.clone()));
-    let recorder = Recorder::attach(&mut prepared, tracer, asked, costs, interrupts, progress, record)?;
+    let live = options.live && chosen.is_none();
+    let live = live.then(|| LiveFeed::start(prepared.process.pid, known_functions(&prepared)));
+    let mut recorder = Recorder::attach(&mut prepared, tracer, asked, costs, interrupts, progress, record)?;
+    if let Some(feed) = live {
+        recorder.tell_live(feed.map_err(CaptureError::Thread)?);
+    }
     let recording = recorder.run().await?;
 
     progress.say("naming the stacks");
@@ -198,19 +205,7 @@ fn finish(
     let begun = Instant::now();
     let profile = assemble(&recording.drained, &slices, &frame);
     debug!("{} groups assembled in {:?}", profile.groups.len(), begun.elapsed());
-    let known: BTreeMap<AbsAddr, String> = prepared
-        .plan
-        .sites
-        .iter()
-        .chain(&prepared.not_probed)
-        .map(|site| (site.function.address.in_process(site.bias(prepared.bias)), site.function.name()))
-        .chain(
-            static_functions(&prepared.image, &prepared.functions)
-                .into_iter()
-                .map(|(address, name)| (address.in_process(prepared.bias), name)),
-        )
-        .map(|(address, name)| (address, name.to_owned()))
-        .collect();
+    let known = known_functions(prepared);
     let debug_roots = vec![PathBuf::from(format!("/proc/{pid}/root")), PathBuf::from("/")];
     let files = DebugFiles::below(debug_roots).with_debuginfod(debuginfod);
     let mut symbolizer = Symbolizer::new(mappings.all_modules(), known, files);
@@ -346,6 +341,16 @@ fn finish(
         counters: counters(recording),
         notes,
     }
+}
+
+/// Functions that pgleak found out itself, by the address of their first instruction in the process.
+fn known_functions(prepared: &Prepared) -> BTreeMap<AbsAddr, String> {
+    let sites = prepared.plan.sites.iter().chain(&prepared.not_probed);
+    let probed =
+        sites.map(|site| (site.function.address.in_process(site.bias(prepared.bias)), site.function.name()));
+    let found = static_functions(&prepared.image, &prepared.functions).into_iter();
+    let found = found.map(|(address, name)| (address.in_process(prepared.bias), name));
+    probed.chain(found).map(|(address, name)| (address, name.to_owned())).collect()
 }
 
 /// What was traced in windows, as much as would have been seen of all the work.

@@ -1,9 +1,12 @@
 //! How to get the names that are missing: one sentence for each file.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use super::files::name_below_root;
-use crate::addr::BuildId;
+use crate::{addr::BuildId, target::read_in_root};
+
+/// The file has some ten lines.
+const MOST_BYTES: u64 = 64 << 10;
 
 /// Which system a binary belongs to: `os-release(5)`, as far as it is needed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,7 +24,7 @@ impl OsRelease {
     pub fn of_process(pid: u32) -> Self {
         ["etc/os-release", "usr/lib/os-release"]
             .iter()
-            .find_map(|name| fs::read_to_string(format!("/proc/{pid}/root/{name}")).ok())
+            .find_map(|name| read_in_root(pid, name, MOST_BYTES))
             .map_or_else(Self::default, |text| Self::parse(&text))
     }
 

@@ -8,6 +8,7 @@ mod modules;
 mod process;
 mod procfs;
 mod resident;
+mod root;
 mod table;
 mod title;
 
@@ -20,6 +21,7 @@ pub use process::{
     Binary, CpuTime, Memory, ProcessError, ProcessId, command_line, cpu_time, exe_link, stat, status,
 };
 pub use procfs::{Seccomp, Stat, Status};
+pub use root::read_in_root;
 pub use table::{human_bytes, human_rate, render_table};
 pub use title::{CLIENT_BACKEND, KINDS, POSTMASTER, Title, parse_title};
 

@@ -2,8 +2,8 @@
 
 use std::{collections::VecDeque, path::PathBuf, time::Duration};
 
-use super::{stacks::LiveStacks, text::harmless};
-use crate::target::ProcessId;
+use super::text::harmless;
+use crate::{session::LiveStacks, target::ProcessId};
 
 /// What a capture says is a few lines; more are of a process in trouble.
 const MOST_LINES: usize = 100;

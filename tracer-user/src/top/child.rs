@@ -2,34 +2,29 @@
 
 use std::{
     fs,
-    io::{self, BufRead as _, BufReader, Read as _},
-    os::{fd::OwnedFd, unix::process::CommandExt as _},
+    io::{BufRead as _, BufReader, Read},
     path::{Path, PathBuf},
-    process::{Child, ChildStderr, Command, Stdio},
+    process::{Child, Stdio},
     sync::mpsc::Sender,
 };
-
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{
     capturing::Outcome,
     error::TopError,
     event::{Event, start},
 };
-use crate::target::ProcessId;
+use crate::{
+    program::{Handle, own_program},
+    target::ProcessId,
+};
 
-/// This program, even if its file was replaced meanwhile.
-const PROGRAM: &str = "/proc/self/exe";
 /// Longer lines are cut: nobody's memory is to depend on what a child says.
 const LONGEST_LINE: u64 = 64 * 1024;
 const REPORT: &str = "report.txt";
 
 /// A capture that was started.
 #[derive(Debug)]
-pub(super) struct CaptureChild {
-    /// Does not lead to another process that gets the pid later.
-    pidfd: OwnedFd,
-}
+pub(super) struct CaptureChild(Handle);
 
 impl CaptureChild {
     /// Starts it. What it says and that it has ended comes as events.
@@ -40,56 +35,55 @@ impl CaptureChild {
         events: Sender<Event>,
     ) -> Result<Self, TopError> {
         let failed = |source| TopError::Capture { directory: directory.to_owned(), source };
-        let mut child = Command::new(PROGRAM)
-            .arg0("pgleak")
-            .args(["capture", "--pid", &process.pid.to_string(), "--overhead", overhead, "--out"])
+        let mut child = own_program("capture")
+            .args(["--live", "--pid", &process.pid.to_string(), "--overhead", overhead])
+            .args(["--started", &process.start_ticks.to_string(), "--out"])
             .arg(directory)
-            .stdin(Stdio::null())
-            // The report is read from its file.
-            .stdout(Stdio::null())
+            // What is live; the report is read from its file.
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .map_err(failed)?;
-        let pidfd = pidfd_of(&child).map_err(failed)?;
-        let stderr = child.stderr.take();
+        let handle = Handle::of_child(child.id()).map_err(failed)?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let live = events.clone();
+        start("live", move || {
+            if let Some(stdout) = stdout {
+                // One that cannot be read is left out: the next one comes soon.
+                pass_on(stdout, |line| match serde_json::from_str(&line) {
+                    Ok(stacks) => live.send(Event::Stacks(stacks)).is_ok(),
+                    Err(_) => true,
+                });
+            }
+        })?;
         let report = directory.join(REPORT);
         start("capture", move || {
             if let Some(stderr) = stderr {
-                pass_on(stderr, &events);
+                pass_on(stderr, |line| events.send(Event::Said(line)).is_ok());
             }
             let _ = events.send(Event::Ended(outcome(child, report)));
         })?;
-        Ok(Self { pidfd })
+        Ok(Self(handle))
     }
 
     /// Asks it to end early, with what it has.
     pub(super) fn end(&self) {
-        self.signal(Signal::TERM);
+        self.0.terminate();
     }
 
     /// Asks it, the second time, to leave at once.
     pub(super) fn leave_at_once(&self) {
-        self.signal(Signal::INT);
-    }
-
-    fn signal(&self, signal: Signal) {
-        // It fails if the capture has just ended, which is what was wanted.
-        let _ = pidfd_send_signal(&self.pidfd, signal);
+        self.0.interrupt();
     }
 }
 
-fn pidfd_of(child: &Child) -> io::Result<OwnedFd> {
-    // A child that was not waited for keeps its pid.
-    Ok(pidfd_open(Pid::from_child(child), PidfdFlags::empty())?)
-}
-
-fn pass_on(stderr: ChildStderr, events: &Sender<Event>) {
-    let mut stderr = BufReader::new(stderr);
+/// Passes lines on as long as they are wanted.
+fn pass_on(stream: impl Read, mut wanted: impl FnMut(String) -> bool) {
+    let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     // Ends with the stream, or with an error that ends it as well.
-    while stderr.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-        if events.send(Event::Said(text)).is_err() {
+    while stream.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+        if !wanted(String::from_utf8_lossy(&line).trim_end().to_owned()) {
             return;
         }
         line.clear();

@@ -5,8 +5,8 @@ use std::{io, sync::mpsc::Sender, thread};
 use ratatui::crossterm::event::{self, Event as TerminalEvent, KeyEvent};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{capturing::Outcome, contexts::Contexts, error::TopError, model::Look, stacks::LiveStacks};
-use crate::target::ProcessId;
+use super::{capturing::Outcome, contexts::Contexts, error::TopError, model::Look};
+use crate::{session::LiveStacks, target::ProcessId};
 
 /// Something that has happened.
 #[derive(Debug)]
@@ -28,10 +28,6 @@ pub(super) enum Event {
     /// A line of the capture.
     Said(String),
     /// Live stacks of the capture.
-    #[expect(
-        dead_code,
-        reason = "a capture does not tell its live stacks yet; whoever makes it, sends them here"
-    )]
     Stacks(LiveStacks),
     /// The capture has ended.
     Ended(Outcome),

@@ -82,8 +82,8 @@ mod tests {
 
     use super::*;
     use crate::{
+        session::{LiveStack, LiveStacks},
         target::ProcessId,
-        top::stacks::{LiveStack, LiveStacks},
     };
 
     fn heights(area: Rect, model: &Model) -> [u16; 4] {

@@ -31,7 +31,6 @@ mod watch;
 
 pub use error::TopError;
 pub use run::{Made, TopOptions, top};
-pub use stacks::{LiveStack, LiveStacks};
 
 #[cfg(test)]
 mod testing;

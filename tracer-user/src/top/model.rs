@@ -9,9 +9,8 @@ use super::{
     capturing::{Capturing, Outcome},
     contexts::Contexts,
     series::Series,
-    stacks::LiveStacks,
 };
-use crate::target::ProcessId;
+use crate::{session::LiveStacks, target::ProcessId};
 
 /// A server process as it was seen, its texts harmless.
 #[derive(Clone, Debug, PartialEq, Eq)]

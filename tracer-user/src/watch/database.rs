@@ -18,6 +18,9 @@ const SCHEMA: i64 = 1;
 /// How long one side waits for the other.
 const BUSY: Duration = Duration::from_secs(5);
 
+/// With less than that, there is no room: its shared memory grows by 32 KiB, its log by a page.
+const LEAST_ROOM: u64 = 256 << 10;
+
 const TABLES: &str = "
     CREATE TABLE server (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
     CREATE TABLE process (
@@ -185,10 +188,23 @@ impl Database {
 impl DatabaseError {
     /// Whether there was no room for it.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Sqlite { source: rusqlite::Error::SqliteFailure(error, _), .. }
-            if matches!(error.code, ErrorCode::DiskFull | ErrorCode::SystemIoFailure))
-            || matches!(self, Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+        match self {
+            Self::Sqlite { source: rusqlite::Error::SqliteFailure(error, _), path } => match error.code {
+                ErrorCode::DiskFull => true,
+                // What it says as well where its shared memory cannot grow (`unixShmMap` in os_unix.c).
+                ErrorCode::SystemIoFailure => has_no_room(path),
+                _ => false,
+            },
+            Self::File { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            _ => false,
+        }
     }
+}
+
+/// Whether there is less room where a file is than SQLite takes at once.
+fn has_no_room(path: &Path) -> bool {
+    let space = path.parent().and_then(|directory| rustix::fs::statvfs(directory).ok());
+    space.is_some_and(|space| space.f_bavail.saturating_mul(space.f_frsize) < LEAST_ROOM)
 }
 
 fn is_damaged(error: &rusqlite::Error) -> bool {

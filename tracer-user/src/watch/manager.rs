@@ -5,6 +5,9 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tracing::debug;
 
+/// What starts takes no longer from one sign of it to the next.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// The service manager, if one has started this.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Manager {
@@ -26,6 +29,16 @@ impl Manager {
     /// Everything is there.
     pub(super) fn ready(self) {
         tell(&[NotifyState::Ready]);
+    }
+
+    /// How long it waits for a sign that this is still starting.
+    pub(super) fn patience(self) -> Duration {
+        PATIENCE
+    }
+
+    /// It is still starting.
+    pub(super) fn not_yet(self) {
+        tell(&[NotifyState::ExtendTimeoutUsec(PATIENCE.as_micros() as u32)]);
     }
 
     /// The configuration is read again.

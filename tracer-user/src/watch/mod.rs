@@ -1,12 +1,14 @@
 //! The service: watches every server process of the host, and captures what leaks while it happens.
 //!
-//! `observe` looks, `history` and `growth` see what keeps growing, `triggers` decides, `run` captures with a program of its
-//! own, `shelf` puts away, `deliver` tells, `web` shows. `service` is the only one that sees them all.
+//! `looking` looks (`observe`), `history` and `growth` see what keeps growing, `decide` says what is to be captured and
+//! `triggers` whether it may be, `ledger` has the captures: `run` makes one with a program of its own, `shelf` puts it away,
+//! `deliver` tells of it. `overview` puts together what `web` shows. `service` is the only one that sees them all.
 
 mod config;
 mod host;
 mod manager;
 
+mod looking;
 mod observe;
 
 mod database;
@@ -20,7 +22,8 @@ mod record;
 mod triggers;
 
 mod captures;
-mod program;
+mod decide;
+mod ledger;
 mod run;
 mod shelf;
 mod store;
@@ -28,6 +31,8 @@ mod store;
 mod deliver;
 mod ticket;
 
+mod overview;
+mod own;
 mod service;
 mod view;
 mod web;

@@ -2,18 +2,15 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
-    io::Read as _,
+    fs,
     os::unix::fs::MetadataExt as _,
     time::{Duration, Instant},
 };
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
-
 use super::config::CensusConfig;
 use crate::{
     census::{Limits, Observed},
-    target::{Finder, Memory, ProcessId, ServerProcess, exe_link, server_process},
+    target::{Finder, Memory, ProcessId, ServerProcess, exe_link, read_in_root, server_process},
 };
 
 /// Contexts of so many names of a process are kept: those with most bytes.
@@ -299,14 +296,7 @@ fn container_name(pid: u32) -> Option<String> {
     if root(&pid.to_string())? == root("1")? {
         return None;
     }
-    let beneath = File::open(format!("/proc/{pid}/root/")).ok()?;
-    // Whatever lies there is somebody else's: no link out of it, no pipe that is waited for, nothing large.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = File::from(openat2(&beneath, "etc/hostname", flags, Mode::empty(), how).ok()?);
-    file.metadata().ok().filter(fs::Metadata::is_file)?;
-    let mut name = String::new();
-    file.take(MOST_HOST_NAME).read_to_string(&mut name).ok()?;
+    let name = read_in_root(pid, "etc/hostname", MOST_HOST_NAME)?;
     let name = name.trim();
     (!name.is_empty()).then(|| name.to_owned())
 }

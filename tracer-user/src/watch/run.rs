@@ -9,15 +9,14 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::{
-        fd::{AsRawFd as _, OwnedFd},
+        fd::AsRawFd as _,
         unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
     time::Duration,
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
     process::Child,
@@ -26,7 +25,15 @@ use tokio::{
 use tracing::debug;
 
 use super::{config::CaptureConfig, record::CaptureNumber};
-use crate::{guard::try_lock, render::Findings, target::ProcessId};
+use crate::{
+    guard::try_lock,
+    program::{Handle, own_program},
+    render::Findings,
+    target::ProcessId,
+};
+
+/// The command that captures.
+const CAPTURE: &str = "capture";
 
 /// As much of what it prints and complains is read.
 const MOST_VERDICT: u64 = 4 << 20;
@@ -75,7 +82,7 @@ pub(super) struct Order {
 #[derive(Debug)]
 pub(super) struct Run {
     child: Child,
-    process: OwnedFd,
+    handle: Handle,
     longest: Duration,
 }
 
@@ -90,10 +97,8 @@ impl Order {
         }
         let lock = lock(&lock_path(&self.out)).map_err(RunError::Start)?;
         let lock = lock.ok_or_else(|| RunError::Start(io::ErrorKind::WouldBlock.into()))?;
-        // The program that this is, be it replaced by now.
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("pgleak").args(self.arguments());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut command = own_program(CAPTURE);
+        command.args(self.options()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let (parent, descriptor) = (std::process::id(), lock.as_raw_fd());
         // SAFETY: only system calls that may be made between fork and exec, on numbers.
         unsafe {
@@ -113,19 +118,19 @@ impl Order {
         let mut command = tokio::process::Command::from(command);
         let child = command.kill_on_drop(true).spawn().map_err(RunError::Start)?;
         let longest = self.how.duration + self.how.settle.unwrap_or_default() + NAMING;
-        let process = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-        let process = process.ok_or_else(|| RunError::Start(io::ErrorKind::NotFound.into()))?;
-        let process =
-            pidfd_open(process, PidfdFlags::empty()).map_err(|error| RunError::Start(error.into()))?;
-        Ok(Run { child, process, longest })
+        let handle = child.id().ok_or_else(|| io::ErrorKind::NotFound.into()).and_then(Handle::of_child);
+        Ok(Run { child, handle: handle.map_err(RunError::Start)?, longest })
     }
 
-    /// What `pgleak` is told.
+    /// What `pgleak` is told: the command, and its options.
     pub(super) fn arguments(&self) -> Vec<String> {
+        std::iter::once(CAPTURE.to_owned()).chain(self.options()).collect()
+    }
+
+    fn options(&self) -> Vec<String> {
         let seconds = |time: Duration| format!("{}ms", time.as_millis());
         let how = &self.how;
-        let mut arguments: Vec<String> =
-            ["capture", "--format", "verdict", "--pid"].map(str::to_owned).to_vec();
+        let mut arguments: Vec<String> = ["--format", "verdict", "--pid"].map(str::to_owned).to_vec();
         arguments.push(self.process.pid.to_string());
         let mut add = |name: &str, value: Option<String>| {
             if let Some(value) = value {
@@ -152,7 +157,7 @@ impl Run {
     /// # Errors
     /// If there are too many open files.
     pub(super) fn handle(&self) -> io::Result<Handle> {
-        self.process.try_clone().map(Handle)
+        self.handle.try_clone()
     }
 
     /// Waits for its end. Gives the verdict that it has printed, which is all that there is of it where there was no room
@@ -178,7 +183,7 @@ impl Run {
                 let _ = stdout.take(MOST_VERDICT).read_to_end(&mut printed).await;
             }
         };
-        let handle = Handle(self.process);
+        let handle = self.handle;
         let end = async {
             if let Ok(status) = timeout(self.longest, self.child.wait()).await {
                 return status.map_err(RunError::Start);
@@ -220,18 +225,6 @@ pub(super) struct Ended {
     pub(super) result: Result<(), RunError>,
     /// What it found, if it came so far.
     pub(super) findings: Option<Findings>,
-}
-
-/// A program that was started here, whoever has its pid by now.
-#[derive(Debug)]
-pub(super) struct Handle(OwnedFd);
-
-impl Handle {
-    /// Tells it to come to an end.
-    pub(super) fn terminate(&self) {
-        // It may have ended.
-        let _ = pidfd_send_signal(&self.0, Signal::TERM);
-    }
 }
 
 /// Whether a capture of an earlier service is still being made there.

@@ -4,20 +4,24 @@ use std::{
     collections::HashSet,
     io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use super::{
     config::StoreConfig,
     database::{Database, DatabaseError},
-    program::{own_program, run_for},
     record::{CaptureNumber, Record, Status, Subject, Trigger},
     run::{forget_lock, is_at_work},
     store::{Found, Store, StoreError},
 };
-use crate::render::{CAPTURE_FILE, Findings};
+use crate::{
+    program::{own_program, run_for},
+    render::{CAPTURE_FILE, Findings},
+};
 
 /// Why a capture cannot be put away.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +71,33 @@ pub(super) struct Shelf {
     pub store: Store,
     /// The index, and the series.
     pub database: Database,
+}
+
+/// The shelf, used by one at a time, where that may take its time.
+#[derive(Clone, Debug)]
+pub(super) struct SharedShelf(Arc<Mutex<Shelf>>);
+
+impl SharedShelf {
+    /// For all.
+    pub(super) fn new(shelf: Shelf) -> Self {
+        Self(Arc::new(Mutex::new(shelf)))
+    }
+
+    /// Does something with it.
+    pub(super) async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Shelf) -> T + Send + 'static,
+    ) -> T {
+        let shelf = self.clone();
+        let done = spawn_blocking(move || shelf.with_now(work));
+        done.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    }
+
+    /// The same by a thread that may wait.
+    pub(super) fn with_now<T>(&self, work: impl FnOnce(&mut Shelf) -> T) -> T {
+        // Whoever panicked has said so; the database takes back what was half done.
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Shelf {

@@ -181,7 +181,7 @@ impl Store {
     /// # Errors
     /// If it cannot be.
     pub(super) fn remove(&self, number: CaptureNumber) -> Result<(), StoreError> {
-        let (from, to) = (self.captured(number), self.directory.join("trash").join(name_of(number)));
+        let (from, to) = (self.captured(number), trash(&self.directory).join(name_of(number)));
         match fs::rename(&from, &to) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(source) => Err(StoreError::Io { path: from, source }),
@@ -258,6 +258,11 @@ fn captured(store: &Path, number: CaptureNumber) -> PathBuf {
 /// Where an artifact of a capture is kept, in the store of that directory.
 pub(super) fn artifact_path(store: &Path, number: CaptureNumber, file: &'static str) -> PathBuf {
     captured(store, number).join(file)
+}
+
+/// Where in a store lies what goes: with the next start at the latest.
+pub(super) fn trash(store: &Path) -> PathBuf {
+    store.join("trash")
 }
 
 /// A directory's name, which sorts as its number.

@@ -2,16 +2,13 @@
 //!
 //! It is done a process at a time, so that nobody waits for the database for long.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use rusqlite::{OptionalExtension as _, params};
 
 use super::{
     database::{Database, DatabaseError},
-    shelf::Shelf,
+    shelf::SharedShelf,
 };
 
 /// Points that are older than the first have one left of each so long: the last, with the most that was held.
@@ -43,14 +40,14 @@ struct Part {
 /// # Errors
 /// If it cannot be written.
 pub(super) fn thin_out(
-    shelf: &Mutex<Shelf>,
+    shelf: &SharedShelf,
     now_ms: i64,
     keep: Duration,
     max_size: u64,
 ) -> Result<(), DatabaseError> {
     thin_by(
         &mut |work| {
-            let result = work(&mut shelf.lock().unwrap_or_else(PoisonError::into_inner).database);
+            let result = shelf.with_now(|shelf| work(&mut shelf.database));
             std::thread::sleep(PAUSE);
             result
         },

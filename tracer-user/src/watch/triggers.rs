@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     config::Budget,
     history::{Grower, Growing},
-    record::{Record, Status, Trigger},
+    record::{Record, Status, Subject, Trigger},
 };
 use crate::{
     render::units::{bytes, rate},
@@ -21,27 +21,16 @@ pub(super) enum Refusal {
     /// It is being captured.
     #[error("process {0} is being captured already, as number {1}")]
     Running(u32, i64),
-    /// The budget of this hour is used up.
+    /// A budget is used up.
     #[error(
-        "probes were set for {used:.0} s in the last hour, and budget.probed_per_hour allows {allowed:.0} s; a capture \
-         of {planned:.0} s has to wait"
+        "probes were set{whose} for {used:.0} s in the last hour, and budget.{key} allows {allowed:.0} s; a capture of \
+         {planned:.0} s has to wait"
     )]
-    Hour {
-        /// Seconds that were used.
-        used: f64,
-        /// Seconds that there are.
-        allowed: f64,
-        /// Seconds that would be used.
-        planned: f64,
-    },
-    /// The budget of this process is used up.
-    #[error(
-        "probes were set in process {pid} for {used:.0} s in the last hour, and budget.probed_per_hour_and_process \
-         allows {allowed:.0} s; a capture of {planned:.0} s has to wait"
-    )]
-    Process {
-        /// The process.
-        pid: u32,
+    UsedUp {
+        /// In what: words that follow "probes were set", none for anything.
+        whose: String,
+        /// Which budget.
+        key: &'static str,
         /// Seconds that were used.
         used: f64,
         /// Seconds that there are.
@@ -78,8 +67,10 @@ pub(super) struct Now<'a> {
     pub records: &'a [Record],
     /// What captures may cost.
     pub budget: &'a Budget,
-    /// Seconds with probes that one more takes.
-    pub planned: f64,
+    /// For how long one more has probes.
+    pub planned: Duration,
+    /// How many servers there are to capture.
+    pub servers: usize,
 }
 
 impl Now<'_> {
@@ -88,41 +79,52 @@ impl Now<'_> {
         self.records.iter().any(|record| record.status == Status::Running && self.is_of(record, id))
     }
 
-    /// Whether there is room for one more capture of that process.
+    /// Whether there is room for one more capture.
     ///
     /// # Errors
     /// Why there is none.
-    pub(super) fn has_room(&self, id: ProcessId) -> Result<(), Refusal> {
+    pub(super) fn has_room(&self, subject: &Subject) -> Result<(), Refusal> {
         let running = || self.records.iter().filter(|record| record.status == Status::Running);
+        let (id, budget) = (subject.id(), self.budget);
         if let Some(record) = running().find(|record| self.is_of(record, id)) {
             return Err(Refusal::Running(id.pid, record.number.0));
         }
-        if running().count() >= self.budget.at_once as usize {
-            return Err(Refusal::TooMany(self.budget.at_once));
+        if running().count() >= budget.at_once as usize {
+            return Err(Refusal::TooMany(budget.at_once));
         }
-        let used = |counts: &dyn Fn(&Record) -> bool| -> f64 {
-            let recent = |record: &&Record| {
-                record.status == Status::Running
-                    || record.ended_ms.is_none_or(|ended| ended > self.at_ms - HOUR_MS && ended <= self.at_ms)
-            };
-            self.records
-                .iter()
-                .filter(recent)
-                .filter(|record| counts(record))
-                .map(|record| record.probed_seconds)
-                .sum()
+        self.fits("probed_per_hour", budget.probed_per_hour, String::new(), |_| true)?;
+        if self.servers > 1 {
+            self.fits("server_share", budget.of_server(), format!(" in {}", subject.server), |record| {
+                record.subject.server == subject.server
+            })?;
+        }
+        self.fits(
+            "probed_per_hour_and_process",
+            budget.probed_per_hour_and_process,
+            format!(" in process {}", id.pid),
+            |record| self.is_of(record, id),
+        )
+    }
+
+    /// Whether one more capture fits into what those that count may take in an hour.
+    fn fits(
+        &self,
+        key: &'static str,
+        allowed: Duration,
+        whose: String,
+        counts: impl Fn(&Record) -> bool,
+    ) -> Result<(), Refusal> {
+        let recent = |record: &&Record| {
+            record.status == Status::Running
+                || record.ended_ms.is_none_or(|ended| ended > self.at_ms - HOUR_MS && ended <= self.at_ms)
         };
-        let (planned, in_all) = (self.planned, used(&|_| true));
-        let allowed = self.budget.probed_per_hour.as_secs_f64();
-        if in_all + planned > allowed {
-            return Err(Refusal::Hour { used: in_all, allowed, planned });
+        let counted = self.records.iter().filter(recent).filter(|record| counts(record));
+        let used: f64 = counted.map(|record| record.probed_seconds).sum();
+        let (allowed, planned) = (allowed.as_secs_f64(), self.planned.as_secs_f64());
+        match used + planned > allowed {
+            true => Err(Refusal::UsedUp { whose, key, used, allowed, planned }),
+            false => Ok(()),
         }
-        let of_it = used(&|record| self.is_of(record, id));
-        let allowed = self.budget.probed_per_hour_and_process.as_secs_f64();
-        if of_it + planned > allowed {
-            return Err(Refusal::Process { pid: id.pid, used: of_it, allowed, planned });
-        }
-        Ok(())
     }
 
     /// Whether what grows was not captured of late, be it in another process of the same server.
@@ -257,7 +259,18 @@ mod tests {
     }
 
     fn now<'a>(records: &'a [Record], budget: &'a Budget, at_min: i64) -> Now<'a> {
-        Now { at_ms: at_min * 60_000, boot: "boot", records, budget, planned: 15.0 }
+        Now {
+            at_ms: at_min * 60_000,
+            boot: "boot",
+            records,
+            budget,
+            planned: Duration::from_secs(15),
+            servers: 1,
+        }
+    }
+
+    fn subject(id: ProcessId) -> Subject {
+        record(0, id, None, None, 0).subject
     }
 
     #[test]
@@ -333,6 +346,13 @@ mod tests {
         assert_eq!(now(&running, &budget, 10).is_news(&elsewhere), Err(Refusal::Looking(1)));
     }
 
+    fn used_up(result: Result<(), Refusal>) -> &'static str {
+        match result {
+            Err(Refusal::UsedUp { key, .. }) => key,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn the_budget_is_of_an_hour_and_of_a_process() {
         let budget = Budget {
@@ -340,21 +360,37 @@ mod tests {
             probed_per_hour_and_process: Duration::from_secs(40),
             ..Budget::default()
         };
+        let (process, other) = (subject(PROCESS), subject(OTHER));
         let mut records = vec![record(1, PROCESS, None, None, 10)];
-        assert_eq!(now(&records, &budget, 20).has_room(PROCESS), Ok(()));
+        assert_eq!(now(&records, &budget, 20).has_room(&process), Ok(()));
         records.push(record(2, PROCESS, None, None, 15));
-        assert!(matches!(now(&records, &budget, 20).has_room(PROCESS), Err(Refusal::Process { pid: 7, .. })));
-        assert_eq!(now(&records, &budget, 20).has_room(OTHER), Ok(()));
+        assert_eq!(used_up(now(&records, &budget, 20).has_room(&process)), "probed_per_hour_and_process");
+        assert_eq!(now(&records, &budget, 20).has_room(&other), Ok(()));
         records.push(record(3, OTHER, None, None, 15));
         records.push(record(4, OTHER, None, None, 15));
-        assert!(matches!(now(&records, &budget, 20).has_room(OTHER), Err(Refusal::Hour { .. })));
+        assert_eq!(used_up(now(&records, &budget, 20).has_room(&other)), "probed_per_hour");
         // An hour later.
-        assert_eq!(now(&records, &budget, 76).has_room(OTHER), Ok(()));
+        assert_eq!(now(&records, &budget, 76).has_room(&other), Ok(()));
         // After a restart of the host, a pid is somebody else's.
-        assert_eq!(
-            Now { boot: "next", planned: 1.0, ..now(&records[..2], &budget, 20) }.has_room(PROCESS),
-            Ok(())
-        );
+        let next = Now { boot: "next", planned: Duration::from_secs(1), ..now(&records[..2], &budget, 20) };
+        assert_eq!(next.has_room(&process), Ok(()));
+    }
+
+    #[test]
+    fn one_server_leaves_something_for_the_others() {
+        let budget = Budget {
+            probed_per_hour: Duration::from_secs(60),
+            probed_per_hour_and_process: Duration::from_secs(60),
+            server_share: 0.5,
+            ..Budget::default()
+        };
+        let records = [record(1, PROCESS, None, None, 10), record(2, PROCESS, None, None, 15)];
+        let alone = now(&records, &budget, 20);
+        let beside = Now { servers: 2, ..alone };
+        assert_eq!(alone.has_room(&subject(OTHER)), Ok(()));
+        assert_eq!(used_up(beside.has_room(&subject(OTHER))), "server_share");
+        let elsewhere = Subject { server: "/other".to_owned(), ..subject(OTHER) };
+        assert_eq!(beside.has_room(&elsewhere), Ok(()));
     }
 
     #[test]
@@ -363,10 +399,10 @@ mod tests {
         let mut running = record(1, PROCESS, None, None, 10);
         (running.status, running.ended_ms, running.findings) = (Status::Running, None, None);
         let records = [running];
-        assert_eq!(now(&records, &budget, 10).has_room(PROCESS), Err(Refusal::Running(7, 1)));
-        assert_eq!(now(&records, &budget, 10).has_room(OTHER), Err(Refusal::TooMany(1)));
+        assert_eq!(now(&records, &budget, 10).has_room(&subject(PROCESS)), Err(Refusal::Running(7, 1)));
+        assert_eq!(now(&records, &budget, 10).has_room(&subject(OTHER)), Err(Refusal::TooMany(1)));
         let two = Budget { at_once: 2, ..budget };
-        assert_eq!(now(&records, &two, 10).has_room(OTHER), Ok(()));
+        assert_eq!(now(&records, &two, 10).has_room(&subject(OTHER)), Ok(()));
     }
 
     #[test]

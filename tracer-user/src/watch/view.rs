@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::{
     config::Config,
     history::History,
+    looking::LONGEST_LOOK,
     observe::{ContextBytes, Look, Unread},
     record::{Record, Status, Trigger},
 };
@@ -23,6 +24,8 @@ const SPARKS: usize = 40;
 pub(super) struct View {
     /// Milliseconds since 1970.
     pub at_ms: i64,
+    /// When all processes were looked at last; before the first time, when the service started.
+    pub looked_ms: i64,
     /// Host name.
     pub host: String,
     /// Version of pgleak.
@@ -35,12 +38,58 @@ pub(super) struct View {
     pub processes: Vec<ProcessView>,
     /// Captures that are being made.
     pub running: Vec<Record>,
-    /// How many captures were made, by why they began and what became of them.
+    /// Captures that have ended.
     #[serde(skip)]
-    pub counts: HashMap<(Trigger, Status), u64>,
-    /// Those that found growth.
-    #[serde(skip)]
-    pub found: HashMap<Trigger, u64>,
+    pub counts: Counts,
+}
+
+/// Captures that have ended, those remembered.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Counts {
+    /// By why they began and what became of them.
+    ended: HashMap<(Trigger, Status), u64>,
+    /// Those that found growth, by why they began.
+    found: HashMap<Trigger, u64>,
+}
+
+impl Counts {
+    /// One more.
+    pub(super) fn add(&mut self, record: &Record) {
+        // One whose artifacts are gone was made all the same.
+        let status = if record.status == Status::Expired { Status::Done } else { record.status };
+        *self.ended.entry((record.trigger, status)).or_default() += 1;
+        *self.found.entry(record.trigger).or_default() += u64::from(record.found_growth());
+    }
+
+    /// Those that began so and of which that became.
+    pub(super) fn ended(&self, trigger: Trigger, status: Status) -> u64 {
+        self.ended.get(&(trigger, status)).copied().unwrap_or(0)
+    }
+
+    /// Those that began so and found growth.
+    pub(super) fn found(&self, trigger: Trigger) -> u64 {
+        self.found.get(&trigger).copied().unwrap_or(0)
+    }
+}
+
+/// Something that should have been done and could not be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Trouble {
+    /// How often.
+    pub count: u64,
+    /// Why the last time.
+    pub why: Option<String>,
+    /// When that was, in milliseconds since 1970.
+    pub at_ms: Option<i64>,
+}
+
+impl Trouble {
+    /// Once more, now.
+    pub(super) fn note(&mut self, why: String) {
+        self.count += 1;
+        self.why = Some(why);
+        self.at_ms = Some(jiff::Timestamp::now().as_millisecond());
+    }
 }
 
 /// What the service goes by, as far as the page has to know.
@@ -52,6 +101,15 @@ pub(super) struct Settings {
     window_seconds: f64,
     /// Bytes a minute that are a trigger.
     process_per_minute: u64,
+}
+
+impl View {
+    /// Whether the service looks as often as it should.
+    pub(super) fn is_current(&self, now_ms: i64) -> bool {
+        let longest = self.settings.interval_seconds + LONGEST_LOOK.as_secs_f64();
+        // In either direction: a clock that was set is right again with the next look.
+        (now_ms - self.looked_ms).unsigned_abs() as f64 <= longest * 1000.0
+    }
 }
 
 impl Settings {
@@ -128,18 +186,10 @@ pub(super) struct Figures {
     pub series_bytes: u64,
     /// Contexts that were not read, by reason, in all.
     pub unread: UnreadFigures,
-    /// Captures that were meant to begin and might not, by reason.
-    pub held_back: u64,
-    /// Why the last might not.
-    pub held_back_why: Option<String>,
-    /// When that was, in milliseconds since 1970.
-    pub held_back_at_ms: Option<i64>,
+    /// Captures that were meant to begin and might not.
+    pub held_back: Trouble,
     /// Deliveries of verdicts and profiles that failed.
-    pub undelivered: u64,
-    /// Why the last did.
-    pub undelivered_why: Option<String>,
-    /// When that was, in milliseconds since 1970.
-    pub undelivered_at_ms: Option<i64>,
+    pub undelivered: Trouble,
 }
 
 /// [`Unread`], summed up.
@@ -224,6 +274,14 @@ pub(super) fn processes(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_service_that_does_not_look_is_not_well() {
+        let settings = Settings { interval_seconds: 5.0, ..Settings::default() };
+        let view = View { looked_ms: 1_000_000, settings, ..View::default() };
+        assert!(view.is_current(1_000_000) && view.is_current(1_064_000) && view.is_current(999_000));
+        assert!(!view.is_current(1_066_000));
+    }
 
     #[test]
     fn a_meter_goes_by_the_minute() {

@@ -22,8 +22,8 @@ use tracer_ebpf::{
 
 use self::{afford::check_hits, clear::is_clear};
 use super::{
-    CaptureError, Chosen, Cycle, Detaching, Drained, Figures, Filter, Interrupts, Look, Looks, Mapper,
-    Mappings, Overhead, Prepared, Processes, Progress, RecordOptions, Recording, Stretch, Used,
+    CaptureError, Chosen, Cycle, Detaching, Drained, Figures, Filter, Interrupts, LiveFeed, Look, Looks,
+    Mapper, Mappings, Overhead, Prepared, Processes, Progress, RecordOptions, Recording, Stretch, Used,
     cost::CostWatch, detach::hand_over, recording::Stop,
 };
 use crate::{
@@ -83,6 +83,8 @@ pub struct Recorder<'a> {
     /// Code outside of every known object that was not looked at yet.
     unknown_code: Vec<(u32, AbsAddr)>,
     run_time_code: HashSet<(usize, AbsAddr)>,
+    /// Whoever watches, if somebody does.
+    live: Option<LiveFeed>,
     notes: Vec<String>,
 }
 
@@ -142,6 +144,7 @@ impl<'a> Recorder<'a> {
             used: Vec::new(),
             unknown_code: Vec::new(),
             run_time_code: HashSet::new(),
+            live: None,
             notes: Vec::new(),
         };
         if options.overhead == Overhead::Full {
@@ -158,6 +161,11 @@ impl<'a> Recorder<'a> {
             );
         }
         Ok(recorder)
+    }
+
+    /// Tells what is live while it records.
+    pub fn tell_live(&mut self, feed: LiveFeed) {
+        self.live = Some(feed);
     }
 
     /// Sets every probe, switched off.
@@ -434,6 +442,7 @@ impl<'a> Recorder<'a> {
                 }
             }
         }
+        self.look_at_what_is_live()?;
         // Dead chunks stay until their address is used again.
         let watchdog = &self.watchdog;
         self.tracer.sweep_when_filling(&|control| {
@@ -447,6 +456,18 @@ impl<'a> Recorder<'a> {
             lost: counters.iter().filter(|(info, _)| info.class == Class::Loss).map(|(_, value)| value).sum(),
         });
         Ok(counters)
+    }
+
+    fn look_at_what_is_live(&mut self) -> Result<(), CaptureError> {
+        let records = matches!(self.tracer.control().phase(), Some(Phase::Record | Phase::Settle));
+        if records && self.live.as_ref().is_some_and(LiveFeed::is_due) {
+            let begun = Instant::now();
+            let snapshot = self.snapshot()?;
+            if let Some(live) = &mut self.live {
+                live.look(&snapshot, &self.stacks, begun.elapsed());
+            }
+        }
+        Ok(())
     }
 
     /// Lets the programs record for some seconds more.

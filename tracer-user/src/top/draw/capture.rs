@@ -8,6 +8,7 @@ use super::{
     super::{
         capturing::{Capturing, Phase, Stage},
         layout::Areas,
+        stacks::line,
         text::{joined, wrapped},
     },
     paint::Paint,
@@ -47,8 +48,8 @@ fn stacks(frame: &mut Frame<'_>, area: Rect, capture: &Capturing, paint: Paint) 
         return;
     }
     let shown = capture.stacks.stacks.iter().take(usize::from(area.height));
-    let lines: Vec<Line<'_>> = shown.map(|stack| Line::raw(stack.line())).collect();
-    frame.render_widget(Paragraph::new(lines).block(paint.pane("held so far, innermost first".into())), area);
+    let lines: Vec<Line<'_>> = shown.map(|stack| Line::raw(line(stack))).collect();
+    frame.render_widget(Paragraph::new(lines).block(paint.pane("held now, innermost first".into())), area);
 }
 
 /// What it does now, then the last of what it has said, as far as there is room.

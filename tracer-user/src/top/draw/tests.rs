@@ -10,11 +10,11 @@ use super::{
         capturing::Outcome,
         contexts::{ContextLine, Contexts, ContextsLook},
         model::Model,
-        stacks::{LiveStack, LiveStacks},
         testing::{client, id, process, seen},
     },
     *,
 };
+use crate::session::{LiveStack, LiveStacks};
 
 const MIB: u64 = 1 << 20;
 const REPORT: &str = "\
@@ -124,22 +124,25 @@ fn a_capture_shows_how_far_it_is_and_then_its_verdict() {
 #[test]
 fn live_stacks_have_their_place() {
     let mut model = capturing();
-    let stack = |held_bytes, path: &[&str]| LiveStack {
+    let stack = |held_bytes, context: &str, path: &[&str]| LiveStack {
         held_bytes,
+        chunks: 1,
+        context: context.to_owned(),
         path: path.iter().map(|name| (*name).to_owned()).collect(),
     };
     model.see_stacks(LiveStacks {
         stacks: vec![
             stack(
                 2 * MIB,
-                &["palloc0", "_copyPlannedStmt", "BuildCachedPlan", "GetCachedPlan", "exec_simple"],
+                "CachedPlan",
+                &["_copyPlannedStmt", "BuildCachedPlan", "GetCachedPlan", "exec_simple"],
             ),
-            stack(4096, &["palloc", "lappend"]),
+            stack(4096, "", &["XLogReadRecord"]),
         ],
     });
     matches_golden("top_stacks.txt", &model, (80, 24));
     let wide = text(&drawn(&model, 160, 24, Paint::new(true)));
-    assert!(wide.lines().any(|line| line.contains("of 13 s") && line.contains("palloc")), "{wide}");
+    assert!(wide.lines().any(|line| line.contains("of 13 s") && line.contains("_copyPlannedStmt")), "{wide}");
 }
 
 #[test]

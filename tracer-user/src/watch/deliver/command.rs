@@ -7,11 +7,15 @@ use std::{
     thread,
 };
 
-use crate::watch::program::wait_for;
+use super::TellError;
+use crate::program::{ProgramError, wait_for};
 
 /// Runs the program to its end.
-pub(super) fn run(command: &[String], json: &[u8]) -> Result<(), String> {
-    let [program, arguments @ ..] = command else { return Err("no program is named".to_owned()) };
+///
+/// # Errors
+/// If there is none, or it does not succeed.
+pub(super) fn run(command: &[String], json: &[u8]) -> Result<(), TellError> {
+    let [program, arguments @ ..] = command else { return Err(TellError::NoProgram) };
     let mut child = Command::new(program);
     child
         .args(arguments)
@@ -25,7 +29,7 @@ pub(super) fn run(command: &[String], json: &[u8]) -> Result<(), String> {
         .process_group(0);
     // SAFETY: only system calls that may be made between fork and exec, on numbers.
     unsafe { child.pre_exec(drop_all_capabilities) };
-    let mut child = child.spawn().map_err(|error| format!("cannot start it: {error}"))?;
+    let mut child = child.spawn().map_err(ProgramError::Start)?;
     let stdin = child.stdin.take();
     let json = json.to_vec();
     // One that does not read must not keep its end from being seen; a pipe that nobody reads is no failure.
@@ -33,7 +37,7 @@ pub(super) fn run(command: &[String], json: &[u8]) -> Result<(), String> {
     let ended = wait_for(child);
     // What it has started may keep the pipe open.
     drop(writer);
-    ended
+    Ok(ended?)
 }
 
 /// `linux/capability.h`: the header and data of `capset(2)`.
@@ -83,7 +87,7 @@ fn drop_all_capabilities() -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn shell(script: &str) -> Result<(), String> {
+    fn shell(script: &str) -> Result<(), TellError> {
         run(&["sh".to_owned(), "-c".to_owned(), script.to_owned()], b"{\"a\": 1}\n")
     }
 
@@ -106,7 +110,8 @@ mod tests {
 
     #[test]
     fn failure_is_told() {
-        assert_eq!(shell("exit 3"), Err("it ended with exit status: 3".to_owned()));
+        let error = shell("exit 3").expect_err("it failed").to_string();
+        assert_eq!(error, "it ended with exit status: 3");
         assert!(run(&["/no/such/program".to_owned()], b"").is_err());
     }
 }

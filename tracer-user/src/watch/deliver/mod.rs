@@ -5,11 +5,11 @@ mod notice;
 mod post;
 mod profiles;
 
-use std::{path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use tokio::{
     sync::mpsc,
-    task::{JoinSet, spawn_blocking},
+    task::{JoinError, JoinSet, spawn_blocking},
     time::sleep,
 };
 use tracing::warn;
@@ -21,9 +21,41 @@ use super::{
     record::{CaptureNumber, Record, Status},
     store::artifact_path,
 };
+use crate::program::ProgramError;
 
 /// Before each further try.
 const PAUSES: [Duration; 3] = [Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(180)];
+
+/// Why somebody was not told.
+#[derive(Debug, thiserror::Error)]
+enum TellError {
+    /// There is none to run.
+    #[error("no program is named")]
+    NoProgram,
+    /// It did not succeed.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// Nobody can be trusted.
+    #[error("this system trusts no certificate authority; install ca-certificates")]
+    NoAuthorities,
+    /// It is not wanted there.
+    #[error("it answered with status {0}")]
+    Answered(u16),
+    /// It does not get there.
+    #[error("{0}")]
+    Http(Box<ureq::Error>),
+    /// What is to be sent.
+    #[error("cannot read {}: {source}", path.display())]
+    Profile {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A fault of pgleak.
+    #[error("it was not told to the end: {0}")]
+    Broken(JoinError),
+}
 
 /// What became of telling.
 #[derive(Debug)]
@@ -51,7 +83,7 @@ impl To {
         }
     }
 
-    fn tell(&self, notice: &Notice) -> Result<(), String> {
+    fn tell(&self, notice: &Notice) -> Result<(), TellError> {
         match self {
             Self::Command(command) => command::run(command, &notice.json()),
             Self::Webhook(webhook) => {
@@ -107,12 +139,13 @@ fn receivers(config: &Config, record: &Record) -> Vec<To> {
     to
 }
 
-async fn tell(to: &To, notice: &Notice) -> Result<(), String> {
+async fn tell(to: &To, notice: &Notice) -> Result<(), TellError> {
     let mut pauses = PAUSES.iter();
     loop {
         let (once, notice) = (to.clone(), notice.clone());
-        let told =
-            spawn_blocking(move || once.tell(&notice)).await.unwrap_or_else(|error| Err(error.to_string()));
+        let told = spawn_blocking(move || once.tell(&notice))
+            .await
+            .unwrap_or_else(|error| Err(TellError::Broken(error)));
         match (told, pauses.next()) {
             (Ok(()), _) => return Ok(()),
             (Err(why), None) => return Err(why),

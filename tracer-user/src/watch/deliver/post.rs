@@ -2,27 +2,29 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use super::TellError;
 use crate::https::system_tls;
 
 /// For so long one may take.
 const LONGEST: Duration = Duration::from_secs(30);
 
 /// Sends a body by POST.
+///
+/// # Errors
+/// If it does not arrive, or is not taken.
 pub(super) fn post(
     url: &str,
     headers: &BTreeMap<String, String>,
     content: &str,
     body: &[u8],
-) -> Result<(), String> {
+) -> Result<(), TellError> {
     let mut config = ureq::Agent::config_builder()
         .user_agent(concat!("pgleak/", env!("CARGO_PKG_VERSION")))
         .timeout_global(Some(LONGEST))
         // A body that was meant for one host goes to no other.
         .max_redirects(0);
     if url.starts_with("https:") {
-        let tls =
-            system_tls().ok_or("this system trusts no certificate authority; install ca-certificates")?;
-        config = config.tls_config(tls);
+        config = config.tls_config(system_tls().ok_or(TellError::NoAuthorities)?);
     }
     let mut request = config.build().new_agent().post(url).content_type(content);
     for (name, value) in headers {
@@ -30,8 +32,8 @@ pub(super) fn post(
     }
     match request.send(body) {
         Ok(response) if response.status().is_success() => Ok(()),
-        Ok(response) => Err(format!("it answered {}", response.status())),
-        Err(error) => Err(error.to_string()),
+        Ok(response) => Err(TellError::Answered(response.status().as_u16())),
+        Err(error) => Err(TellError::Http(Box::new(error))),
     }
 }
 

@@ -5,16 +5,18 @@ use std::{collections::BTreeMap, fs, path::Path};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde_json::{Value, json};
 
-use super::{notice::Notice, post::post};
+use super::{TellError, notice::Notice, post::post};
 use crate::watch::config::{Push, PushTo};
 
 /// Sends the profile of a capture.
-pub(super) fn push(push: &Push, profile: &Path, notice: &Notice) -> Result<(), String> {
+///
+/// # Errors
+/// If it cannot be read, or is not taken.
+pub(super) fn push(push: &Push, profile: &Path, notice: &Notice) -> Result<(), TellError> {
     let labels = labels(push, notice);
-    let raw = || {
-        let bytes =
-            fs::read(profile).map_err(|error| format!("cannot read {}: {error}", profile.display()))?;
-        Ok::<_, String>(BASE64.encode(bytes))
+    let raw = || match fs::read(profile) {
+        Ok(bytes) => Ok(BASE64.encode(bytes)),
+        Err(source) => Err(TellError::Profile { path: profile.to_owned(), source }),
     };
     let (path, body) = match push.to {
         PushTo::Pyroscope => ("push.v1.PusherService/Push", pyroscope(&labels, &raw()?)),
@@ -41,20 +43,20 @@ fn labels(push: &Push, notice: &Notice) -> BTreeMap<String, String> {
 
 /// `PushRequest` of Pyroscope's `push.proto`, as Connect takes it in JSON.
 fn pyroscope(labels: &BTreeMap<String, String>, profile: &str) -> Value {
-    let labels: Vec<Value> = std::iter::once(("__name__", "memory"))
-        .chain(labels.iter().map(|(name, value)| (&**name, &**value)))
-        .map(|(name, value)| json!({ "name": name, "value": value }))
-        .collect();
-    json!({ "series": [{ "labels": labels, "samples": [{ "rawProfile": profile }] }] })
+    json!({ "series": [{ "labels": label_pairs(labels), "samples": [{ "rawProfile": profile }] }] })
 }
 
 /// `WriteRawRequest` of Parca's `profilestore.proto`, as its gateway takes it in JSON.
 fn parca(labels: &BTreeMap<String, String>, profile: &str) -> Value {
-    let labels: Vec<Value> = std::iter::once(("__name__", "memory"))
-        .chain(labels.iter().map(|(name, value)| (&**name, &**value)))
-        .map(|(name, value)| json!({ "name": name, "value": value }))
-        .collect();
-    json!({ "series": [{ "labels": { "labels": labels }, "samples": [{ "rawProfile": profile }] }] })
+    let labels = json!({ "labels": label_pairs(labels) });
+    json!({ "series": [{ "labels": labels, "samples": [{ "rawProfile": profile }] }] })
+}
+
+/// Labels as Prometheus has them, the name of the profile first.
+fn label_pairs(labels: &BTreeMap<String, String>) -> Vec<Value> {
+    let labels = labels.iter().map(|(name, value)| (&**name, &**value));
+    let all = std::iter::once(("__name__", "memory")).chain(labels);
+    all.map(|(name, value)| json!({ "name": name, "value": value })).collect()
 }
 
 /// The verdict as a log record: `ExportLogsServiceRequest` of OpenTelemetry's protocol 1, in its JSON.

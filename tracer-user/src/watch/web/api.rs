@@ -18,10 +18,10 @@ use crate::{
     session::Overhead,
     watch::{
         database::{Database, DatabaseError},
+        decide::Asked,
         host::boot_id,
         record::{CaptureNumber, Record, Status},
         series::{ContextSeries, KnownProcess, MemoryPoint},
-        service::Asked,
         ticket::ticket,
         view::View,
     },

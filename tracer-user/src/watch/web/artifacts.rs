@@ -1,25 +1,30 @@
 //! The files of a capture, and differences of two. What is asked for is looked up in tables: no path comes from a request.
 
-use std::{io, path::PathBuf, sync::LazyLock};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
 
 use axum::{
     Router,
-    extract::{Path, State},
+    extract::{Path as UrlPath, State},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
 use super::{Shared, pages::not_found};
 use crate::{
+    program::{ProgramError, own_program, run_for},
     render::{FORMATS, plain_pictures},
     watch::{
-        program::{own_program, run_for},
         record::CaptureNumber,
-        store::artifact_path,
+        store::{artifact_path, trash},
     },
 };
 
@@ -35,7 +40,7 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/captures/{number}/since/{earlier}/{file}", get(difference))
 }
 
-async fn artifact(State(shared): State<Shared>, Path((number, file)): Path<(i64, String)>) -> Response {
+async fn artifact(State(shared): State<Shared>, UrlPath((number, file)): UrlPath<(i64, String)>) -> Response {
     let Some(file) = FORMATS.iter().filter_map(|format| format.file).find(|known| *known == file) else {
         return not_found().await;
     };
@@ -52,7 +57,7 @@ async fn artifact(State(shared): State<Shared>, Path((number, file)): Path<(i64,
     }
 }
 
-fn read(path: &std::path::Path) -> io::Result<Vec<u8>> {
+fn read(path: &Path) -> io::Result<Vec<u8>> {
     if std::fs::metadata(path)?.len() > MOST_BYTES {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
@@ -61,29 +66,74 @@ fn read(path: &std::path::Path) -> io::Result<Vec<u8>> {
 
 async fn difference(
     State(shared): State<Shared>,
-    Path((number, earlier, file)): Path<(i64, i64, String)>,
+    UrlPath((number, earlier, file)): UrlPath<(i64, i64, String)>,
 ) -> Response {
     let Some(file) = DIFFERENCES.into_iter().find(|known| *known == file) else { return not_found().await };
     let capture = |number| artifact_path(&shared.directory, CaptureNumber(number), "capture.json");
     let (before, after) = (capture(earlier), capture(number));
-    let Ok(_permit) = shared.drawing.acquire().await else { return not_found().await };
-    match spawn_blocking(move || compare(&before, &after, file)).await {
-        Ok(Ok(bytes)) => answer(file, bytes),
-        Ok(Err(why)) => (StatusCode::NOT_FOUND, format!("{why}\n")).into_response(),
+    let trash = trash(&shared.directory);
+    // One at a time, and the last one stays: a page asks for all of its files.
+    let mut drawn = shared.drawn.lock().await;
+    let last = drawn.take().filter(|last| last.of == (number, earlier));
+    let work = move || {
+        let drawn = match last {
+            Some(last) => last,
+            None => Drawn { of: (number, earlier), files: compare(&before, &after, &trash)? },
+        };
+        let path = drawn.files.path().join(file);
+        let bytes = read(&path).map_err(|source| DiffError::Read { path, source })?;
+        Ok::<_, DiffError>((bytes, drawn))
+    };
+    match spawn_blocking(work).await {
+        Ok(Ok((bytes, now))) => {
+            *drawn = Some(now);
+            answer(file, bytes)
+        }
+        Ok(Err(error)) => (StatusCode::NOT_FOUND, format!("{error}\n")).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
+/// A difference that was drawn.
+pub(super) struct Drawn {
+    /// The numbers of the captures, the later first.
+    of: (i64, i64),
+    files: TempDir,
+}
+
+/// Why there is no difference.
+#[derive(Debug, thiserror::Error)]
+enum DiffError {
+    /// A capture is not there.
+    #[error("one of these captures is not in the store, or no longer")]
+    Gone,
+    /// There is no place for it.
+    #[error("there is no room for it: {0}")]
+    Room(io::Error),
+    /// They cannot be compared.
+    #[error("they cannot be compared: {0}")]
+    Compare(#[from] ProgramError),
+    /// It was not written.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
 /// Has a program of its own compare them: what that takes is not the service's.
-fn compare(before: &PathBuf, after: &PathBuf, file: &str) -> Result<Vec<u8>, String> {
+fn compare(before: &Path, after: &Path, trash: &Path) -> Result<TempDir, DiffError> {
     if !(before.is_file() && after.is_file()) {
-        return Err("one of these captures is not in the store, or no longer".to_owned());
+        return Err(DiffError::Gone);
     }
-    let out = tempfile::tempdir().map_err(|error| format!("there is no room for it: {error}"))?;
+    // Where it goes at the next start, if it does not before.
+    let out = tempfile::Builder::new().prefix("diff-").tempdir_in(trash).map_err(DiffError::Room)?;
     let mut command = own_program("diff");
     command.args([before, after]).arg("--out").arg(out.path());
-    run_for(command).map_err(|why| format!("they cannot be compared: {why}"))?;
-    std::fs::read(out.path().join(file)).map_err(|error| error.to_string())
+    run_for(command)?;
+    Ok(out)
 }
 
 fn answer(file: &str, bytes: Vec<u8>) -> Response {

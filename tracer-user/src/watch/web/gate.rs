@@ -112,7 +112,7 @@ impl Gate {
     /// The header that makes a browser keep the token.
     pub(super) fn cookie(&self, via: Via) -> String {
         let secure = if via.is_tls { "; Secure" } else { "" };
-        format!("{COOKIE}={}; HttpOnly; SameSite=Strict; Path=/{secure}", self.token)
+        format!("{COOKIE}={}; HttpOnly; SameSite=Lax; Path=/{secure}", self.token)
     }
 }
 

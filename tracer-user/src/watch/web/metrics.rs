@@ -1,6 +1,10 @@
 //! `/metrics` in the OpenMetrics format: sums by server, without pids and statements, so that the series are few and stay.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    sync::Arc,
+};
 
 use axum::{Router, extract::State, http::header, response::IntoResponse, routing::get};
 use prometheus_client::{
@@ -21,7 +25,13 @@ const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 /// Contexts with a name of their own in each server: the largest; all others are one.
 const MOST_CONTEXTS: usize = 20;
 
-/// What all other contexts are called.
+/// Databases with a name of their own in each server: those with most memory.
+const MOST_DATABASES: usize = 50;
+
+/// Kinds of processes with a name of their own in each server: extensions name theirs as they like.
+const MOST_KINDS: usize = 30;
+
+/// What all other contexts, databases and kinds are called.
 const OTHERS: &str = "(others)";
 
 pub(super) fn routes() -> Router<Shared> {
@@ -88,13 +98,46 @@ impl Collector for Metrics {
 /// Processes of one kind in one database of one server.
 type Group<'a> = (&'a str, &'a str, &'a str);
 
+fn database_of(process: &ProcessView) -> &str {
+    process.database.as_deref().unwrap_or("")
+}
+
+/// Names that are labels of their own, so that there are never more series than can be meant: those of each server with most
+/// memory.
+struct Named<'a>(HashSet<(&'a str, &'a str)>);
+
+impl<'a> Named<'a> {
+    fn of(processes: &'a [ProcessView], most: usize, name: impl Fn(&'a ProcessView) -> &'a str) -> Self {
+        let mut sums: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
+        for process in processes {
+            *sums.entry(&process.server).or_default().entry(name(process)).or_default() += process.anon;
+        }
+        let mut named = HashSet::new();
+        for (server, of_server) in sums {
+            let mut sorted: Vec<(&str, u64)> = of_server.into_iter().collect();
+            sorted.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+            named.extend(sorted.into_iter().take(most).map(|(name, _)| (server, name)));
+        }
+        Self(named)
+    }
+
+    fn name(&self, server: &'a str, name: &'a str) -> &'a str {
+        if self.0.contains(&(server, name)) { name } else { OTHERS }
+    }
+}
+
 impl Metrics {
     fn processes(&self, sink: &mut Sink<'_>) -> fmt::Result {
+        let processes = &self.view.processes;
+        let databases = Named::of(processes, MOST_DATABASES, database_of);
+        let kinds = Named::of(processes, MOST_KINDS, |process| &process.kind);
         let mut groups: BTreeMap<Group<'_>, Vec<&ProcessView>> = BTreeMap::new();
         let mut contexts: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
-        for process in &self.view.processes {
-            let database = process.database.as_deref().unwrap_or("");
-            groups.entry((&process.server, &process.kind, database)).or_default().push(process);
+        for process in processes {
+            let server = &*process.server;
+            let kind = kinds.name(server, &process.kind);
+            let database = databases.name(server, database_of(process));
+            groups.entry((server, kind, database)).or_default().push(process);
             let of_server = contexts.entry(&process.server).or_default();
             for context in &process.contexts {
                 *of_server.entry(&context.label).or_default() += context.bytes;
@@ -152,7 +195,7 @@ impl Metrics {
 
     fn captures(&self, sink: &mut Sink<'_>) -> fmt::Result {
         let ended = [Status::Done, Status::Failed];
-        let count = |trigger, status| self.view.counts.get(&(trigger, status)).copied().unwrap_or(0) as f64;
+        let count = |trigger, status| self.view.counts.ended(trigger, status) as f64;
         sink.counters(
             ("pgleak_captures", "Captures that have ended, those remembered", None),
             Trigger::ALL.into_iter().flat_map(|trigger| {
@@ -163,10 +206,9 @@ impl Metrics {
         )?;
         sink.counters(
             ("pgleak_verdicts_of_growth", "Captures that found something that grows", None),
-            Trigger::ALL.into_iter().map(|trigger| {
-                let found = self.view.found.get(&trigger).copied().unwrap_or(0);
-                (vec![("trigger", trigger.name())], found as f64)
-            }),
+            Trigger::ALL
+                .into_iter()
+                .map(|trigger| (vec![("trigger", trigger.name())], self.view.counts.found(trigger) as f64)),
         )?;
         sink.gauges(
             ("pgleak_captures_running", "Captures that are being made", None),
@@ -200,8 +242,8 @@ impl Metrics {
             ("contexts of an unknown server", figures.unread.unknown),
             ("contexts not readable", figures.unread.failed),
             ("contexts over budget", figures.unread.budget),
-            ("capture held back", figures.held_back),
-            ("not delivered", figures.undelivered),
+            ("capture held back", figures.held_back.count),
+            ("not delivered", figures.undelivered.count),
         ];
         sink.counters(
             ("pgleak_dropped", "What could not be done, by reason", None),
@@ -213,7 +255,6 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashSet;
 
     use crate::watch::view::LabelledBytes;
 
@@ -251,6 +292,27 @@ mod tests {
         }
         assert!(!text.contains("4711\"") && !text.contains("somebody") && !text.contains("pid"), "{text}");
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn databases_and_kinds_are_bounded() {
+        let mut processes: Vec<ProcessView> = (1..=400).map(|pid| process(pid, 0)).collect();
+        for process in &mut processes {
+            process.database = Some(format!("db{}", process.pid));
+            process.kind = format!("worker {}", process.pid % 100);
+        }
+        let text = text_of(Arc::new(View { processes, ..View::default() }));
+        let of = |label: &str| -> HashSet<String> {
+            let lines = text.lines().filter(|line| line.starts_with("pgleak_processes{"));
+            lines.filter_map(|line| Some(line.split_once(label)?.1.split_once('"')?.0.to_owned())).collect()
+        };
+        let (databases, kinds) = (of("database=\""), of("backend_type=\""));
+        assert_eq!((databases.len(), kinds.len()), (MOST_DATABASES + 1, MOST_KINDS + 1));
+        // Those with most memory have their names.
+        assert!(databases.contains("db400") && !databases.contains("db1") && databases.contains(OTHERS));
+        let lines = text.lines().filter(|line| line.starts_with("pgleak_processes{"));
+        let sum: f64 = lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum();
+        assert_eq!(sum, 400.0);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use super::{
     config::{Listen, WebConfig},
     database::{Database, DatabaseError},
-    service::Asked,
+    decide::Asked,
     view::View,
 };
 
@@ -81,8 +81,8 @@ struct Shared {
     directory: Arc<Path>,
     asking: mpsc::Sender<Asked>,
     gate: Arc<gate::Gate>,
-    /// Differences are drawn one at a time.
-    drawing: Arc<Semaphore>,
+    /// The difference that was drawn last.
+    drawn: Arc<tokio::sync::Mutex<Option<artifacts::Drawn>>>,
     /// Artifacts are read a few at a time: each is in memory meanwhile.
     reading: Arc<Semaphore>,
 }
@@ -129,7 +129,7 @@ pub(super) async fn serve(
         directory: directory.into(),
         asking,
         gate: Arc::clone(&gate),
-        drawing: Arc::new(Semaphore::new(1)),
+        drawn: Arc::default(),
         reading: Arc::new(Semaphore::new(MOST_READ)),
     };
     let router = Router::new()

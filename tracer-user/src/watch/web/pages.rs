@@ -20,8 +20,25 @@ struct Asset {
     is_public: bool,
 }
 
-const fn document(path: &'static str, text: &'static str) -> Asset {
-    Asset { path, content: "text/html; charset=utf-8", text, is_public: false }
+/// A document: what all have in common, and what is its own.
+macro_rules! document {
+    ($path:literal, $title:literal, $name:literal) => {
+        Asset {
+            path: $path,
+            content: "text/html; charset=utf-8",
+            text: concat!(
+                include_str!("assets/head.html"),
+                "<title>",
+                $title,
+                " – pgleak</title>\n<script type=\"module\" src=\"/assets/",
+                $name,
+                ".js\"></script>\n",
+                include_str!("assets/header.html"),
+                include_str!(concat!("assets/", $name, ".html"))
+            ),
+            is_public: false,
+        }
+    };
 }
 
 const fn script(path: &'static str, text: &'static str) -> Asset {
@@ -30,10 +47,10 @@ const fn script(path: &'static str, text: &'static str) -> Asset {
 
 /// All of them.
 const ASSETS: &[Asset] = &[
-    document("/", include_str!("assets/servers.html")),
-    document("/process", include_str!("assets/process.html")),
-    document("/captures", include_str!("assets/captures.html")),
-    document("/capture", include_str!("assets/capture.html")),
+    document!("/", "Processes", "servers"),
+    document!("/process", "Process", "process"),
+    document!("/captures", "Captures", "captures"),
+    document!("/capture", "Capture", "capture"),
     script("/assets/servers.js", include_str!("assets/servers.js")),
     script("/assets/process.js", include_str!("assets/process.js")),
     script("/assets/captures.js", include_str!("assets/captures.js")),
@@ -60,7 +77,16 @@ pub(super) fn routes() -> Router<Shared> {
     let router = ASSETS.iter().fold(Router::new(), |router, asset| {
         router.route(asset.path, get(|| async { asset_response(asset) }))
     });
-    router.route(LOGIN, get(|| async { login() }).post(log_in)).route("/healthz", get(|| async { "ok\n" }))
+    router.route(LOGIN, get(|| async { login() }).post(log_in)).route("/healthz", get(health))
+}
+
+/// Whether the service looks as often as it should.
+async fn health(State(shared): State<Shared>) -> Response {
+    let now_ms = jiff::Timestamp::now().as_millisecond();
+    match shared.view.borrow().is_current(now_ms) {
+        true => "ok\n".into_response(),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "no look at the processes lately\n").into_response(),
+    }
 }
 
 /// Whether a path is for everybody.
@@ -79,7 +105,11 @@ struct Token {
 
 /// Asks for the token.
 pub(super) fn login() -> Html<&'static str> {
-    Html(include_str!("assets/login.html"))
+    Html(concat!(
+        include_str!("assets/head.html"),
+        "<title>Token needed – pgleak</title>\n",
+        include_str!("assets/login.html")
+    ))
 }
 
 async fn log_in(

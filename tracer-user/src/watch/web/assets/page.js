@@ -19,6 +19,10 @@ const STATES = { running: ["running", "live"], failed: ["failed", "bad"] };
 
 export const asked = new URLSearchParams(location.search);
 
+for (const link of document.querySelectorAll("nav a")) {
+  if (link.pathname === location.pathname) link.setAttribute("aria-current", "page");
+}
+
 // Numbers and times as people read them, bytes as in render/units.rs.
 
 export function bytes(value) {

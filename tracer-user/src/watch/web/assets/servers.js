@@ -115,7 +115,7 @@ function showRow(row, process, capture) {
 }
 
 function showFigures(figures) {
-  const { store_trouble, held_back, held_back_why, undelivered, undelivered_why, unread } = figures;
+  const { store_trouble, held_back, undelivered, unread } = figures;
   const percent = (figures.cpu_seconds_last_minute / 60) * 100;
   put(byId("cost"), [
     `pgleak itself: ${percent.toFixed(2)} % of a core`,
@@ -126,8 +126,8 @@ function showFigures(figures) {
   ].join(", "));
   const warnings = [
     store_trouble && `What is seen is not kept: ${store_trouble}`,
-    held_back_why && `Not captured (${count(held_back)} since the start), the last: ${held_back_why}`,
-    undelivered_why && `Not delivered (${count(undelivered)} since the start), the last: ${undelivered_why}`,
+    held_back.why && `Not captured (${count(held_back.count)} since the start), the last: ${held_back.why}`,
+    undelivered.why && `Not delivered (${count(undelivered.count)} since the start), the last: ${undelivered.why}`,
   ];
   keep(byId("warnings"), warnings.filter(Boolean), (text) => text, listItem, put);
   const dropped = [
