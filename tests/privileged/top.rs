@@ -60,6 +60,10 @@ fn a_leak_is_seen_captured_and_named() {
     top.press("c").unwrap();
     top.wait_for(&["capture of", &pid, "overhead full"], PATIENCE).unwrap();
     top.wait_for(&["recording", "of 13 s"], PATIENCE).unwrap();
+    // While it records: what holds most, where from.
+    let live = top.wait_for(&[CONTEXT, Call::PALLOC.frame, " < "], PATIENCE).unwrap();
+    assert!(live.contains("kB"), "{live}");
+    top.wait_for(&["held now"], PATIENCE).unwrap();
     top.wait_for(&["LEAK:", Call::PALLOC.frame], PATIENCE).unwrap();
     top.wait_for(&["Enter opens the report"], PATIENCE).unwrap();
     assert!(top.has_colours());
