@@ -1,13 +1,20 @@
 //! What the tests of this binary share.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use pgleak::{
     addr::VirtAddr,
     elf::Image,
     target::{LoadedModules, ProcessMemory, ReadMemory as _},
 };
-use pgleak_tests::{Build, Server, ServerOptions, pgleak::Running};
+use pgleak_tests::{Build, Server, ServerOptions, Session, pgleak::Running, planted::Call};
 
 /// How long anything may take on a slow machine before a test gives up on it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -33,6 +40,37 @@ pub(crate) use on_builds;
 /// A server of the build.
 pub(crate) fn server(build: &Build) -> Server {
     Server::start(build, &ServerOptions::default()).unwrap()
+}
+
+/// Keeps a session leaking, some hundred kilobytes a second, until it is dropped.
+pub(crate) struct Leaking {
+    /// Its backend.
+    pub(crate) pid: u32,
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Leaking {
+    /// In a session with planted functions.
+    pub(crate) fn start(mut session: Session) -> Self {
+        let (stop, pid) = (Arc::new(AtomicBool::new(false)), session.backend_pid());
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                Call::PALLOC.run(&mut session, &[50, 1000]).unwrap();
+                // Not a handshake: a leak at a human rate.
+                thread::sleep(Duration::from_millis(100));
+            }
+        });
+        Self { stop, thread: Some(thread), pid }
+    }
+}
+
+impl Drop for Leaking {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(thread::JoinHandle::join);
+    }
 }
 
 /// Starts a capture and returns once it records.

@@ -1,24 +1,11 @@
 //! The page of `pgleak watch` in a real browser: from the token to the ticket.
 
-use std::{
-    fs,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::fs;
 
-use pgleak_tests::{
-    Build, Session,
-    browser::Browser,
-    planted::{self, Call},
-    service::Service,
-};
+use pgleak_tests::{Build, browser::Browser, planted, service::Service};
 use xtask::workspace;
 
-use crate::common::{PATIENCE, server};
+use crate::common::{Leaking, PATIENCE, server};
 
 const CONFIG: &str = r#"
     [census]
@@ -35,31 +22,6 @@ const CONFIG: &str = r#"
     [web]
     listen = ["127.0.0.1:0"]
 "#;
-
-/// A session that leaks until this is dropped.
-struct Leaking(Arc<AtomicBool>, Option<thread::JoinHandle<()>>);
-
-impl Leaking {
-    fn start(mut session: Session) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                Call::PALLOC.run(&mut session, &[20, 1000]).unwrap();
-                // Not a handshake: a leak at a human rate.
-                thread::sleep(Duration::from_millis(50));
-            }
-        });
-        Self(stop, Some(thread))
-    }
-}
-
-impl Drop for Leaking {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-        let _ = self.1.take().map(thread::JoinHandle::join);
-    }
-}
 
 /// Where somebody can look at the pages afterwards.
 fn picture(name: &str) -> std::path::PathBuf {
@@ -122,6 +84,10 @@ fn from_the_token_to_the_ticket() {
         browser.screenshot(&picture(&format!("processes-{name}"))).unwrap();
 
         // One process, with its plots.
+        assert_eq!(
+            browser.evaluate("document.querySelector('nav [aria-current]').textContent").unwrap(),
+            "Processes"
+        );
         browser.evaluate(&format!("({row}).querySelector('a[href^=\"/process\"]').click()")).unwrap();
         browser
             .wait_for("document.querySelectorAll('#memory svg path, #memory svg polyline').length > 0")
@@ -132,6 +98,10 @@ fn from_the_token_to_the_ticket() {
         browser.press("+").unwrap();
         browser.wait_for(&format!("document.getElementById('range').textContent != {range}")).unwrap();
         browser.press("0").unwrap();
+        browser.click("#measure", "What is its own, exactly?").unwrap();
+        browser
+            .wait_for("document.getElementById('rollup').textContent.includes('MiB go when it ends')")
+            .unwrap();
         browser.screenshot(&picture(&format!("process-{name}"))).unwrap();
 
         // Captured now.

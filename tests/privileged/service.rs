@@ -1,21 +1,19 @@
 //! `pgleak watch` on real servers: what leaks is found without anybody asking, once, and nothing is lost.
 
 use std::{
-    fs,
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
 use pgleak_tests::{
     Build, Server, Session,
-    planted::{self, CONTEXT, Call},
+    planted::{self, CONTEXT},
     service::Service,
     workload::{Pgbench, Script, init_pgbench},
 };
 use serde_json::{Value, json};
 
-use crate::common::{PATIENCE, assert_no_probe_is_left, server};
+use crate::common::{Leaking, PATIENCE, assert_no_probe_is_left, server};
 
 /// Looks each second, and calls growth over a quarter of a minute a trigger: a day of a host in a minute.
 const FAST: &str = r#"
@@ -43,36 +41,6 @@ const ON_REQUEST: &str = r#"
     settle = "500ms"
 "#;
 
-/// Keeps a session leaking, some hundred kilobytes a second, until it is dropped.
-struct Leaking {
-    stop: std::sync::Arc<AtomicBool>,
-    thread: Option<thread::JoinHandle<()>>,
-    pid: u32,
-}
-
-impl Leaking {
-    fn start(server: &Server) -> Self {
-        let mut session = planted::session(server).unwrap();
-        let (stop, pid) = (std::sync::Arc::new(AtomicBool::new(false)), session.backend_pid());
-        let stopped = std::sync::Arc::clone(&stop);
-        let thread = thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                Call::PALLOC.run(&mut session, &[50, 1000]).unwrap();
-                // Not a handshake: a leak at a human rate.
-                thread::sleep(Duration::from_millis(100));
-            }
-        });
-        Self { stop, thread: Some(thread), pid }
-    }
-}
-
-impl Drop for Leaking {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let _ = self.thread.take().map(thread::JoinHandle::join);
-    }
-}
-
 fn planted_server(build: &Build) -> Server {
     let server = server(build);
     planted::install(&server).unwrap();
@@ -89,7 +57,7 @@ fn found_without_asking(build: &Build) {
     init_pgbench(&server).unwrap();
     let bench = Pgbench::start(&server, Script::TpcB, 2, 90).unwrap();
     let mut service = Service::start(&server, FAST).unwrap();
-    let leaking = Leaking::start(&server);
+    let leaking = Leaking::start(planted::session(&server).unwrap());
     let first = service
         .wait_until("/api/v1/captures", PATIENCE, |list| {
             list.as_array()?.iter().find(|capture| capture["status"] == "done").cloned()
@@ -144,7 +112,7 @@ fn found_without_asking_npm_17() {
 #[test]
 fn a_request_is_captured_and_the_budget_holds() {
     let server = planted_server(&Build::packaged(15).unwrap());
-    let leaking = Leaking::start(&server);
+    let leaking = Leaking::start(planted::session(&server).unwrap());
     let budget = "[budget]\nprobed_per_hour_and_process = \"4s\"\n";
     let service = Service::start(&server, &format!("{ON_REQUEST}{budget}")).unwrap();
     service.wait_until("/api/v1/state", PATIENCE, |state| state["processes"].get(0).cloned()).unwrap();
@@ -174,7 +142,7 @@ fn a_request_is_captured_and_the_budget_holds() {
 #[test]
 fn it_goes_on_where_it_was() {
     let server = planted_server(&Build::packaged(15).unwrap());
-    let leaking = Leaking::start(&server);
+    let leaking = Leaking::start(planted::session(&server).unwrap());
     let mut service = Service::start(&server, ON_REQUEST).unwrap();
     let row = |service: &Service| {
         service
@@ -188,6 +156,11 @@ fn it_goes_on_where_it_was() {
     let answer = service.capture(&json!({ "pid": leaking.pid })).unwrap();
     assert_eq!(answer.status, 202, "{}", answer.text());
     service.wait_for_capture(1, PATIENCE).unwrap();
+    // What it really has, which only the kernel knows.
+    let has = service.json(&format!("/api/v1/processes/{before}/smaps")).unwrap();
+    let bytes = |name: &str| has[name].as_u64().unwrap();
+    assert!(bytes("private_dirty") > 1 << 20 && bytes("rss") > bytes("private_dirty"), "{has}");
+    assert_eq!(service.get("/api/v1/processes/999999/smaps").unwrap().status, 404);
     let points = |service: &Service, row: i64| {
         let answer = service.json(&format!("/api/v1/processes/{row}")).unwrap();
         let labels: Vec<String> = answer["contexts"]
@@ -221,7 +194,7 @@ fn killed_at_random_moments_it_starts_again() {
     let server = planted_server(&Build::packaged(15).unwrap());
     init_pgbench(&server).unwrap();
     let mut bench = Pgbench::start(&server, Script::SelectOnly, 2, 60 * rounds).unwrap();
-    let leaking = Leaking::start(&server);
+    let leaking = Leaking::start(planted::session(&server).unwrap());
     let budget = "[budget]\nprobed_per_hour = \"10h\"\nprobed_per_hour_and_process = \"10h\"\n";
     let mut service = Service::start(&server, &format!("{ON_REQUEST}{budget}")).unwrap();
     for round in 0..rounds {
@@ -280,7 +253,7 @@ fn killed_at_random_moments_it_starts_again() {
 #[test]
 fn a_full_disk_is_survived() {
     let server = planted_server(&Build::packaged(15).unwrap());
-    let leaking = Leaking::start(&server);
+    let leaking = Leaking::start(planted::session(&server).unwrap());
     let directory = tempfile::Builder::new().prefix("pgleak-watch-").tempdir().unwrap();
     let disk = Mounted::new(&directory.path().join("disk"), "8M");
     let store = disk.0.join("store");
@@ -323,7 +296,7 @@ fn a_full_disk_is_survived() {
 #[test]
 fn what_finds_no_room_for_its_files_is_told() {
     let server = planted_server(&Build::packaged(15).unwrap());
-    let leaking = Leaking::start(&server);
+    let leaking = Leaking::start(planted::session(&server).unwrap());
     let directory = tempfile::Builder::new().prefix("pgleak-watch-").tempdir().unwrap();
     let disk = Mounted::new(&directory.path().join("disk"), "8M");
     let store = disk.0.join("store");

@@ -115,6 +115,13 @@ fn who_may_come_in() {
     assert_eq!(page.status, 200);
     let policy = page.header("content-security-policy").unwrap();
     assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+    // A link to us, in a window of its own. Whatever does work is for our own pages only.
+    let link = format!(
+        "{cookie}Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n"
+    );
+    assert_eq!(get("/capture?n=1", &link).status, 200);
+    assert_eq!(get("/captures/1/since/0/diff.svg", &link).status, 403);
+    assert_eq!(get("/capture?n=1", &link.replace("document", "iframe")).status, 403);
     // Another page in the same browser.
     let json_type = "Content-Type: application/json\r\n";
     let elsewhere = format!("{cookie}{json_type}Origin: http://localhost:1\r\n");
@@ -336,9 +343,12 @@ fn a_service_manager_is_told() {
         .env("WATCHDOG_USEC", "10000000")
         .env("JOURNAL_STREAM", "1:2");
     let running = Running::spawn(&mut command).unwrap();
+    // However long it takes to start.
+    next("EXTEND_TIMEOUT_USEC=");
     next("READY=1");
     assert!(next("STATUS=").contains("server processes"));
-    next("WATCHDOG=1");
+    // The first comes at once, the others as long as processes are looked at.
+    (0..3).for_each(|_| drop(next("WATCHDOG=1")));
     // What is wrong is told, and the old one holds.
     fs::write(&file, config.replace("1s", "1 week")).unwrap();
     running.signal(libc::SIGHUP).unwrap();

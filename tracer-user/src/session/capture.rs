@@ -164,11 +164,13 @@ pub async fn capture(
     }
     let record = options.record;
     let asked = chosen.as_ref().map(|chosen| (chosen, options.scope.filter.clone()));
-    let live = options.live && chosen.is_none();
-    let live = live.then(|| LiveFeed::start(prepared.process.pid, known_functions(&prepared)));
+    let is_watched = options.live && chosen.is_none();
+    let live = is_watched.then(|| LiveFeed::start(prepared.process.pid, known_functions(&prepared)));
     let mut recorder = Recorder::attach(&mut prepared, tracer, asked, costs, interrupts, progress, record)?;
-    if let Some(feed) = live {
-        recorder.tell_live(feed.map_err(CaptureError::Thread)?);
+    match live {
+        Some(Ok(feed)) => recorder.tell_live(feed),
+        Some(Err(error)) => progress.say(&format!("what is live cannot be told: {error}")),
+        None => {}
     }
     let recording = recorder.run().await?;
 

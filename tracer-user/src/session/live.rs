@@ -1,13 +1,18 @@
 //! What is live while a capture still records: the stacks that hold most, named and told at once to whoever watches.
 //!
-//! A reading of the maps is bounded by what the last one took, and names are another thread's business: the recording goes on
-//! beside it. A look that comes while the last one is still being named is left out.
+//! A reading of the maps costs what the maps hold, so the next one waits for fifty times as long as the last one took; names are
+//! another thread's business, and nothing is read while the last ones are still missing. In windows there is no reading of its
+//! own: what was read at the end of each is told.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     io::{self, Write as _},
     path::PathBuf,
-    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -25,8 +30,9 @@ use crate::{
 /// So many stacks are told.
 const MOST_STACKS: usize = 20;
 
-/// So many functions of a stack are told.
-const MOST_FUNCTIONS: usize = 24;
+/// So many functions of a stack are told, and so many characters of each: a line of all has a bound.
+const MOST_FUNCTIONS: usize = 16;
+const MOST_CHARACTERS: usize = 100;
 
 /// Looks are at least so far apart.
 const EVERY: Duration = Duration::from_secs(1);
@@ -69,6 +75,8 @@ struct Nameless {
 #[derive(Debug)]
 pub struct LiveFeed {
     looks: SyncSender<Vec<Nameless>>,
+    /// Whether the last look is still being named, or nobody wants another.
+    is_busy: Arc<AtomicBool>,
     next: Instant,
 }
 
@@ -80,25 +88,27 @@ impl LiveFeed {
     /// If there can be no other thread.
     pub fn start(pid: u32, known: BTreeMap<AbsAddr, String>) -> io::Result<Self> {
         let (looks, received) = sync_channel(1);
+        let is_busy = Arc::new(AtomicBool::new(false));
+        let busy = Arc::clone(&is_busy);
         thread::Builder::new().name("live".to_owned()).spawn(move || {
-            // Ends with the recording, or when nobody reads any more.
-            let _ = tell(pid, &known, &received);
+            // Ends with the recording, or when nobody reads any more: then it stays busy.
+            let _ = tell(pid, &known, &received, &busy);
         })?;
-        Ok(Self { looks, next: Instant::now() + EVERY })
+        Ok(Self { looks, is_busy, next: Instant::now() + EVERY })
     }
 
     /// Whether it is time for another look.
     pub(super) fn is_due(&self) -> bool {
-        Instant::now() >= self.next
+        Instant::now() >= self.next && !self.is_busy.load(Ordering::Acquire)
     }
 
-    /// A look, which took so long.
-    pub(super) fn look(&mut self, snapshot: &RawSnapshot, stacks: &[RawStack], took: Duration) {
-        self.next = Instant::now() + EVERY.max(took * SHARE);
-        match self.looks.try_send(largest(snapshot, stacks)) {
-            // The last one is still being named, or nobody wants to know.
-            Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
+    /// A look. What it was read from took its time since `begun`.
+    pub(super) fn look(&mut self, snapshot: &RawSnapshot, stacks: &[RawStack], begun: Instant) {
+        if !self.is_busy.swap(true, Ordering::AcqRel) {
+            // Where it cannot be sent, nobody wants to know.
+            let _ = self.looks.try_send(largest(snapshot, stacks));
         }
+        self.next = Instant::now() + EVERY.max(begun.elapsed() * SHARE);
     }
 }
 
@@ -148,12 +158,21 @@ fn largest(snapshot: &RawSnapshot, stacks: &[RawStack]) -> Vec<Nameless> {
 }
 
 /// Names looks and prints them, until there are no more.
-fn tell(pid: u32, known: &BTreeMap<AbsAddr, String>, looks: &Receiver<Vec<Nameless>>) -> io::Result<()> {
+fn tell(
+    pid: u32,
+    known: &BTreeMap<AbsAddr, String>,
+    looks: &Receiver<Vec<Nameless>>,
+    is_busy: &AtomicBool,
+) -> io::Result<()> {
     let Ok(mut look) = looks.recv() else { return Ok(()) };
+    // Code that is in no object, however often it is looked for: compiled at run time, mostly.
+    let mut nowhere = HashSet::new();
     loop {
         // A process that has ended has nothing that is live.
         let Ok(modules) = LoadedModules::read(pid) else { return Ok(()) };
         let read = Instant::now();
+        let addresses = look.iter().flat_map(|stack| &stack.frames).copied();
+        nowhere.extend(addresses.filter(|address| modules.at(*address).is_none()));
         let roots = vec![PathBuf::from(format!("/proc/{pid}/root")), PathBuf::from("/")];
         let mut symbolizer = Symbolizer::new(vec![&modules], known.clone(), DebugFiles::below(roots));
         loop {
@@ -162,11 +181,13 @@ fn tell(pid: u32, known: &BTreeMap<AbsAddr, String>, looks: &Receiver<Vec<Namele
             let mut out = io::stdout().lock();
             writeln!(out, "{line}")?;
             out.flush()?;
+            drop(out);
+            is_busy.store(false, Ordering::Release);
             let Ok(next) = looks.recv() else { return Ok(()) };
             look = next;
-            let is_known = |address: &AbsAddr| modules.at(*address).is_some();
-            let is_new = look.iter().flat_map(|stack| &stack.frames).any(|address| !is_known(address));
-            if is_new && read.elapsed() >= MAPS_EVERY {
+            let is_new = |address: &AbsAddr| modules.at(*address).is_none() && !nowhere.contains(address);
+            let are_new = look.iter().flat_map(|stack| &stack.frames).any(is_new);
+            if are_new && read.elapsed() >= MAPS_EVERY {
                 break;
             }
         }
@@ -187,7 +208,9 @@ fn named(stack: &Nameless, symbolizer: &mut Symbolizer<'_>) -> LiveStack {
     // A stack of nothing else is told as it is.
     path.drain(..if wrappers < path.len() { wrappers } else { 0 });
     path.truncate(MOST_FUNCTIONS);
-    LiveStack { held_bytes: stack.held_bytes, chunks: stack.chunks, context: stack.context.clone(), path }
+    let cut = |text: &String| text.chars().take(MOST_CHARACTERS).collect();
+    let (context, path) = (cut(&stack.context), path.iter().map(cut).collect());
+    LiveStack { held_bytes: stack.held_bytes, chunks: stack.chunks, context, path }
 }
 
 #[cfg(test)]

@@ -88,6 +88,8 @@ pub struct Finder {
     others: HashMap<u32, Instant>,
     /// Server processes, and their parents.
     known: BTreeMap<u32, Known>,
+    /// Processes that could not be looked at the last time, though they were there.
+    unseen: u64,
 }
 
 #[derive(Debug)]
@@ -132,8 +134,16 @@ impl Finder {
             }
             None => false,
         });
-        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-        for pid in pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
+        let pids = match fs::read_dir("/proc") {
+            Ok(entries) => entries
+                .flatten()
+                .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+                .collect(),
+            Err(_) => Vec::new(),
+        };
+        self.unseen = u64::from(pids.is_empty());
+        let most_open = most_kept_open();
+        for pid in pids {
             if self.known.contains_key(&pid) || self.others.contains_key(&pid) {
                 continue;
             }
@@ -141,7 +151,9 @@ impl Finder {
             let memory = ResidentMemory::open(pid);
             match look_at(pid, &mut self.marked) {
                 Ok(Some((server, parent))) => {
-                    if let Ok(memory) = memory
+                    // One more than may be kept open is found anew each time.
+                    if self.known.len() < most_open
+                        && let Ok(memory) = memory
                         && memory.read().is_some()
                     {
                         let known = Known { server: server.clone(), parent, memory, titled: now };
@@ -150,8 +162,9 @@ impl Finder {
                     servers.push((server, parent));
                 }
                 Ok(None) => drop(self.others.insert(pid, now)),
-                // It has ended, or cannot be looked at now.
-                Err(_) => {}
+                // It has ended meanwhile.
+                Err(ProcessError::NoSuchProcess { .. } | ProcessError::Ended { .. }) => {}
+                Err(_) => self.unseen += 1,
             }
         }
         servers.sort_by_key(|(server, _)| server.pid);
@@ -163,6 +176,19 @@ impl Finder {
         }
         related
     }
+}
+
+impl Finder {
+    /// Processes that could not be looked at the last time, though they were there.
+    pub fn unseen(&self) -> u64 {
+        self.unseen
+    }
+}
+
+/// So many files are kept open: a half of what this process may have.
+fn most_kept_open() -> usize {
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    most.map_or(usize::MAX, |most| (most / 2) as usize)
 }
 
 /// Binaries that are remembered.

@@ -9,6 +9,7 @@ mod process;
 mod procfs;
 mod resident;
 mod root;
+mod smaps;
 mod table;
 mod title;
 
@@ -22,6 +23,7 @@ pub use process::{
 };
 pub use procfs::{Seccomp, Stat, Status};
 pub use root::read_in_root;
+pub use smaps::{Rollup, rollup};
 pub use table::{human_bytes, human_rate, render_table};
 pub use title::{CLIENT_BACKEND, KINDS, POSTMASTER, Title, parse_title};
 

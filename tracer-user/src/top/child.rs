@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Longer lines are cut: nobody's memory is to depend on what a child says.
-const LONGEST_LINE: u64 = 64 * 1024;
+const LONGEST_LINE: u64 = 256 * 1024;
 const REPORT: &str = "report.txt";
 
 /// A capture that was started.
@@ -44,10 +44,15 @@ impl CaptureChild {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(failed)?;
-        let handle = Handle::of_child(child.id()).map_err(failed)?;
+        let handle = Handle::of_child(child.id());
+        let handle = handle.map_err(|error| {
+            let _ = child.kill().and_then(|()| child.wait());
+            failed(error)
+        })?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let live = events.clone();
-        start("live", move || {
+        let report = directory.join(REPORT);
+        let listening = start("live", move || {
             if let Some(stdout) = stdout {
                 // One that cannot be read is left out: the next one comes soon.
                 pass_on(stdout, |line| match serde_json::from_str(&line) {
@@ -55,14 +60,17 @@ impl CaptureChild {
                     Err(_) => true,
                 });
             }
-        })?;
-        let report = directory.join(REPORT);
-        start("capture", move || {
-            if let Some(stderr) = stderr {
-                pass_on(stderr, |line| events.send(Event::Said(line)).is_ok());
-            }
-            let _ = events.send(Event::Ended(outcome(child, report)));
-        })?;
+        })
+        .and_then(|()| {
+            start("capture", move || {
+                if let Some(stderr) = stderr {
+                    pass_on(stderr, |line| events.send(Event::Said(line)).is_ok());
+                }
+                let _ = events.send(Event::Ended(outcome(child, report)));
+            })
+        });
+        // One that nobody listens to is not left alone with its process.
+        listening.inspect_err(|_| handle.terminate())?;
         Ok(Self(handle))
     }
 

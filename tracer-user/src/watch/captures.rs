@@ -34,6 +34,24 @@ impl Database {
         Ok(())
     }
 
+    /// From now on, captures get numbers above that.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(super) fn number_above(&mut self, used: CaptureNumber) -> Result<(), DatabaseError> {
+        // Where AUTOINCREMENT remembers the last one; the row comes with the first.
+        let number = |connection: &rusqlite::Connection| -> rusqlite::Result<()> {
+            connection.execute(
+                "INSERT INTO sqlite_sequence (name, seq) SELECT 'capture', 0
+                 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'capture')",
+                [],
+            )?;
+            let raise = "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'capture'";
+            connection.execute(raise, [used.0]).map(drop)
+        };
+        number(&self.connection).map_err(|error| self.failed(error))
+    }
+
     /// Writes what became of a capture, be it of another database.
     ///
     /// # Errors

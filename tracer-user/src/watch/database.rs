@@ -9,6 +9,8 @@ use std::{
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use super::store::free_bytes;
+
 /// Its name in the store's directory.
 pub(super) const FILE: &str = "pgleak.db";
 
@@ -203,8 +205,7 @@ impl DatabaseError {
 
 /// Whether there is less room where a file is than SQLite takes at once.
 fn has_no_room(path: &Path) -> bool {
-    let space = path.parent().and_then(|directory| rustix::fs::statvfs(directory).ok());
-    space.is_some_and(|space| space.f_bavail.saturating_mul(space.f_frsize) < LEAST_ROOM)
+    path.parent().and_then(|directory| free_bytes(directory).ok()).is_some_and(|free| free < LEAST_ROOM)
 }
 
 fn is_damaged(error: &rusqlite::Error) -> bool {

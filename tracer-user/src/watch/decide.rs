@@ -53,6 +53,8 @@ pub(super) struct Decider {
     being_held_back: HashSet<ProcessId>,
     /// When the last captures of the schedule were due, in milliseconds since 1970.
     last_scheduled_ms: i64,
+    /// Captures of the schedule that have to wait for others.
+    waiting: Vec<Wish>,
     /// Captures that should have been made and might not.
     pub trouble: Trouble,
 }
@@ -65,18 +67,21 @@ impl Decider {
             held_back: HashSet::new(),
             being_held_back: HashSet::new(),
             last_scheduled_ms,
+            waiting: Vec::new(),
             trouble: Trouble::default(),
         }
     }
 
-    /// Captures of the schedule that are due with a look: of those processes that grow most.
+    /// Captures of the schedule that are due with a look: of those processes that grow most, and whatever had to wait.
     pub(super) fn due(&mut self, look: &Look, schedule: &ScheduleTrigger, how: &CaptureConfig) -> Vec<Wish> {
         let since_ms = look.at_ms - self.last_scheduled_ms;
         // Less than none: the clock was set back.
         if (0..i64::try_from(schedule.every.as_millis()).unwrap_or(i64::MAX)).contains(&since_ms) {
-            return Vec::new();
+            let is_there = |wish: &Wish| look.processes.iter().any(|seen| seen.id == wish.subject.id());
+            return std::mem::take(&mut self.waiting).into_iter().filter(is_there).collect();
         }
         self.last_scheduled_ms = look.at_ms;
+        self.waiting.clear();
         let fastest = self.history.fastest(look).into_iter().take(schedule.top as usize);
         let wish = |(seen, slope): (&Seen, f64)| Wish {
             subject: subject(seen, None),
@@ -85,6 +90,11 @@ impl Decider {
             how: how.clone(),
         };
         fastest.map(wish).collect()
+    }
+
+    /// A capture of the schedule has to wait for others that are being made.
+    pub(super) fn wait(&mut self, wish: Wish) {
+        self.waiting.push(wish);
     }
 
     /// What grows might not be captured: that is told when it begins.
@@ -147,5 +157,90 @@ fn subject(seen: &Seen, grower: Option<&Grower>) -> Subject {
         user: seen.process.parsed.user.clone(),
         context: grower.and_then(|grower| grower.context.clone()),
         growing: grower.map(|grower| grower.growing.clone()).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        target::{Memory, testing::server},
+        watch::growth::Rise,
+        watch::history::Growing,
+    };
+
+    /// Processes with so much memory each, at that second.
+    fn look(at_s: i64, anon: &[u64]) -> Look {
+        let seen = |(index, anon): (usize, &u64)| {
+            let memory = Memory { rss_anon: *anon, ..Memory::default() };
+            let process = server(7 + index as u32, "postgres: a b [local] idle", memory, None);
+            Seen { id: process.id(), process, server: "/data".to_owned(), contexts: None }
+        };
+        let processes = anon.iter().enumerate().map(seen).collect();
+        Look { at_ms: at_s * 1000, processes, ..Look::default() }
+    }
+
+    fn decider(looks: &[&Look]) -> Decider {
+        let mut history = History::new(Duration::from_secs(600));
+        looks.iter().for_each(|look| history.add(look));
+        Decider::new(history, looks[0].at_ms)
+    }
+
+    fn pids(wishes: &[Wish]) -> Vec<u32> {
+        wishes.iter().map(|wish| wish.subject.pid).collect()
+    }
+
+    #[test]
+    fn the_schedule_takes_the_fastest_and_keeps_what_has_to_wait() {
+        let (first, last) = (look(0, &[1 << 20; 3]), look(60, &[2 << 20, 9 << 20, 1 << 20]));
+        let mut decider = decider(&[&first, &last]);
+        let schedule = ScheduleTrigger { every: Duration::from_secs(60), top: 3 };
+        let how = CaptureConfig::default();
+        assert_eq!(decider.due(&first, &schedule, &how), []);
+        let due = decider.due(&last, &schedule, &how);
+        // The third grew by nothing.
+        assert_eq!(pids(&due), [8, 7]);
+        due.into_iter().for_each(|wish| decider.wait(wish));
+        // The second has ended meanwhile.
+        let later = look(65, &[2 << 20]);
+        let due = decider.due(&later, &schedule, &how);
+        assert_eq!(pids(&due), [7]);
+        assert_eq!(decider.due(&later, &schedule, &how), [], "nobody has put it back");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_stop_the_schedule() {
+        let (first, last) = (look(1000, &[1 << 20]), look(1005, &[2 << 20]));
+        let mut decider = decider(&[&first, &last]);
+        let schedule = ScheduleTrigger { every: Duration::from_secs(60), top: 1 };
+        let how = CaptureConfig::default();
+        assert_eq!(decider.due(&last, &schedule, &how), []);
+        assert_eq!(pids(&decider.due(&Look { at_ms: 5000, ..last }, &schedule, &how)), [7]);
+    }
+
+    #[test]
+    fn what_is_held_back_is_told_when_that_begins() {
+        let seen = look(0, &[1 << 20]);
+        let mut decider = decider(&[&seen]);
+        let rise = Rise { per_minute: 2e6, from: 0, to: 1, over: Duration::from_secs(500) };
+        let grower = |what| Grower {
+            id: seen.processes[0].id,
+            server: "/data".to_owned(),
+            what,
+            rise: Some(rise),
+            bytes: 1 << 30,
+            context: None,
+            growing: Vec::new(),
+        };
+        for _ in 0..3 {
+            decider.hold_grower_back(&grower(Growing::Process), "there is no room");
+            decider.hold_grower_back(&grower(Growing::Context), "there is no room");
+            decider.growers_are_through();
+        }
+        assert_eq!(decider.trouble.count, 1);
+        // It was over, and is there again.
+        decider.growers_are_through();
+        decider.hold_grower_back(&grower(Growing::Process), "there is no room");
+        assert_eq!(decider.trouble.count, 2);
     }
 }

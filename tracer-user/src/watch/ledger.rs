@@ -3,15 +3,16 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use tokio::{
     sync::mpsc,
-    task::{JoinError, JoinSet},
+    task::{Id, JoinError, JoinSet, spawn_blocking},
     time::timeout,
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::{
     config::{Config, StoreConfig},
@@ -19,8 +20,8 @@ use super::{
     deliver::{Delivered, deliver},
     observe::Look,
     record::{CaptureNumber, Record, Status, Trigger},
-    run::{Ended, Order, RunError, is_at_work},
-    shelf::{LEFT_BEHIND, SharedShelf, Shelf, ShelfError},
+    run::{Ended, Order, RunError},
+    shelf::{SharedShelf, Shelf, ShelfError, complete, may_be_at_work},
     triggers::{Now, Refusal},
     view::{Counts, Trouble},
 };
@@ -54,11 +55,13 @@ pub(super) struct Ledger {
     records: Vec<Record>,
     /// Captures that a service before this one has begun and that are still at work, and those that could not be put away.
     left: Vec<Record>,
-    runs: JoinSet<(CaptureNumber, Ended)>,
+    runs: JoinSet<Ended>,
+    /// Of which capture each of them is.
+    numbers: HashMap<Id, CaptureNumber>,
     handles: HashMap<CaptureNumber, Handle>,
     counts: Counts,
-    /// How many servers there are to capture.
-    servers: usize,
+    /// The servers that there are to capture.
+    servers: HashSet<String>,
     deliveries: mpsc::UnboundedSender<Delivered>,
     /// Receivers that could not be told.
     pub trouble: Trouble,
@@ -76,11 +79,19 @@ impl Ledger {
         deliveries: mpsc::UnboundedSender<Delivered>,
     ) -> Result<Self, ShelfError> {
         let records = shelf.with(|shelf| shelf.database.records(0, MOST_RECORDS)).await?;
-        let mut counts = Counts::default();
-        let ended = records.iter().filter(|record| record.status != Status::Running);
-        ended.for_each(|record| counts.add(record));
-        let (runs, handles, trouble) = (JoinSet::new(), HashMap::new(), Trouble::default());
-        Ok(Self { shelf, boot, records, left, runs, handles, counts, servers: 0, deliveries, trouble })
+        Ok(Self {
+            shelf,
+            boot,
+            records,
+            left,
+            runs: JoinSet::new(),
+            numbers: HashMap::new(),
+            handles: HashMap::new(),
+            counts: Counts::default(),
+            servers: HashSet::new(),
+            deliveries,
+            trouble: Trouble::default(),
+        })
     }
 
     /// When the last capture with that trigger began, in milliseconds since 1970.
@@ -100,13 +111,18 @@ impl Ledger {
 
     /// What counts for a decision about captures that are made so.
     pub(super) fn now<'a>(&'a self, at_ms: i64, config: &'a Config, planned: Duration) -> Now<'a> {
-        let (boot, records, budget, servers) = (&*self.boot, &*self.records, &config.budget, self.servers);
+        let (boot, records, budget, servers) = (&*self.boot, &*self.records, &config.budget, &self.servers);
         Now { at_ms, boot, records, budget, planned, servers }
     }
 
     /// All processes were looked at.
     pub(super) fn looked(&mut self, look: &Look) {
-        self.servers = look.processes.iter().map(|seen| &seen.server).collect::<HashSet<_>>().len();
+        self.servers.retain(|server| look.processes.iter().any(|seen| seen.server == *server));
+        for seen in &look.processes {
+            if !self.servers.contains(&seen.server) {
+                self.servers.insert(seen.server.clone());
+            }
+        }
     }
 
     /// Begins a capture, if it may be.
@@ -145,7 +161,7 @@ impl Ledger {
             record.trigger.name(),
             record.why
         );
-        let order = Order { number, process: subject.id(), out, how };
+        let order = Order { number, process: subject.id(), out: out.clone(), how };
         self.records.push(record);
         match order.start() {
             Ok(run) => {
@@ -153,7 +169,11 @@ impl Ledger {
                     Ok(handle) => drop(self.handles.insert(number, handle)),
                     Err(error) => warn!("capture {number} cannot be ended early: {error}"),
                 }
-                self.runs.spawn(async move { (number, run.finish(number).await) });
+                self.await_end(number, async move {
+                    let ended = run.finish(number).await;
+                    made_whole(out).await;
+                    ended
+                });
                 Ok(number)
             }
             Err(error) => {
@@ -164,25 +184,30 @@ impl Ledger {
         }
     }
 
+    fn await_end(&mut self, number: CaptureNumber, end: impl Future<Output = Ended> + Send + 'static) {
+        let task = self.runs.spawn(end);
+        self.numbers.insert(task.id(), number);
+    }
+
     /// The next capture that has come to an end; never, while there is none. To be given to [`Self::ended`].
-    pub(super) async fn next_end(&mut self) -> Result<(CaptureNumber, Ended), JoinError> {
-        match self.runs.join_next().await {
+    pub(super) async fn next_end(&mut self) -> Result<(Id, Ended), JoinError> {
+        match self.runs.join_next_with_id().await {
             Some(ended) => ended,
             None => std::future::pending().await,
         }
     }
 
     /// Puts a capture away that has come to an end, and tells of it.
-    pub(super) async fn ended(&mut self, ended: Result<(CaptureNumber, Ended), JoinError>, config: &Config) {
-        match ended {
-            Ok((number, Ended { result, findings })) => {
-                self.handles.remove(&number);
-                let result = result.map_err(|error| error.to_string());
-                self.put_away(number, result, findings, config).await;
-                self.expire(&config.store).await;
-            }
-            Err(error) => error!("a capture was lost: {error}"),
-        }
+    pub(super) async fn ended(&mut self, ended: Result<(Id, Ended), JoinError>, config: &Config) {
+        let (task, result, findings) = match ended {
+            Ok((task, Ended { result, findings })) => (task, result.map_err(|why| why.to_string()), findings),
+            // One that is never put away would be at work for ever.
+            Err(error) => (error.id(), Err(format!("nobody waits for it any more: {error}")), None),
+        };
+        let Some(number) = self.numbers.remove(&task) else { return };
+        self.handles.remove(&number);
+        self.put_away(number, result, findings, config).await;
+        self.expire(&config.store).await;
     }
 
     async fn put_away(
@@ -212,11 +237,18 @@ impl Ledger {
 
     /// Takes captures over that a service before this one began, once they have come to an end; and tries those again
     /// that could not be put away.
-    pub(super) async fn take_over(&mut self, config: &Config) {
+    pub(super) async fn take_over(&mut self) {
         for record in std::mem::take(&mut self.left) {
             let number = record.number;
-            let spool = self.shelf.with(move |shelf| shelf.store.spool(number)).await;
-            if is_at_work(&spool).unwrap_or(false) {
+            let (spool, is_at_work) = self
+                .shelf
+                .with(move |shelf| {
+                    let spool = shelf.store.spool(number);
+                    let is_at_work = may_be_at_work(&spool);
+                    (spool, is_at_work)
+                })
+                .await;
+            if is_at_work {
                 self.left.push(record);
                 continue;
             }
@@ -224,7 +256,10 @@ impl Ledger {
                 if !self.records.iter().any(|known| known.number == number) {
                     self.records.push(record);
                 }
-                self.put_away(number, Err(LEFT_BEHIND.to_owned()), None, config).await;
+                self.await_end(number, async move {
+                    made_whole(spool).await;
+                    Ended { result: Err(RunError::LeftBehind), findings: None }
+                });
                 continue;
             }
             // It is known what became of it, and there was no room to write that down. It may have been told meanwhile.
@@ -275,7 +310,8 @@ impl Ledger {
     pub(super) async fn expire(&mut self, config: &StoreConfig) {
         let (config, now_ms) = (config.clone(), jiff::Timestamp::now().as_millisecond());
         match self.shelf.with(move |shelf| shelf.retain(&config, now_ms)).await {
-            Ok(expired) => {
+            Ok((expired, troubles)) => {
+                troubles.iter().for_each(|error| warn!("an old capture cannot be removed: {error}"));
                 for gone in expired {
                     info!(
                         "capture {} is gone, as store.keep, max_captures and max_size want it",
@@ -318,6 +354,12 @@ impl Ledger {
     }
 }
 
+/// What a capture has not written, and can be made from what it has, is made.
+async fn made_whole(spool: PathBuf) {
+    // What went wrong was said; whatever is missing is found out by whoever puts it away.
+    let _ = spawn_blocking(move || complete(&spool)).await;
+}
+
 fn say(record: &Record) {
     let (number, pid) = (record.number, record.subject.pid);
     match (&record.findings, &record.error) {
@@ -329,5 +371,102 @@ fn say(record: &Record) {
             let why = error.as_deref().unwrap_or("nobody knows why");
             warn!("capture {number} of process {pid} failed: {why}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        target::{Memory, testing::server},
+        watch::{
+            config::{Budget, StoreConfig},
+            observe::Seen,
+            record::Subject,
+            testing,
+        },
+    };
+
+    struct Kept {
+        _directory: tempfile::TempDir,
+        config: Config,
+        shelf: SharedShelf,
+        told: mpsc::UnboundedReceiver<Delivered>,
+        ledger: Ledger,
+    }
+
+    /// A ledger of a store with these captures. Those that are running are left by an earlier service.
+    async fn ledger(records: &[Record], budget: Budget) -> Kept {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store =
+            StoreConfig { directory: directory.path().join("store"), min_free: 0, ..StoreConfig::default() };
+        let (mut shelf, _) = Shelf::open(&store).expect("a new one");
+        records.iter().for_each(|record| shelf.database.note(record).expect("it is written"));
+        let left = records.iter().filter(|record| record.status == Status::Running).cloned().collect();
+        let shelf = SharedShelf::new(shelf);
+        let (deliveries, told) = mpsc::unbounded_channel();
+        let ledger =
+            Ledger::open(shelf.clone(), left, "boot".to_owned(), deliveries).await.expect("it is read");
+        let config = Config { store, budget, ..Config::default() };
+        Kept { _directory: directory, config, shelf, told, ledger }
+    }
+
+    fn look(servers: &[&str]) -> Look {
+        let seen = |(index, name): (usize, &&str)| {
+            let process = server(7 + index as u32, "postgres: a b [local] idle", Memory::default(), None);
+            Seen { id: process.id(), process, server: (*name).to_owned(), contexts: None }
+        };
+        Look { processes: servers.iter().enumerate().map(seen).collect(), ..Look::default() }
+    }
+
+    #[tokio::test]
+    async fn a_server_leaves_room_for_those_that_are_seen_beside_it() {
+        let ended_ms = jiff::Timestamp::now().as_millisecond() - 1000;
+        let record = Record { ended_ms: Some(ended_ms), probed_seconds: 20.0, ..testing::record(1, None) };
+        let budget = Budget { probed_per_hour: Duration::from_secs(40), ..Budget::default() };
+        let mut kept = ledger(&[record], budget).await;
+        // Nobody is there with that start, so that nothing begins, whatever is allowed.
+        let subject = Subject { pid: 1, start_ticks: 1, server: "/data".to_owned(), ..Subject::default() };
+        let how = kept.config.capture.clone();
+        let wish = Wish { subject, trigger: Trigger::Request, why: "a test".to_owned(), how };
+        kept.ledger.looked(&look(&["/data", "/other"]));
+        let begun = kept.ledger.begin(wish.clone(), &kept.config).await;
+        assert!(matches!(begun, Err(NotBegun::Refused(Refusal::Kept { servers: 1, .. }))), "{begun:?}");
+        kept.ledger.looked(&look(&["/data"]));
+        let begun = kept.ledger.begin(wish, &kept.config).await;
+        assert!(matches!(begun, Err(NotBegun::Run(RunError::Ended(1)))), "{begun:?}");
+        let failed =
+            kept.shelf.with(|shelf| shelf.database.record(CaptureNumber(2))).await.expect("it is read");
+        assert_eq!(failed.expect("it is known").status, Status::Failed);
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_service_began_is_put_away_and_told_once() {
+        let running =
+            Record { status: Status::Running, ended_ms: None, told: false, ..testing::record(3, None) };
+        let mut kept = ledger(&[Record { findings: None, ..running }], Budget::default()).await;
+        assert_eq!((kept.ledger.at_work(), kept.ledger.running().count()), (1, 1));
+        kept.ledger.take_over().await;
+        let ended = kept.ledger.next_end().await;
+        kept.ledger.ended(ended, &kept.config).await;
+        assert_eq!((kept.ledger.at_work(), kept.ledger.running().count()), (0, 0));
+        let told = kept.told.recv().await.expect("whoever wants to know");
+        kept.ledger.told(told).await;
+        let record =
+            kept.shelf.with(|shelf| shelf.database.record(CaptureNumber(3))).await.expect("it is read");
+        let record = record.expect("it is known");
+        assert_eq!((record.status, record.told), (Status::Failed, true));
+        assert_eq!(record.error.as_deref(), Some(crate::watch::shelf::LEFT_BEHIND));
+        assert_eq!(kept.ledger.counts().ended(Trigger::Growth, Status::Failed), 1);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_is_lost_is_no_capture_for_ever() {
+        let running = Record { status: Status::Running, ended_ms: None, ..testing::record(3, None) };
+        let mut kept = ledger(&[running], Budget::default()).await;
+        kept.ledger.await_end(CaptureNumber(3), async { panic!("a fault") });
+        let ended = kept.ledger.next_end().await;
+        kept.ledger.ended(ended, &kept.config).await;
+        assert_eq!(kept.ledger.running().count(), 0);
     }
 }

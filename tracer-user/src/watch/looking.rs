@@ -5,12 +5,13 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread,
     time::{Duration, Instant},
 };
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::{
     config::CensusConfig,
@@ -24,8 +25,10 @@ pub(super) const LONGEST_LOOK: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Looking {
     looks: mpsc::Receiver<Look>,
-    census: watch::Sender<CensusConfig>,
+    orders: Sender<CensusConfig>,
+    interval: Duration,
     left_out: Arc<AtomicU64>,
+    /// When the last look came, or was ordered.
     last: Instant,
 }
 
@@ -35,14 +38,14 @@ impl Looking {
     /// # Errors
     /// If there can be no thread.
     pub(super) fn start(config: &CensusConfig) -> io::Result<Self> {
-        let (census, followed) = watch::channel(config.clone());
+        let (orders, ordered) = channel();
         let (sender, looks) = mpsc::channel(1);
         let left_out = Arc::new(AtomicU64::new(0));
-        let counter = Arc::clone(&left_out);
+        let (counter, first) = (Arc::clone(&left_out), config.clone());
         thread::Builder::new()
             .name("census".to_owned())
-            .spawn(move || look_on(followed, &sender, &counter))?;
-        Ok(Self { looks, census, left_out, last: Instant::now() })
+            .spawn(move || look_on(first, &ordered, &sender, &counter))?;
+        Ok(Self { looks, orders, interval: config.interval, left_out, last: Instant::now() })
     }
 
     /// The next look; `None` if the thread has ended, which it should not.
@@ -52,9 +55,11 @@ impl Looking {
         Some(look)
     }
 
-    /// Looks by another configuration from now on.
-    pub(super) fn follow(&self, config: &CensusConfig) {
-        self.census.send_replace(config.clone());
+    /// Looks by another configuration from now on, at once.
+    pub(super) fn follow(&mut self, config: &CensusConfig) {
+        // It has ended, as the next look would tell.
+        let _ = self.orders.send(config.clone());
+        (self.interval, self.last) = (config.interval, Instant::now());
     }
 
     /// Looks that nobody had the time for.
@@ -64,16 +69,20 @@ impl Looking {
 
     /// Whether it looks as often as it should.
     pub(super) fn is_alive(&self) -> bool {
-        self.last.elapsed() < self.census.borrow().interval + LONGEST_LOOK
+        self.last.elapsed() < self.interval + LONGEST_LOOK
     }
 }
 
 /// Looks again and again, until nobody wants to know.
-fn look_on(mut census: watch::Receiver<CensusConfig>, looks: &mpsc::Sender<Look>, left_out: &AtomicU64) {
+fn look_on(
+    mut config: CensusConfig,
+    orders: &Receiver<CensusConfig>,
+    looks: &mpsc::Sender<Look>,
+    left_out: &AtomicU64,
+) {
     let mut observer = Observer::new();
     let mut next = Instant::now();
     loop {
-        let config = census.borrow_and_update().clone();
         observer.follow(&config);
         match looks.try_send(observer.look()) {
             Ok(()) => {}
@@ -84,6 +93,31 @@ fn look_on(mut census: watch::Receiver<CensusConfig>, looks: &mpsc::Sender<Look>
         }
         // What is late is not made up for.
         next = (next + config.interval).max(Instant::now());
-        thread::sleep(next.saturating_duration_since(Instant::now()));
+        match orders.recv_timeout(next.saturating_duration_since(Instant::now())) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(other) => (config, next) = (other, Instant::now()),
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn another_interval_holds_at_once() {
+        let every =
+            |seconds| CensusConfig { interval: Duration::from_secs(seconds), ..CensusConfig::default() };
+        let mut looking = Looking::start(&every(600)).expect("a thread");
+        looking.next().await.expect("the first look");
+        looking.follow(&every(1));
+        for _ in 0..2 {
+            let next = tokio::time::timeout(Duration::from_secs(60), looking.next()).await;
+            next.expect("not in ten minutes").expect("a look");
+        }
+        assert!(looking.is_alive());
+        looking.last = Instant::now().checked_sub(LONGEST_LOOK * 2).expect("the host is up for longer");
+        assert!(!looking.is_alive());
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tracing::debug;
 
-/// What starts takes no longer from one sign of it to the next.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// What is still starting says so this often.
+pub(super) const STARTING_EVERY: Duration = Duration::from_secs(20);
 
 /// The service manager, if one has started this.
 #[derive(Clone, Copy, Debug)]
@@ -31,14 +31,11 @@ impl Manager {
         tell(&[NotifyState::Ready]);
     }
 
-    /// How long it waits for a sign that this is still starting.
-    pub(super) fn patience(self) -> Duration {
-        PATIENCE
-    }
-
-    /// It is still starting.
-    pub(super) fn not_yet(self) {
-        tell(&[NotifyState::ExtendTimeoutUsec(PATIENCE.as_micros() as u32)]);
+    /// It is still starting, and says so again after [`STARTING_EVERY`].
+    pub(super) fn starting(self) {
+        tell(&[NotifyState::ExtendTimeoutUsec(3 * STARTING_EVERY.as_micros() as u32)]);
+        // One that waited for room is ready, and is watched.
+        self.alive();
     }
 
     /// The configuration is read again.

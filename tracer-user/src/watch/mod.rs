@@ -31,6 +31,7 @@ mod store;
 mod deliver;
 mod ticket;
 
+mod labels;
 mod overview;
 mod own;
 mod service;

@@ -40,6 +40,8 @@ pub(super) struct Look {
     pub read_bytes: u64,
     /// Contexts that were not read, by reason.
     pub unread: Unread,
+    /// Processes that could not be looked at: they may be servers' or not.
+    pub unseen: u64,
 }
 
 /// Why contexts of a process are not in a look.
@@ -144,6 +146,7 @@ impl Observer {
         let now = Instant::now();
         let mut look = Look { at_ms: jiff::Timestamp::now().as_millisecond(), ..Look::default() };
         let found = self.finder.find();
+        look.unseen = self.finder.unseen();
         let alive: HashMap<u32, ProcessId> = found.iter().map(|server| (server.pid, server.id())).collect();
         self.known.retain(|id, _| alive.get(&id.pid) == Some(id));
         self.families.retain(|id, _| alive.get(&id.pid) == Some(id));

@@ -1,6 +1,10 @@
 //! What the service knows of itself and of all processes, put together after each look for whoever wants to see it.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -10,6 +14,7 @@ use super::{
     database::DatabaseError,
     decide::Decider,
     host::host_name,
+    labels::Labels,
     ledger::Ledger,
     looking::Looking,
     observe::{ContextBytes, Look},
@@ -31,6 +36,7 @@ pub(super) struct Overview {
     /// Contexts of each process as they were read last.
     contexts: HashMap<ProcessId, Vec<ContextBytes>>,
     last_look: Option<Look>,
+    labels: Labels,
 }
 
 impl Overview {
@@ -48,13 +54,15 @@ impl Overview {
             context_bytes: 0,
             contexts: HashMap::new(),
             last_look: None,
+            labels: Labels::default(),
         };
         (overview, seen)
     }
 
     /// All processes were looked at.
     pub(super) fn looked(&mut self, look: &Look) {
-        self.contexts.retain(|id, _| look.processes.iter().any(|seen| seen.id == *id));
+        let alive: HashSet<ProcessId> = look.processes.iter().map(|seen| seen.id).collect();
+        self.contexts.retain(|id, _| alive.contains(id));
         for seen in &look.processes {
             if let Some(contexts) = &seen.contexts {
                 self.contexts.insert(seen.id, contexts.clone());
@@ -62,6 +70,7 @@ impl Overview {
         }
         self.figures.looks += 1;
         self.figures.unread += look.unread;
+        self.figures.unseen += look.unseen;
         self.context_bytes += look.read_bytes;
     }
 
@@ -117,6 +126,8 @@ impl Overview {
             ..self.figures.clone()
         };
         let row = |id| writer.and_then(|writer| writer.row(id));
+        let processes = processes(look, &decider.history, &self.contexts, row);
+        self.labels.follow(&processes);
         self.view.send_replace(Arc::new(View {
             at_ms,
             looked_ms: look.at_ms,
@@ -124,9 +135,10 @@ impl Overview {
             version: env!("CARGO_PKG_VERSION"),
             settings: Settings::of(config),
             figures,
-            processes: processes(look, &decider.history, &self.contexts, row),
+            processes,
             running: ledger.running().cloned().collect(),
             counts: ledger.counts().clone(),
+            labels: self.labels.clone(),
         }));
     }
 

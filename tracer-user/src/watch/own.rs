@@ -1,6 +1,8 @@
 //! This process itself: how it keeps its memory small, and what it takes.
 
-use std::fs;
+use std::{fs, io};
+
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::observe::process_time;
 use crate::target::status;
@@ -41,6 +43,16 @@ pub(super) fn keep_memory_together() {
         libc::mallopt(libc::M_TRIM_THRESHOLD, MOST_SLACK);
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_PIECE);
     }
+}
+
+/// Each server process takes a descriptor; most systems give 1024 to begin with, and far more to who asks.
+///
+/// # Errors
+/// If the kernel refuses.
+pub(super) fn have_many_files_open() -> io::Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    Ok(setrlimit(Resource::Nofile, limit)?)
 }
 
 /// Gives what the allocator holds for nobody back to the kernel.

@@ -74,9 +74,9 @@ impl Status {
 }
 
 /// What is meant to be captured.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subject {
-    /// The process.
+    /// The process; 0 if it is not known.
     pub pid: u32,
     /// When it started, in clock ticks since boot.
     pub start_ticks: u64,

@@ -24,7 +24,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{config::CaptureConfig, record::CaptureNumber};
+use super::{config::CaptureConfig, record::CaptureNumber, shelf::LEFT_BEHIND};
 use crate::{
     guard::try_lock,
     program::{Handle, own_program},
@@ -60,6 +60,9 @@ pub(super) enum RunError {
     /// It failed.
     #[error("{0}")]
     Failed(String),
+    /// The service that began it has ended.
+    #[error("{LEFT_BEHIND}")]
+    LeftBehind,
     /// It took far too long, and was ended.
     #[error("it did not come to an end, and was ended by force")]
     TooLong,

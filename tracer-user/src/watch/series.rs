@@ -1,6 +1,6 @@
 //! The series of memory and contexts: written as it is seen, thinned out with age, bounded in size.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::collections::{HashMap, HashSet, hash_map::Entry};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
@@ -108,7 +108,8 @@ impl Writer {
             self.write_one(&transaction, look.at_ms, seen, boot)?;
         }
         transaction.commit()?;
-        self.processes.retain(|id, _| look.processes.iter().any(|seen| seen.id == *id));
+        let alive: HashSet<ProcessId> = look.processes.iter().map(|seen| seen.id).collect();
+        self.processes.retain(|id, _| alive.contains(id));
         Ok(())
     }
 

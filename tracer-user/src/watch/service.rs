@@ -18,16 +18,17 @@ use super::{
     decide::{Asked, Decider, Wish},
     history::{Grower, History},
     host::boot_id,
-    ledger::Ledger,
+    ledger::{Ledger, NotBegun},
     looking::{LONGEST_LOOK, Looking},
-    manager::Manager,
+    manager::{Manager, STARTING_EVERY},
     observe::Look,
     overview::Overview,
-    own::{give_memory_back, keep_memory_together},
+    own::{give_memory_back, have_many_files_open, keep_memory_together},
     record::{Record, Trigger},
     series::Writer,
     shelf::{SharedShelf, Shelf, ShelfError},
     thin::thin_out,
+    triggers::Refusal,
     web::{WebError, serve},
 };
 
@@ -98,6 +99,7 @@ impl Ending {
 /// If it cannot start.
 pub async fn run(path: &Path) -> Result<(), WatchError> {
     keep_memory_together();
+    have_many_files_open()?;
     let config = Config::read(path)?;
     let manager = Manager::from_environment();
     let mut ending = Ending::new()?;
@@ -115,7 +117,7 @@ pub async fn run(path: &Path) -> Result<(), WatchError> {
     let decider = Decider::new(history, ledger.last_begun_by(Trigger::Schedule).unwrap_or(now_ms));
     let (overview, view) = Overview::new(&config);
     let (asking, mut asked) = mpsc::channel(16);
-    let web = serve(&config.web, config.store.directory.clone(), view, asking).await?;
+    let web = serve(&config.web, &config.store, view, asking).await?;
     let looking = Looking::start(&config.census)?;
     info!("watching: store {}, {}", config.store.directory.display(), web);
 
@@ -164,6 +166,8 @@ pub async fn run(path: &Path) -> Result<(), WatchError> {
         }
     };
     manager.stopping();
+    // Who asks now is told that it is too late.
+    drop(asked);
     let Service { ledger, config, .. } = service;
     ledger.leave(&config).await;
     info!("ended");
@@ -176,13 +180,13 @@ async fn open(config: &StoreConfig, manager: Manager) -> Result<(Shelf, Vec<Reco
     loop {
         let config = config.clone();
         let mut opening = spawn_blocking(move || Shelf::open(&config));
-        let mut waiting = interval(manager.patience() / 3);
+        let mut waiting = interval(STARTING_EVERY);
         let opened = loop {
             tokio::select! {
                 opened = &mut opening => {
                     break opened.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
                 }
-                _ = waiting.tick() => manager.not_yet(),
+                _ = waiting.tick() => manager.starting(),
             }
         };
         match opened {
@@ -221,7 +225,7 @@ impl Service {
         self.ledger.looked(&look);
         self.overview.looked(&look);
         let look = self.write(look).await;
-        self.ledger.take_over(&self.config).await;
+        self.ledger.take_over().await;
         self.capture_what_grows(&look).await;
         self.capture_what_is_due(&look).await;
         if self.last_tidied.is_none_or(|last| last.elapsed() >= TIDY_EVERY) {
@@ -271,8 +275,10 @@ impl Service {
     async fn capture_what_is_due(&mut self, look: &Look) {
         let Some(schedule) = &self.config.triggers.schedule else { return };
         for wish in self.decider.due(look, schedule, &self.config.capture) {
-            if let Err(error) = self.ledger.begin(wish, &self.config).await {
-                self.decider.hold_back(&format!("the schedule: {error}"));
+            match self.ledger.begin(wish.clone(), &self.config).await {
+                Ok(_) => {}
+                Err(NotBegun::Refused(Refusal::TooMany(_))) => self.decider.wait(wish),
+                Err(error) => self.decider.hold_back(&format!("the schedule: {error}")),
             }
         }
     }
@@ -283,7 +289,7 @@ impl Service {
             Err(why) => Err(why),
         };
         if let Err(why) = &result {
-            info!("a request by {} was refused: {why}", asked.by);
+            self.decider.hold_back(&format!("a request by {}: {why}", asked.by));
         }
         // Whoever asked may be gone.
         let _ = asked.answer.send(result);

@@ -16,7 +16,7 @@ use super::{
     database::{Database, DatabaseError},
     record::{CaptureNumber, Record, Status, Subject, Trigger},
     run::{forget_lock, is_at_work},
-    store::{Found, Store, StoreError},
+    store::{Found, Store, StoreError, is_captured, is_made},
 };
 use crate::{
     program::{own_program, run_for},
@@ -123,9 +123,13 @@ impl Shelf {
     fn agree(&mut self) -> Result<Vec<Record>, ShelfError> {
         let mut orphans = Vec::new();
         for record in self.database.records_that_are(Status::Running)? {
-            if is_at_work(&self.store.spool(record.number)).unwrap_or(false) {
+            let spool = self.store.spool(record.number);
+            if may_be_at_work(&spool) {
                 orphans.push(record);
-            } else if let (record, Err(error)) = self.end(record, Err(LEFT_BEHIND), None) {
+                continue;
+            }
+            complete(&spool);
+            if let (record, Err(error)) = self.end(record, Err(LEFT_BEHIND), None) {
                 warn!("capture {} cannot be put away yet: {error}", record.number);
                 orphans.push(record);
             }
@@ -143,18 +147,7 @@ impl Shelf {
         }
         let running: HashSet<CaptureNumber> = orphans.iter().map(|record| record.number).collect();
         for number in self.store.spooled()?.into_iter().filter(|number| !running.contains(number)) {
-            // The index was lost while it was made.
-            if is_at_work(&self.store.spool(number)).unwrap_or(false) {
-                continue;
-            }
-            let Some(found) = self.made(number) else {
-                self.store.drop_spool(number)?;
-                continue;
-            };
-            let mut record = nameless(number, found.as_ref().ok().cloned());
-            record.error = found.err();
-            self.store.keep(&record)?;
-            self.database.note(&record)?;
+            orphans.extend(self.take_in(number)?);
         }
         for mut record in self.database.records_that_are(Status::Done)? {
             if !self.store.has(record.number) {
@@ -162,7 +155,35 @@ impl Shelf {
                 self.database.note(&record)?;
             }
         }
+        // The index may have been lost, and what it knew of numbers with it.
+        let numbers = self.store.kept()?.into_iter().chain(self.store.spooled()?);
+        if let Some(last) = numbers.max() {
+            self.database.number_above(last)?;
+        }
         Ok(orphans)
+    }
+
+    /// Takes a capture in the spool in of which the index knows nothing: it was lost while that was made. Gives it if it is
+    /// being made still.
+    fn take_in(&mut self, number: CaptureNumber) -> Result<Option<Record>, ShelfError> {
+        let spool = self.store.spool(number);
+        if may_be_at_work(&spool) {
+            let record = Record { status: Status::Running, ended_ms: None, ..nameless(number, None) };
+            self.database.note(&record)?;
+            return Ok(Some(record));
+        }
+        complete(&spool);
+        match self.made(number) {
+            None => self.store.drop_spool(number)?,
+            Some(found) => {
+                let mut record = nameless(number, found.as_ref().ok().cloned());
+                record.error = found.err();
+                self.store.keep(&record)?;
+                self.database.note(&record)?;
+            }
+        }
+        forget_lock(&spool);
+        Ok(None)
     }
 
     /// Gives a capture that is about to begin its number, if there is room for it.
@@ -244,43 +265,49 @@ impl Shelf {
     /// What a capture in the spool found, or why that cannot be told; `None` if nothing was captured.
     fn made(&self, number: CaptureNumber) -> Option<Result<Findings, String>> {
         let spool = self.store.spool(number);
-        if !self.store.is_captured(number) {
-            return None;
-        }
-        if !self.store.is_made(number) {
-            render_again(&spool);
-        }
-        Some(self.store.findings(&spool).map_err(|error| error.to_string()))
+        is_captured(&spool).then(|| self.store.findings(&spool).map_err(|error| error.to_string()))
     }
 
-    /// Takes captures away that are too old, too many or too large together, the oldest first. Gives those.
+    /// Takes captures away that are too old, too many or too large together, the oldest first. Gives those, and what kept
+    /// others from being taken away.
     ///
     /// # Errors
-    /// If that fails.
-    pub(super) fn retain(&mut self, config: &StoreConfig, now_ms: i64) -> Result<Vec<Record>, ShelfError> {
+    /// If the index cannot be read.
+    pub(super) fn retain(
+        &mut self,
+        config: &StoreConfig,
+        now_ms: i64,
+    ) -> Result<(Vec<Record>, Vec<ShelfError>), ShelfError> {
         let done = self.database.records_that_are(Status::Done)?;
         let keep_ms = i64::try_from(config.keep.as_millis()).unwrap_or(i64::MAX);
         let mut count = done.len();
         let mut bytes: u64 = done.iter().map(|record| record.bytes).sum();
-        let mut expired = Vec::new();
+        let (mut expired, mut troubles) = (Vec::new(), Vec::new());
         for mut record in done {
             let is_old = record.begun_ms < now_ms.saturating_sub(keep_ms);
             if !is_old && count <= config.max_captures as usize && bytes <= config.max_size {
                 break;
             }
-            self.store.remove(record.number)?;
+            // One that cannot go must not keep all others.
+            if let Err(error) = self.store.remove(record.number) {
+                troubles.push(error.into());
+                continue;
+            }
             count -= 1;
             bytes = bytes.saturating_sub(record.bytes);
             record.status = Status::Expired;
-            self.database.note(&record)?;
+            troubles.extend(self.database.note(&record).err().map(ShelfError::from));
             expired.push(record);
         }
-        self.database.forget_records(MOST_REMEMBERED)?;
-        Ok(expired)
+        troubles.extend(self.database.forget_records(MOST_REMEMBERED).err().map(ShelfError::from));
+        Ok((expired, troubles))
     }
 }
 
 fn done(record: &mut Record, findings: Findings) {
+    if record.subject.pid == 0 {
+        record.subject = subject(&findings);
+    }
     record.status = Status::Done;
     record.probed_seconds = findings.window.probed_seconds;
     record.findings = Some(findings);
@@ -296,8 +323,6 @@ fn fail(record: &mut Record, why: &str, now_ms: i64) {
 
 /// A capture of which only the artifacts are known.
 fn nameless(number: CaptureNumber, findings: Option<Findings>) -> Record {
-    let target = findings.as_ref().map(|findings| findings.target.clone());
-    let text = |of: fn(&crate::render::Traced) -> String| target.as_ref().map(of).unwrap_or_default();
     let begun =
         findings.as_ref().and_then(|findings| findings.window.started.parse::<jiff::Timestamp>().ok());
     let begun_ms = begun.unwrap_or_else(jiff::Timestamp::now).as_millisecond();
@@ -305,16 +330,7 @@ fn nameless(number: CaptureNumber, findings: Option<Findings>) -> Record {
         number,
         trigger: Trigger::Request,
         why: "found in the store, where nothing says why it was made".to_owned(),
-        subject: Subject {
-            pid: target.as_ref().map_or(0, |target| target.pid),
-            start_ticks: 0,
-            server: text(|target| target.binary.clone()),
-            kind: text(|target| target.kind.clone()),
-            database: target.as_ref().and_then(|target| target.database.clone()),
-            user: target.as_ref().and_then(|target| target.user.clone()),
-            context: None,
-            growing: Vec::new(),
-        },
+        subject: findings.as_ref().map_or_else(Subject::default, subject),
         boot: String::new(),
         begun_ms,
         ended_ms: Some(begun_ms),
@@ -327,11 +343,93 @@ fn nameless(number: CaptureNumber, findings: Option<Findings>) -> Record {
     }
 }
 
-/// Makes artifacts that are missing from the one that all are made from.
-fn render_again(spool: &Path) {
+/// What a capture was of, as far as its findings say.
+fn subject(findings: &Findings) -> Subject {
+    let target = &findings.target;
+    Subject {
+        pid: target.pid,
+        server: target.binary.clone(),
+        kind: target.kind.clone(),
+        database: target.database.clone(),
+        user: target.user.clone(),
+        ..Subject::default()
+    }
+}
+
+/// Makes artifacts of a capture that are missing from the one that all are made from. It may take its time.
+pub(super) fn complete(spool: &Path) {
+    if !is_captured(spool) || is_made(spool) {
+        return;
+    }
     let mut command = own_program("render");
     command.arg(spool.join(CAPTURE_FILE)).arg("--out").arg(spool);
     if let Err(why) = run_for(command) {
         warn!("the artifacts in {} cannot be made from its {CAPTURE_FILE}: {why}", spool.display());
+    }
+}
+
+/// Whether a capture of an earlier service is being made still. One of which that cannot be found out is not touched.
+pub(super) fn may_be_at_work(spool: &Path) -> bool {
+    is_at_work(spool).unwrap_or_else(|error| {
+        warn!("whether the capture in {} is still at work is not known: {error}", spool.display());
+        true
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, OpenOptions};
+
+    use super::*;
+    use crate::{guard::try_lock, watch::testing};
+
+    fn config(directory: &Path) -> StoreConfig {
+        StoreConfig { directory: directory.join("store"), min_free: 0, ..StoreConfig::default() }
+    }
+
+    /// The index is lost while a capture is being made: it is known again, and nobody gets its number.
+    #[test]
+    fn a_capture_at_work_survives_the_loss_of_its_index() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let config = config(directory.path());
+        let (shelf, _) = Shelf::open(&config).expect("a new one");
+        let spool = shelf.store.spool(CaptureNumber(5));
+        fs::create_dir(&spool).expect("a directory");
+        let lock = OpenOptions::new().write(true).create_new(true).open(spool.with_extension("lock"));
+        let lock = lock.expect("a lock");
+        assert!(try_lock(&lock).expect("it works"));
+        drop(shelf);
+        let (mut shelf, left) = Shelf::open(&config).expect("once more");
+        assert_eq!(left.iter().map(|record| record.number.0).collect::<Vec<_>>(), [5]);
+        assert!(spool.is_dir());
+        let mut next = testing::record(0, None);
+        shelf.begin(&mut next, 0).expect("there is room");
+        assert_eq!(next.number, CaptureNumber(6));
+        // It has ended, and has written nothing.
+        drop((lock, shelf));
+        let (shelf, _) = Shelf::open(&config).expect("once more");
+        assert!(!spool.exists());
+        let record = shelf.database.record(CaptureNumber(5)).expect("it is read").expect("it is known");
+        assert_eq!((record.status, record.error.as_deref()), (Status::Failed, Some(LEFT_BEHIND)));
+    }
+
+    #[test]
+    fn what_cannot_be_removed_keeps_nothing_else() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let config = StoreConfig { max_captures: 0, ..config(directory.path()) };
+        let (mut shelf, _) = Shelf::open(&config).expect("a new one");
+        for number in [1, 2] {
+            let record = testing::record(number, None);
+            fs::create_dir(shelf.store.spool(record.number)).expect("a directory");
+            shelf.store.keep(&record).expect("it is kept");
+            shelf.database.note(&record).expect("it is written");
+        }
+        // Something that no capture can be renamed to is in the way of the first.
+        let in_the_way = config.directory.join("trash/000001");
+        fs::create_dir_all(in_the_way.join("inside")).expect("a directory");
+        let (expired, troubles) = shelf.retain(&config, 600_000).expect("it is read");
+        assert_eq!(expired.iter().map(|record| record.number.0).collect::<Vec<_>>(), [2]);
+        assert_eq!(troubles.len(), 1);
+        assert!(shelf.store.has(CaptureNumber(1)) && !shelf.store.has(CaptureNumber(2)));
     }
 }

@@ -113,17 +113,6 @@ impl Store {
         captured(&self.directory, number)
     }
 
-    /// Whether the artifacts of a capture are in the spool, all of them.
-    pub(super) fn is_made(&self, number: CaptureNumber) -> bool {
-        let spool = self.spool(number);
-        FORMATS.iter().filter_map(|format| format.file).all(|file| spool.join(file).is_file())
-    }
-
-    /// Whether what all artifacts can be made from is in the spool.
-    pub(super) fn is_captured(&self, number: CaptureNumber) -> bool {
-        self.spool(number).join(CAPTURE_FILE).is_file()
-    }
-
     /// What the capture in a directory found.
     ///
     /// # Errors
@@ -208,6 +197,14 @@ impl Store {
         Ok(found)
     }
 
+    /// The captures that are kept, by number.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub(super) fn kept(&self) -> Result<Vec<CaptureNumber>, StoreError> {
+        self.numbers("captures")
+    }
+
     /// The captures that are in the spool, by number.
     ///
     /// # Errors
@@ -226,9 +223,7 @@ impl Store {
     /// # Errors
     /// If the file system does not say.
     pub(super) fn free_bytes(&self) -> Result<u64, StoreError> {
-        let failed = |source| StoreError::Io { path: self.directory.clone(), source };
-        let space = rustix::fs::statvfs(&self.directory).map_err(|error| failed(error.into()))?;
-        Ok(space.f_bavail.saturating_mul(space.f_frsize))
+        free_bytes(&self.directory).map_err(|source| StoreError::Io { path: self.directory.clone(), source })
     }
 
     fn numbers(&self, part: &str) -> Result<Vec<CaptureNumber>, StoreError> {
@@ -258,6 +253,25 @@ fn captured(store: &Path, number: CaptureNumber) -> PathBuf {
 /// Where an artifact of a capture is kept, in the store of that directory.
 pub(super) fn artifact_path(store: &Path, number: CaptureNumber, file: &'static str) -> PathBuf {
     captured(store, number).join(file)
+}
+
+/// Bytes that are free where a directory is, for whoever is not root.
+///
+/// # Errors
+/// If the file system does not say.
+pub(super) fn free_bytes(directory: &Path) -> io::Result<u64> {
+    let space = rustix::fs::statvfs(directory)?;
+    Ok(space.f_bavail.saturating_mul(space.f_frsize))
+}
+
+/// Whether the artifacts of a capture are in a directory, all of them.
+pub(super) fn is_made(directory: &Path) -> bool {
+    FORMATS.iter().filter_map(|format| format.file).all(|file| directory.join(file).is_file())
+}
+
+/// Whether what all artifacts can be made from is in a directory.
+pub(super) fn is_captured(directory: &Path) -> bool {
+    directory.join(CAPTURE_FILE).is_file()
 }
 
 /// Where in a store lies what goes: with the next start at the latest.
@@ -311,7 +325,7 @@ mod tests {
         let (_directory, store) = store();
         let files: Vec<&str> = FORMATS.iter().filter_map(|format| format.file).collect();
         make(&store, 7, &files);
-        assert!(store.is_made(CaptureNumber(7)) && !store.has(CaptureNumber(7)));
+        assert!(is_made(&store.spool(CaptureNumber(7))) && !store.has(CaptureNumber(7)));
         store.keep(&record(7, None)).expect("it is kept");
         assert!(store.has(CaptureNumber(7)) && store.spooled().expect("read").is_empty());
         let found = store.unknown(&HashSet::new()).expect("read");
@@ -326,9 +340,10 @@ mod tests {
     fn half_a_capture_is_none() {
         let (_directory, store) = store();
         make(&store, 8, &[CAPTURE_FILE]);
-        assert!(store.is_captured(CaptureNumber(8)) && !store.is_made(CaptureNumber(8)));
+        let spool = store.spool(CaptureNumber(8));
+        assert!(is_captured(&spool) && !is_made(&spool));
         make(&store, 9, &[".pgleak-abc"]);
-        assert!(!store.is_captured(CaptureNumber(9)));
+        assert!(!is_captured(&store.spool(CaptureNumber(9))));
         store.drop_spool(CaptureNumber(9)).expect("it goes");
         assert_eq!(store.spooled().expect("read"), [CaptureNumber(8)]);
     }

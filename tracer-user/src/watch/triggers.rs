@@ -1,6 +1,6 @@
 //! Whether a capture may begin now: the budget, and what was captured of late.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use super::{
     config::Budget,
@@ -23,12 +23,12 @@ pub(super) enum Refusal {
     Running(u32, i64),
     /// A budget is used up.
     #[error(
-        "probes were set{whose} for {used:.0} s in the last hour, and budget.{key} allows {allowed:.0} s; a capture of \
-         {planned:.0} s has to wait"
+        "probes were set{} for {used:.0} s in the last hour, and budget.{key} allows {allowed:.0} s; a capture of \
+         {planned:.0} s has to wait", in_process(*process)
     )]
     UsedUp {
-        /// In what: words that follow "probes were set", none for anything.
-        whose: String,
+        /// The process that it is of, if it is of one.
+        process: Option<u32>,
         /// Which budget.
         key: &'static str,
         /// Seconds that were used.
@@ -36,6 +36,19 @@ pub(super) enum Refusal {
         /// Seconds that there are.
         allowed: f64,
         /// Seconds that would be used.
+        planned: f64,
+    },
+    /// What is left is for others.
+    #[error(
+        "of the {left:.0} s that budget.probed_per_hour has left for this hour, {planned:.0} s are kept for each of {servers} other \
+         servers that had no capture yet"
+    )]
+    Kept {
+        /// How many they are.
+        servers: usize,
+        /// Seconds that are left.
+        left: f64,
+        /// Seconds of one capture.
         planned: f64,
     },
     /// The same is being captured.
@@ -49,6 +62,10 @@ pub(super) enum Refusal {
         /// For how much longer.
         left: Duration,
     },
+}
+
+fn in_process(process: Option<u32>) -> String {
+    process.map_or_else(String::new, |pid| format!(" in process {pid}"))
 }
 
 const HOUR_MS: i64 = 3_600_000;
@@ -69,8 +86,8 @@ pub(super) struct Now<'a> {
     pub budget: &'a Budget,
     /// For how long one more has probes.
     pub planned: Duration,
-    /// How many servers there are to capture.
-    pub servers: usize,
+    /// The servers that there are to capture.
+    pub servers: &'a HashSet<String>,
 }
 
 impl Now<'_> {
@@ -92,39 +109,41 @@ impl Now<'_> {
         if running().count() >= budget.at_once as usize {
             return Err(Refusal::TooMany(budget.at_once));
         }
-        self.fits("probed_per_hour", budget.probed_per_hour, String::new(), |_| true)?;
-        if self.servers > 1 {
-            self.fits("server_share", budget.of_server(), format!(" in {}", subject.server), |record| {
-                record.subject.server == subject.server
-            })?;
-        }
-        self.fits(
-            "probed_per_hour_and_process",
-            budget.probed_per_hour_and_process,
-            format!(" in process {}", id.pid),
-            |record| self.is_of(record, id),
-        )
+        let fits = |key, allowed: Duration, process: Option<u32>| {
+            let used = self.used(|record| process.is_none() || self.is_of(record, id));
+            let (allowed, planned) = (allowed.as_secs_f64(), self.planned.as_secs_f64());
+            match used + planned > allowed {
+                true => Err(Refusal::UsedUp { process, key, used, allowed, planned }),
+                false => Ok(allowed - used),
+            }
+        };
+        let left = fits("probed_per_hour", budget.probed_per_hour, None)?;
+        fits("probed_per_hour_and_process", budget.probed_per_hour_and_process, Some(id.pid))?;
+        self.leaves_room_for_others(&subject.server, left)
     }
 
-    /// Whether one more capture fits into what those that count may take in an hour.
-    fn fits(
-        &self,
-        key: &'static str,
-        allowed: Duration,
-        whose: String,
-        counts: impl Fn(&Record) -> bool,
-    ) -> Result<(), Refusal> {
+    /// Whether one more capture of a server that had one leaves room for those that had none.
+    fn leaves_room_for_others(&self, server: &str, left: f64) -> Result<(), Refusal> {
+        let has_had = |server: &str| self.used(|record| record.subject.server == server) > 0.0;
+        if !has_had(server) {
+            return Ok(());
+        }
+        let servers = self.servers.iter().filter(|other| *other != server && !has_had(other)).count();
+        let planned = self.planned.as_secs_f64();
+        match planned * (servers + 1) as f64 > left {
+            true => Err(Refusal::Kept { servers, left, planned }),
+            false => Ok(()),
+        }
+    }
+
+    /// Seconds with probes in the last hour, of captures that count.
+    fn used(&self, counts: impl Fn(&Record) -> bool) -> f64 {
         let recent = |record: &&Record| {
             record.status == Status::Running
                 || record.ended_ms.is_none_or(|ended| ended > self.at_ms - HOUR_MS && ended <= self.at_ms)
         };
         let counted = self.records.iter().filter(recent).filter(|record| counts(record));
-        let used: f64 = counted.map(|record| record.probed_seconds).sum();
-        let (allowed, planned) = (allowed.as_secs_f64(), self.planned.as_secs_f64());
-        match used + planned > allowed {
-            true => Err(Refusal::UsedUp { whose, key, used, allowed, planned }),
-            false => Ok(()),
-        }
+        counted.map(|record| record.probed_seconds).sum()
     }
 
     /// Whether what grows was not captured of late, be it in another process of the same server.
@@ -225,6 +244,8 @@ impl Grower {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
     use crate::watch::{growth::Rise, record::CaptureNumber, testing};
 
@@ -259,14 +280,9 @@ mod tests {
     }
 
     fn now<'a>(records: &'a [Record], budget: &'a Budget, at_min: i64) -> Now<'a> {
-        Now {
-            at_ms: at_min * 60_000,
-            boot: "boot",
-            records,
-            budget,
-            planned: Duration::from_secs(15),
-            servers: 1,
-        }
+        static NONE: LazyLock<HashSet<String>> = LazyLock::new(HashSet::new);
+        let (at_ms, planned) = (at_min * 60_000, Duration::from_secs(15));
+        Now { at_ms, boot: "boot", records, budget, planned, servers: &NONE }
     }
 
     fn subject(id: ProcessId) -> Subject {
@@ -381,16 +397,20 @@ mod tests {
         let budget = Budget {
             probed_per_hour: Duration::from_secs(60),
             probed_per_hour_and_process: Duration::from_secs(60),
-            server_share: 0.5,
             ..Budget::default()
         };
         let records = [record(1, PROCESS, None, None, 10), record(2, PROCESS, None, None, 15)];
-        let alone = now(&records, &budget, 20);
-        let beside = Now { servers: 2, ..alone };
-        assert_eq!(alone.has_room(&subject(OTHER)), Ok(()));
-        assert_eq!(used_up(beside.has_room(&subject(OTHER))), "server_share");
         let elsewhere = Subject { server: "/other".to_owned(), ..subject(OTHER) };
-        assert_eq!(beside.has_room(&elsewhere), Ok(()));
+        let servers = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<HashSet<_>>();
+        let (alone, two, three) =
+            (servers(&["/data"]), servers(&["/data", "/other"]), servers(&["/data", "/other", "/third"]));
+        let among = |servers| Now { servers, ..now(&records, &budget, 20) };
+        // 30 s of 60 are left.
+        assert_eq!(among(&alone).has_room(&subject(OTHER)), Ok(()));
+        assert_eq!(among(&two).has_room(&subject(OTHER)), Ok(()));
+        let kept = Refusal::Kept { servers: 2, left: 30.0, planned: 15.0 };
+        assert_eq!(among(&three).has_room(&subject(OTHER)), Err(kept));
+        assert_eq!(among(&three).has_room(&elsewhere), Ok(()));
     }
 
     #[test]

@@ -1,15 +1,13 @@
 //! What the service shows of itself: made anew after each look, read by the page and the metrics.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::Mutex,
-};
+use std::collections::{HashMap, VecDeque};
 
 use serde::Serialize;
 
 use super::{
     config::Config,
     history::History,
+    labels::Labels,
     looking::LONGEST_LOOK,
     observe::{ContextBytes, Look, Unread},
     record::{Record, Status, Trigger},
@@ -41,9 +39,12 @@ pub(super) struct View {
     /// Captures that have ended.
     #[serde(skip)]
     pub counts: Counts,
+    /// Names that are labels of metrics.
+    #[serde(skip)]
+    pub labels: Labels,
 }
 
-/// Captures that have ended, those remembered.
+/// Captures that have ended since the service started.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Counts {
     /// By why they began and what became of them.
@@ -55,9 +56,7 @@ pub(super) struct Counts {
 impl Counts {
     /// One more.
     pub(super) fn add(&mut self, record: &Record) {
-        // One whose artifacts are gone was made all the same.
-        let status = if record.status == Status::Expired { Status::Done } else { record.status };
-        *self.ended.entry((record.trigger, status)).or_default() += 1;
+        *self.ended.entry((record.trigger, record.status)).or_default() += 1;
         *self.found.entry(record.trigger).or_default() += u64::from(record.found_growth());
     }
 
@@ -184,6 +183,8 @@ pub(super) struct Figures {
     pub own_bytes: u64,
     /// Bytes of the series.
     pub series_bytes: u64,
+    /// Processes that could not be looked at, in all looks.
+    pub unseen: u64,
     /// Contexts that were not read, by reason, in all.
     pub unread: UnreadFigures,
     /// Captures that were meant to begin and might not.
@@ -217,13 +218,13 @@ impl std::ops::AddAssign<Unread> for UnreadFigures {
 /// A number that only grows, and what it grew by in the last minute.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
-    past: Mutex<VecDeque<(i64, f64)>>,
+    past: VecDeque<(i64, f64)>,
 }
 
 impl Meter {
     /// Notes its value, and gives what it grew by in the last minute.
-    pub(super) fn note(&self, at_ms: i64, value: f64) -> f64 {
-        let mut past = self.past.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    pub(super) fn note(&mut self, at_ms: i64, value: f64) -> f64 {
+        let past = &mut self.past;
         past.push_back((at_ms, value));
         while past.len() > 2 && past.get(1).is_some_and(|(at, _)| at_ms - at >= 60_000) {
             past.pop_front();
@@ -285,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_meter_goes_by_the_minute() {
-        let meter = Meter::default();
+        let mut meter = Meter::default();
         assert_eq!(meter.note(0, 100.0), 0.0);
         assert_eq!(meter.note(30_000, 101.0), 2.0);
         for at in 2..10 {

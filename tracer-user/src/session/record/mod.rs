@@ -442,7 +442,7 @@ impl<'a> Recorder<'a> {
                 }
             }
         }
-        self.look_at_what_is_live()?;
+        self.look_at_what_is_live();
         // Dead chunks stay until their address is used again.
         let watchdog = &self.watchdog;
         self.tracer.sweep_when_filling(&|control| {
@@ -458,16 +458,27 @@ impl<'a> Recorder<'a> {
         Ok(counters)
     }
 
-    fn look_at_what_is_live(&mut self) -> Result<(), CaptureError> {
-        let records = matches!(self.tracer.control().phase(), Some(Phase::Record | Phase::Settle));
-        if records && self.live.as_ref().is_some_and(LiveFeed::is_due) {
+    /// Tells what is live while everything is recorded. Windows are short, and told at their end.
+    fn look_at_what_is_live(&mut self) {
+        let records = self.tracer.control().phase() == Some(Phase::Record);
+        let is_wanted = records && self.options.overhead == Overhead::Full;
+        if is_wanted && self.live.as_ref().is_some_and(LiveFeed::is_due) {
             let begun = Instant::now();
-            let snapshot = self.snapshot()?;
-            if let Some(live) = &mut self.live {
-                live.look(&snapshot, &self.stacks, begun.elapsed());
+            match self.snapshot() {
+                Ok(snapshot) => self.say_what_is_live(&snapshot, begun),
+                // The recording is worth more than a look at it.
+                Err(error) => {
+                    tracing::debug!("what is live is told no more: {error}");
+                    self.live = None;
+                }
             }
         }
-        Ok(())
+    }
+
+    fn say_what_is_live(&mut self, snapshot: &RawSnapshot, begun: Instant) {
+        if let Some(live) = &mut self.live {
+            live.look(snapshot, &self.stacks, begun);
+        }
     }
 
     /// Lets the programs record for some seconds more.

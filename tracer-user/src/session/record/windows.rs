@@ -182,6 +182,7 @@ impl Recorder<'_> {
         seen.settle_ns = self.processes.cpu().since(cpu).total_ns;
         course.budget.add(seen);
         let survived = self.snapshot()?;
+        self.say_what_is_live(&survived, Instant::now());
         let stretch = Stretch { start_ns, length_ns, stands_for_ns: 0 };
         course.cycles.push(Cycle { stretch, recorded, survived });
         Ok(if stop == Stop::TimeOver { settled } else { stop })

@@ -60,9 +60,6 @@ impl Config {
             return Some(format!("[capture]: {why}"));
         }
         let budget = &self.budget;
-        if !(0.0..=1.0).contains(&budget.server_share) {
-            return Some("budget.server_share is between 0% and 100%".to_owned());
-        }
         if budget.at_once == 0 {
             return Some(
                 "budget.at_once is at least 1; without triggers nothing starts by itself".to_owned(),
@@ -71,7 +68,6 @@ impl Config {
         let planned = self.capture.planned();
         let budgets = [
             ("probed_per_hour", budget.probed_per_hour),
-            ("server_share", budget.of_server()),
             ("probed_per_hour_and_process", budget.probed_per_hour_and_process),
         ];
         if let Some((key, _)) = budgets.into_iter().find(|(_, allowed)| planned > *allowed) {

@@ -171,13 +171,9 @@ fn read_overhead<'de, D: Deserializer<'de>>(from: D) -> Result<Overhead, D::Erro
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Budget {
-    /// Seconds with probes in an hour, over all processes.
+    /// Seconds with probes in an hour, over all processes. Of that, one capture is kept for each server that had none.
     #[serde(deserialize_with = "read_duration")]
     pub probed_per_hour: Duration,
-    /// The part of that which one server may take where there are several: what grows in one must not keep the others from
-    /// being captured.
-    #[serde(deserialize_with = "read_percent")]
-    pub server_share: f64,
     /// The same of one process.
     #[serde(deserialize_with = "read_duration")]
     pub probed_per_hour_and_process: Duration,
@@ -196,19 +192,11 @@ impl Default for Budget {
     fn default() -> Self {
         Self {
             probed_per_hour: Duration::from_secs(300),
-            server_share: 0.7,
             probed_per_hour_and_process: Duration::from_secs(120),
             at_once: 1,
             cool_down: Duration::from_secs(86400),
             cool_down_without_leak: Duration::from_secs(3600),
         }
-    }
-}
-
-impl Budget {
-    /// What one server may take in an hour where there are several.
-    pub fn of_server(&self) -> Duration {
-        self.probed_per_hour.mul_f64(self.server_share)
     }
 }
 

@@ -1,6 +1,9 @@
 //! The data of the pages, as JSON: docs/service.md says what each path gives.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json, Router,
@@ -10,12 +13,13 @@ use axum::{
     routing::get,
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task::spawn_blocking};
 
 use super::Shared;
 use crate::{
     quantity,
     session::Overhead,
+    target::{Rollup, rollup},
     watch::{
         database::{Database, DatabaseError},
         decide::Asked,
@@ -41,6 +45,7 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/api/v1/state", get(state))
         .route("/api/v1/processes", get(processes))
         .route("/api/v1/processes/{row}", get(process))
+        .route("/api/v1/processes/{row}/smaps", get(smaps))
         .route("/api/v1/captures", get(captures).post(capture_now))
         .route("/api/v1/captures/{number}", get(capture))
 }
@@ -123,6 +128,36 @@ async fn process(
             }))
         })
         .await
+}
+
+/// What a process really has, and what it took to know that.
+#[derive(Serialize)]
+struct SmapsAnswer {
+    took_ms: f64,
+    #[serde(flatten)]
+    rollup: Rollup,
+}
+
+async fn smaps(State(shared): State<Shared>, Path(row): Path<i64>) -> Result<Json<SmapsAnswer>, Failure> {
+    let boot = boot_id().unwrap_or_default();
+    let process = shared.index(move |index| index.process(row, &boot)).await?;
+    let id = process.ok_or_else(|| nothing("process"))?.subject.id();
+    // One at a time: each walks the page table of a process that people may be waiting for.
+    let _permit = shared.measuring.acquire().await;
+    let measured = spawn_blocking(move || {
+        let begun = Instant::now();
+        // A row of an earlier boot, or a pid that is somebody else's by now.
+        let rollup = id.is_same().then(|| rollup(id.pid));
+        (rollup, begun.elapsed())
+    });
+    match measured.await {
+        Ok((Some(Ok(rollup)), took)) => {
+            Ok(Json(SmapsAnswer { took_ms: took.as_secs_f64() * 1000.0, rollup }))
+        }
+        Ok((Some(Err(error)), _)) => Err(Failure(StatusCode::CONFLICT, error.to_string())),
+        Ok((None, _)) => Err(Failure(StatusCode::CONFLICT, "this process has ended".to_owned())),
+        Err(error) => Err(Failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+    }
 }
 
 /// A capture in a line.

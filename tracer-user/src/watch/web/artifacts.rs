@@ -8,15 +8,17 @@ use std::{
 
 use axum::{
     Router,
+    body::{Body, Bytes},
     extract::{Path as UrlPath, State},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use http_body_util::{BodyExt as _, Full};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
-use tokio::task::spawn_blocking;
+use tokio::{sync::OwnedSemaphorePermit, task::spawn_blocking};
 
 use super::{Shared, pages::not_found};
 use crate::{
@@ -24,7 +26,7 @@ use crate::{
     render::{FORMATS, plain_pictures},
     watch::{
         record::CaptureNumber,
-        store::{artifact_path, trash},
+        store::{artifact_path, free_bytes, trash},
     },
 };
 
@@ -32,7 +34,7 @@ use crate::{
 const DIFFERENCES: [&str; 3] = ["diff.txt", "diff.svg", "diff-before.svg"];
 
 /// The largest artifact that is given out.
-const MOST_BYTES: u64 = 128 << 20;
+const MOST_BYTES: u64 = 64 << 20;
 
 pub(super) fn routes() -> Router<Shared> {
     Router::new()
@@ -45,10 +47,10 @@ async fn artifact(State(shared): State<Shared>, UrlPath((number, file)): UrlPath
         return not_found().await;
     };
     let path = artifact_path(&shared.directory, CaptureNumber(number), file);
-    let Ok(_permit) = shared.reading.acquire().await else { return not_found().await };
-    match spawn_blocking(move || read(&path)).await {
-        Ok(Ok(bytes)) => answer(file, bytes),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::FileTooLarge => {
+    let Ok(permit) = shared.reading.acquire_owned().await else { return not_found().await };
+    match spawn_blocking(move || (read(&path), permit)).await {
+        Ok((Ok(bytes), permit)) => answer(file, bytes, Some(permit)),
+        Ok((Err(error), _)) if error.kind() == io::ErrorKind::FileTooLarge => {
             (StatusCode::PAYLOAD_TOO_LARGE, "this file is too large for the page; it is in the store\n")
                 .into_response()
         }
@@ -71,25 +73,25 @@ async fn difference(
     let Some(file) = DIFFERENCES.into_iter().find(|known| *known == file) else { return not_found().await };
     let capture = |number| artifact_path(&shared.directory, CaptureNumber(number), "capture.json");
     let (before, after) = (capture(earlier), capture(number));
-    let trash = trash(&shared.directory);
-    // One at a time, and the last one stays: a page asks for all of its files.
-    let mut drawn = shared.drawn.lock().await;
-    let last = drawn.take().filter(|last| last.of == (number, earlier));
+    let (directory, min_free) = (shared.directory, shared.min_free);
+    // One at a time, whoever still waits for it; and the last one stays, since a page asks for all of its files.
+    let mut drawn = shared.drawn.lock_owned().await;
     let work = move || {
-        let drawn = match last {
-            Some(last) => last,
-            None => Drawn { of: (number, earlier), files: compare(&before, &after, &trash)? },
+        if !(before.is_file() && after.is_file()) {
+            return Err(DiffError::Gone);
+        }
+        let files = match drawn.take().filter(|last| last.of == (number, earlier)) {
+            Some(last) => last.files,
+            None => compare(&before, &after, &directory, min_free)?,
         };
-        let path = drawn.files.path().join(file);
-        let bytes = read(&path).map_err(|source| DiffError::Read { path, source })?;
-        Ok::<_, DiffError>((bytes, drawn))
+        let path = files.path().join(file);
+        let bytes = read(&path).map_err(|source| DiffError::Read { path, source });
+        *drawn = Some(Drawn { of: (number, earlier), files });
+        bytes
     };
     match spawn_blocking(work).await {
-        Ok(Ok((bytes, now))) => {
-            *drawn = Some(now);
-            answer(file, bytes)
-        }
-        Ok(Err(error)) => (StatusCode::NOT_FOUND, format!("{error}\n")).into_response(),
+        Ok(Ok(bytes)) => answer(file, bytes, None),
+        Ok(Err(error)) => (error.status(), format!("{error}\n")).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
@@ -107,9 +109,12 @@ enum DiffError {
     /// A capture is not there.
     #[error("one of these captures is not in the store, or no longer")]
     Gone,
+    /// There is too little room for it.
+    #[error("there is no room for it: less than store.min_free is free")]
+    NoRoom,
     /// There is no place for it.
-    #[error("there is no room for it: {0}")]
-    Room(io::Error),
+    #[error("there is no place for it: {0}")]
+    Place(io::Error),
     /// They cannot be compared.
     #[error("they cannot be compared: {0}")]
     Compare(#[from] ProgramError),
@@ -123,20 +128,31 @@ enum DiffError {
     },
 }
 
+impl DiffError {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Gone => StatusCode::NOT_FOUND,
+            Self::NoRoom => StatusCode::INSUFFICIENT_STORAGE,
+            Self::Place(_) | Self::Compare(_) | Self::Read { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
 /// Has a program of its own compare them: what that takes is not the service's.
-fn compare(before: &Path, after: &Path, trash: &Path) -> Result<TempDir, DiffError> {
-    if !(before.is_file() && after.is_file()) {
-        return Err(DiffError::Gone);
+fn compare(before: &Path, after: &Path, store: &Path, min_free: u64) -> Result<TempDir, DiffError> {
+    if free_bytes(store).map_err(DiffError::Place)? < min_free {
+        return Err(DiffError::NoRoom);
     }
     // Where it goes at the next start, if it does not before.
-    let out = tempfile::Builder::new().prefix("diff-").tempdir_in(trash).map_err(DiffError::Room)?;
+    let out = tempfile::Builder::new().prefix("diff-").tempdir_in(trash(store)).map_err(DiffError::Place)?;
     let mut command = own_program("diff");
     command.args([before, after]).arg("--out").arg(out.path());
     run_for(command)?;
     Ok(out)
 }
 
-fn answer(file: &str, bytes: Vec<u8>) -> Response {
+/// A file. Whoever takes it slowly has it in our memory for as long: the permit is held until then.
+fn answer(file: &str, bytes: Vec<u8>, permit: Option<OwnedSemaphorePermit>) -> Response {
     let is = |ending: &str| file.ends_with(ending);
     let content = match () {
         () if is(".svg") => "image/svg+xml",
@@ -144,7 +160,11 @@ fn answer(file: &str, bytes: Vec<u8>) -> Response {
         () if is(".gz") => "application/gzip",
         () => "text/plain; charset=utf-8",
     };
-    let mut response = ([(header::CONTENT_TYPE, content)], bytes).into_response();
+    let body = Full::new(Bytes::from(bytes)).map_frame(move |frame| {
+        let _held = &permit;
+        frame
+    });
+    let mut response = ([(header::CONTENT_TYPE, content)], Body::new(body)).into_response();
     if is(".svg")
         && let Ok(policy) = HeaderValue::from_str(&POLICY)
     {

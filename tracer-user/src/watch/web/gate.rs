@@ -86,8 +86,10 @@ impl Gate {
         // A page of somebody else must not even read.
         let site = text(headers, &HeaderName::from_static("sec-fetch-site"));
         let is_foreign = site.is_some_and(|site| !matches!(site, "same-origin" | "none"));
-        let navigates = text(headers, &HeaderName::from_static("sec-fetch-mode")) == Some("navigate");
-        if is_foreign && !(is_safe && navigates) {
+        // But a link may lead here: to a document, in a window of its own.
+        let is_link = text(headers, &HeaderName::from_static("sec-fetch-mode")) == Some("navigate")
+            && text(headers, &HeaderName::from_static("sec-fetch-dest")) == Some("document");
+        if is_foreign && !(is_safe && is_link && pages::is_document(request.uri().path())) {
             return Some((StatusCode::FORBIDDEN, "this request came from another page"));
         }
         if via.is_open && !pages::is_public(request.uri().path()) && !self.has_token(headers) {
@@ -220,8 +222,25 @@ mod tests {
             (Some(StatusCode::FORBIDDEN), Some(StatusCode::FORBIDDEN))
         );
         // A link to us in a chat.
-        let link = [host, ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")];
-        assert_eq!(refused(SOCKET, Method::GET, "/", &link), None);
+        let from = |path, dest| {
+            let headers = [
+                host,
+                ("sec-fetch-site", "cross-site"),
+                ("sec-fetch-mode", "navigate"),
+                ("sec-fetch-dest", dest),
+            ];
+            refused(SOCKET, Method::GET, path, &headers)
+        };
+        assert_eq!((from("/", "document"), from("/capture?n=3", "document")), (None, None));
+        // What does work, in a frame that nobody sees, and in any.
+        for (path, dest) in [
+            ("/captures/3/since/2/diff.svg", "iframe"),
+            ("/captures/3/since/2/diff.svg", "document"),
+            ("/api/v1/processes/1/smaps", "document"),
+            ("/", "iframe"),
+        ] {
+            assert_eq!(from(path, dest), Some(StatusCode::FORBIDDEN), "{path} {dest}");
+        }
     }
 
     #[test]

@@ -1,10 +1,6 @@
 //! `/metrics` in the OpenMetrics format: sums by server, without pids and statements, so that the series are few and stay.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    fmt,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use axum::{Router, extract::State, http::header, response::IntoResponse, routing::get};
 use prometheus_client::{
@@ -16,23 +12,12 @@ use prometheus_client::{
 
 use super::Shared;
 use crate::watch::{
+    labels::database_of,
     record::{Status, Trigger},
     view::{ProcessView, View},
 };
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// Contexts with a name of their own in each server: the largest; all others are one.
-const MOST_CONTEXTS: usize = 20;
-
-/// Databases with a name of their own in each server: those with most memory.
-const MOST_DATABASES: usize = 50;
-
-/// Kinds of processes with a name of their own in each server: extensions name theirs as they like.
-const MOST_KINDS: usize = 30;
-
-/// What all other contexts, databases and kinds are called.
-const OTHERS: &str = "(others)";
 
 pub(super) fn routes() -> Router<Shared> {
     Router::new().route("/metrics", get(metrics))
@@ -98,49 +83,19 @@ impl Collector for Metrics {
 /// Processes of one kind in one database of one server.
 type Group<'a> = (&'a str, &'a str, &'a str);
 
-fn database_of(process: &ProcessView) -> &str {
-    process.database.as_deref().unwrap_or("")
-}
-
-/// Names that are labels of their own, so that there are never more series than can be meant: those of each server with most
-/// memory.
-struct Named<'a>(HashSet<(&'a str, &'a str)>);
-
-impl<'a> Named<'a> {
-    fn of(processes: &'a [ProcessView], most: usize, name: impl Fn(&'a ProcessView) -> &'a str) -> Self {
-        let mut sums: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
-        for process in processes {
-            *sums.entry(&process.server).or_default().entry(name(process)).or_default() += process.anon;
-        }
-        let mut named = HashSet::new();
-        for (server, of_server) in sums {
-            let mut sorted: Vec<(&str, u64)> = of_server.into_iter().collect();
-            sorted.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
-            named.extend(sorted.into_iter().take(most).map(|(name, _)| (server, name)));
-        }
-        Self(named)
-    }
-
-    fn name(&self, server: &'a str, name: &'a str) -> &'a str {
-        if self.0.contains(&(server, name)) { name } else { OTHERS }
-    }
-}
-
 impl Metrics {
     fn processes(&self, sink: &mut Sink<'_>) -> fmt::Result {
-        let processes = &self.view.processes;
-        let databases = Named::of(processes, MOST_DATABASES, database_of);
-        let kinds = Named::of(processes, MOST_KINDS, |process| &process.kind);
+        let (processes, labels) = (&self.view.processes, &self.view.labels);
         let mut groups: BTreeMap<Group<'_>, Vec<&ProcessView>> = BTreeMap::new();
-        let mut contexts: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
+        let mut contexts: BTreeMap<(&str, &str), u64> = BTreeMap::new();
         for process in processes {
             let server = &*process.server;
-            let kind = kinds.name(server, &process.kind);
-            let database = databases.name(server, database_of(process));
+            let kind = labels.kinds.name(server, &process.kind);
+            let database = labels.databases.name(server, database_of(process));
             groups.entry((server, kind, database)).or_default().push(process);
-            let of_server = contexts.entry(&process.server).or_default();
             for context in &process.contexts {
-                *of_server.entry(&context.label).or_default() += context.bytes;
+                let name = labels.contexts.name(server, &context.label);
+                *contexts.entry((server, name)).or_default() += context.bytes;
             }
         }
         let groups = &groups;
@@ -173,23 +128,15 @@ impl Metrics {
                 rates.fold(0.0, f64::max)
             }),
         )?;
-        let mut rows: Vec<(&str, &str, u64)> = Vec::new();
-        for (server, of_server) in &contexts {
-            let mut sorted: Vec<(&str, u64)> =
-                of_server.iter().map(|(label, bytes)| (*label, *bytes)).collect();
-            sorted.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
-            let rest: u64 = sorted.iter().skip(MOST_CONTEXTS).map(|(_, bytes)| bytes).sum();
-            rows.extend(sorted.iter().take(MOST_CONTEXTS).map(|(label, bytes)| (*server, *label, *bytes)));
-            rows.extend((rest > 0).then_some((*server, OTHERS, rest)));
-        }
         sink.gauges(
             (
                 "pgleak_context",
                 "Memory contexts of one name, of all processes of a server",
                 Some(Unit::Bytes),
             ),
-            rows.into_iter()
-                .map(|(server, label, bytes)| (vec![("server", server), ("context", label)], bytes as f64)),
+            contexts
+                .into_iter()
+                .map(|((server, label), bytes)| (vec![("server", server), ("context", label)], bytes as f64)),
         )
     }
 
@@ -197,7 +144,7 @@ impl Metrics {
         let ended = [Status::Done, Status::Failed];
         let count = |trigger, status| self.view.counts.ended(trigger, status) as f64;
         sink.counters(
-            ("pgleak_captures", "Captures that have ended, those remembered", None),
+            ("pgleak_captures", "Captures that have ended since the service started", None),
             Trigger::ALL.into_iter().flat_map(|trigger| {
                 ended.into_iter().map(move |status| {
                     (vec![("trigger", trigger.name()), ("status", status.name())], count(trigger, status))
@@ -239,6 +186,7 @@ impl Metrics {
         let dropped = [
             ("look came too late", figures.looks_left_out),
             ("look not stored", figures.not_stored),
+            ("process not readable", figures.unseen),
             ("contexts of an unknown server", figures.unread.unknown),
             ("contexts not readable", figures.unread.failed),
             ("contexts over budget", figures.unread.budget),
@@ -254,9 +202,16 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::HashSet;
 
-    use crate::watch::view::LabelledBytes;
+    use super::*;
+    use crate::watch::{labels::OTHERS, view::LabelledBytes};
+
+    fn view(processes: Vec<ProcessView>) -> Arc<View> {
+        let mut view = View { processes, ..View::default() };
+        view.labels.follow(&view.processes);
+        Arc::new(view)
+    }
 
     fn process(pid: u32, contexts: usize) -> ProcessView {
         ProcessView {
@@ -278,8 +233,7 @@ mod tests {
 
     #[test]
     fn processes_are_sums_without_pid_or_user() {
-        let view = View { processes: vec![process(4711, 2), process(4712, 2)], ..View::default() };
-        let text = text_of(Arc::new(view));
+        let text = text_of(view(vec![process(4711, 2), process(4712, 2)]));
         let labels = r#"server="/data \"x\"\n",backend_type="client backend",database="db""#;
         for line in [
             format!("pgleak_processes{{{labels}}} 2"),
@@ -301,13 +255,13 @@ mod tests {
             process.database = Some(format!("db{}", process.pid));
             process.kind = format!("worker {}", process.pid % 100);
         }
-        let text = text_of(Arc::new(View { processes, ..View::default() }));
+        let text = text_of(view(processes));
         let of = |label: &str| -> HashSet<String> {
             let lines = text.lines().filter(|line| line.starts_with("pgleak_processes{"));
             lines.filter_map(|line| Some(line.split_once(label)?.1.split_once('"')?.0.to_owned())).collect()
         };
         let (databases, kinds) = (of("database=\""), of("backend_type=\""));
-        assert_eq!((databases.len(), kinds.len()), (MOST_DATABASES + 1, MOST_KINDS + 1));
+        assert_eq!((databases.len(), kinds.len()), (50 + 1, 30 + 1));
         // Those with most memory have their names.
         assert!(databases.contains("db400") && !databases.contains("db1") && databases.contains(OTHERS));
         let lines = text.lines().filter(|line| line.starts_with("pgleak_processes{"));
@@ -317,11 +271,10 @@ mod tests {
 
     #[test]
     fn contexts_are_bounded() {
-        let view = View { processes: vec![process(1, 50)], ..View::default() };
-        let text = text_of(Arc::new(view));
+        let text = text_of(view(vec![process(1, 50)]));
         let names: HashSet<&str> =
             text.lines().filter(|line| line.starts_with("pgleak_context_bytes{")).collect();
-        assert_eq!(names.len(), MOST_CONTEXTS + 1);
+        assert_eq!(names.len(), 20 + 1);
         assert!(text.contains(OTHERS));
     }
 }

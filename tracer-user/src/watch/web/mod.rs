@@ -21,7 +21,7 @@ use axum::{Router, extract::DefaultBodyLimit, middleware};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::{
-    config::{Listen, WebConfig},
+    config::{Listen, StoreConfig, WebConfig},
     database::{Database, DatabaseError},
     decide::Asked,
     view::View,
@@ -30,8 +30,8 @@ use super::{
 /// The longest body of a request.
 const MOST_BODY: usize = 16 << 10;
 
-/// As many artifacts are read at once.
-const MOST_READ: usize = 2;
+/// As many artifacts are on their way at once, each in memory.
+const MOST_READ: usize = 4;
 
 /// Why there can be no page.
 #[derive(Debug, thiserror::Error)]
@@ -79,10 +79,14 @@ struct Shared {
     view: watch::Receiver<Arc<View>>,
     index: Arc<Mutex<Database>>,
     directory: Arc<Path>,
+    /// With less than that free, nothing is written.
+    min_free: u64,
     asking: mpsc::Sender<Asked>,
     gate: Arc<gate::Gate>,
     /// The difference that was drawn last.
     drawn: Arc<tokio::sync::Mutex<Option<artifacts::Drawn>>>,
+    /// Page tables are walked one at a time.
+    measuring: Arc<Semaphore>,
     /// Artifacts are read a few at a time: each is in memory meanwhile.
     reading: Arc<Semaphore>,
 }
@@ -117,19 +121,21 @@ impl fmt::Display for Served {
 /// If it cannot listen.
 pub(super) async fn serve(
     config: &WebConfig,
-    directory: PathBuf,
+    store: &StoreConfig,
     view: watch::Receiver<Arc<View>>,
     asking: mpsc::Sender<Asked>,
 ) -> Result<Served, WebError> {
-    let token = token::read_or_make(&directory)?;
+    let token = token::read_or_make(&store.directory)?;
     let gate = Arc::new(gate::Gate::new(token, &config.hosts, &config.listen));
     let shared = Shared {
         view,
-        index: Arc::new(Mutex::new(Database::read_only(&directory)?)),
-        directory: directory.into(),
+        index: Arc::new(Mutex::new(Database::read_only(&store.directory)?)),
+        directory: store.directory.clone().into(),
+        min_free: store.min_free,
         asking,
         gate: Arc::clone(&gate),
         drawn: Arc::default(),
+        measuring: Arc::new(Semaphore::new(1)),
         reading: Arc::new(Semaphore::new(MOST_READ)),
     };
     let router = Router::new()

@@ -94,6 +94,11 @@ pub(super) fn is_public(path: &str) -> bool {
     path == LOGIN || path == "/healthz" || ASSETS.iter().any(|asset| asset.is_public && asset.path == path)
 }
 
+/// Whether a path is that of a document, which says and does nothing by itself.
+pub(super) fn is_document(path: &str) -> bool {
+    path == LOGIN || ASSETS.iter().any(|asset| !asset.is_public && asset.path == path)
+}
+
 fn asset_response(asset: &Asset) -> Response {
     ([(header::CONTENT_TYPE, asset.content), (header::CACHE_CONTROL, "no-cache")], asset.text).into_response()
 }

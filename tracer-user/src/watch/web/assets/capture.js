@@ -2,7 +2,7 @@
 
 import {
   ask, asked, badge, byId, bytes, copyOf, count, duration, el, entitle, facts, fill, inWords, isGiven, link, now,
-  processName, put, request, say, SELDOM_MS, show, span, stamp, start, time,
+  DRAWN_WITHIN_MS, processName, put, request, say, SELDOM_MS, show, span, stamp, start, time,
 } from "./page.js";
 
 const FILES = [
@@ -183,7 +183,7 @@ class Pictures {
   async #textOf(path) {
     const turn = (this.#turn += 1);
     try {
-      const text = await (await request(path)).text();
+      const text = await (await request(path, undefined, DRAWN_WITHIN_MS)).text();
       return turn === this.#turn ? text : undefined;
     } catch (error) {
       show("frame", false);

@@ -4,6 +4,8 @@ export const EVERY_MS = 5000;
 /** What hardly changes, or is dear to ask for. */
 export const SELDOM_MS = 60_000;
 const LONGEST_MS = 30_000;
+/** For what is drawn first: longer than the service takes for it at most. */
+export const DRAWN_WITHIN_MS = 95_000;
 const SILENCE = "The service does not answer; is pgleak watch running? `systemctl status pgleak`";
 
 /** In words, and how bad it is. */
@@ -151,9 +153,9 @@ let aheadMs = 0;
 
 export const now = () => Date.now() + aheadMs;
 
-export async function request(path, body) {
+export async function request(path, body, longest = LONGEST_MS) {
   const post = body && { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
-  const response = await fetch(path, { signal: AbortSignal.timeout(LONGEST_MS), ...post }).catch(() => {
+  const response = await fetch(path, { signal: AbortSignal.timeout(longest), ...post }).catch(() => {
     throw new Error(SILENCE);
   });
   if (response.status === 401) location.assign("/login");

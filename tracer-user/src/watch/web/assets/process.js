@@ -26,6 +26,7 @@ class ProcessPage {
     for (const button of this.#buttons) {
       button.addEventListener("click", () => this.#go({ last: Number(button.dataset.last) }));
     }
+    byId("measure").addEventListener("click", () => this.#measure());
     byId("data").addEventListener("toggle", () => this.#answer && this.#showTable());
   }
 
@@ -65,11 +66,30 @@ class ProcessPage {
     put(byId("now"), live ? `${bytes(live.anon)} of RssAnon, ${growthOf(live)}` : "This process has ended.");
     offerCapture(byId("offer"), process.pid, capture?.number);
     show("offer", live);
+    show("measured", live);
     facts(byId("about"), {
       server: process.server,
       user: process.user,
       seen: span(time(process.first_ms), " to ", live ? "now" : time(process.last_ms)),
     });
+  }
+
+  /** The kernel walks the page table for this: only when somebody asks. */
+  async #measure() {
+    const place = byId("rollup");
+    put(place, "…");
+    try {
+      const has = await ask(`/api/v1/processes/${this.#row}/smaps`);
+      put(place, [
+        `${bytes(has.private_dirty)} go when it ends`,
+        `Pss ${bytes(has.pss)} (${bytes(has.pss_anon)} without a file, ${bytes(has.pss_shmem)} shared memory)`,
+        `Rss ${bytes(has.rss)}`,
+        `${bytes(has.anon_huge_pages)} in huge pages`,
+        `${bytes(has.swap)} in swap`,
+      ].join(", ") + `; that took ${has.took_ms.toFixed(1)} ms`);
+    } catch (error) {
+      put(place, error.message);
+    }
   }
 
   #showPlots() {

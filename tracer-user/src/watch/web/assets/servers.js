@@ -114,6 +114,10 @@ function showRow(row, process, capture) {
   offerCapture(row.lastElementChild, pid, capture);
 }
 
+function troubleOf(what, { count: times, why, at_ms }) {
+  return why && `${what} (${count(times)} since the start), the last ${duration(now() - at_ms)} ago: ${why}`;
+}
+
 function showFigures(figures) {
   const { store_trouble, held_back, undelivered, unread } = figures;
   const percent = (figures.cpu_seconds_last_minute / 60) * 100;
@@ -126,12 +130,13 @@ function showFigures(figures) {
   ].join(", "));
   const warnings = [
     store_trouble && `What is seen is not kept: ${store_trouble}`,
-    held_back.why && `Not captured (${count(held_back.count)} since the start), the last: ${held_back.why}`,
-    undelivered.why && `Not delivered (${count(undelivered.count)} since the start), the last: ${undelivered.why}`,
+    troubleOf("Not captured", held_back),
+    troubleOf("Not delivered", undelivered),
   ];
   keep(byId("warnings"), warnings.filter(Boolean), (text) => text, listItem, put);
   const dropped = [
     [figures.looks_left_out, "looks left out"],
+    [figures.unseen, "processes not readable"],
     [figures.not_stored, "looks not stored"],
     [unread.budget, "readings of contexts put off by the budget"],
     [unread.unknown, "of servers that are not known"],
