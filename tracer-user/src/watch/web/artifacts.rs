@@ -160,11 +160,13 @@ fn answer(file: &str, bytes: Vec<u8>, permit: Option<OwnedSemaphorePermit>) -> R
         () if is(".gz") => "application/gzip",
         () => "text/plain; charset=utf-8",
     };
+    let length = bytes.len();
     let body = Full::new(Bytes::from(bytes)).map_frame(move |frame| {
         let _held = &permit;
         frame
     });
-    let mut response = ([(header::CONTENT_TYPE, content)], Body::new(body)).into_response();
+    let headers = [(header::CONTENT_TYPE, content.to_owned()), (header::CONTENT_LENGTH, length.to_string())];
+    let mut response = (headers, Body::new(body)).into_response();
     if is(".svg")
         && let Ok(policy) = HeaderValue::from_str(&POLICY)
     {
