@@ -10,6 +10,9 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use opentelemetry_proto::tonic::{
+    collector::logs::v1::ExportLogsServiceRequest, common::v1::any_value::Value as AnyValue,
+};
 use pgleak_tests::{
     Build, Server, Session,
     pgleak::{Running, command, run},
@@ -286,8 +289,21 @@ fn verdicts_and_profiles_are_told() {
     assert!(labels.contains(&json!({ "name": "region", "value": "north" })), "{labels:?}");
     assert!(labels.contains(&json!({ "name": "server", "value": server.data_dir() })), "{labels:?}");
     let (_, otlp) = of("/otlp/v1/logs");
-    let record = &otlp["resourceLogs"][0]["scopeLogs"][0]["logRecords"][0];
-    assert_eq!(record["severityText"], "WARN", "{otlp}");
+    // As OpenTelemetry's own types read it.
+    let logs: ExportLogsServiceRequest = serde_json::from_value(otlp).unwrap();
+    let [of_resource] = &logs.resource_logs[..] else { panic!("{logs:?}") };
+    let attributes = &of_resource.resource.as_ref().unwrap().attributes;
+    assert!(attributes.iter().any(|attribute| attribute.key == "service.name"), "{attributes:?}");
+    let [record] = &of_resource.scope_logs[0].log_records[..] else { panic!("{logs:?}") };
+    assert_eq!((record.severity_number, &*record.severity_text), (13, "WARN"));
+    assert!(record.time_unix_nano > 0);
+    let Some(AnyValue::StringValue(body)) = record.body.as_ref().and_then(|body| body.value.clone()) else {
+        panic!("{record:?}")
+    };
+    assert!(body.contains("LEAK: planted_leak_palloc"), "{body}");
+    let pid = record.attributes.iter().find(|attribute| attribute.key == "process.pid").unwrap();
+    let pid = pid.value.as_ref().and_then(|value| value.value.clone());
+    assert_eq!(pid, Some(AnyValue::IntValue(i64::from(session.backend_pid()))));
     // All were told, in the end.
     service
         .wait_until(&format!("/api/v1/captures/{number}"), PATIENCE, |answer| {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -247,9 +247,14 @@ fn look_at(
                 Some(known) => *known,
                 // One that cannot be read now may be read the next time.
                 None => {
-                    let Some(found) = is_server_binary(pid, &binary.path) else {
-                        return Err(ProcessError::NoSuchProcess { pid });
-                    };
+                    let found = is_server_binary(pid, &binary.path).map_err(|source| {
+                        let path = exe_link(pid);
+                        // What cannot be read because it is gone is another matter.
+                        match process::stat(pid) {
+                            Ok(stat) if !stat.has_ended() => ProcessError::Read { path, source },
+                            _ => ProcessError::NoSuchProcess { pid },
+                        }
+                    })?;
                     marked.insert(binary.identity, found);
                     found
                 }
@@ -292,12 +297,12 @@ fn has_server_name(path: &Path) -> bool {
 /// A server exports some ten thousand names. A file that says to have many more is not read to its end.
 const MOST_SYMBOLS: usize = 1 << 20;
 
-/// Whether a binary exports what only a server exports; `None` if it cannot be read.
-fn is_server_binary(pid: u32, path: &Path) -> Option<bool> {
-    let image = Image::open(&exe_link(pid), path).ok()?;
-    let Ok(elf) = image.elf() else { return Some(false) };
+/// Whether a binary exports what only a server exports.
+fn is_server_binary(pid: u32, path: &Path) -> io::Result<bool> {
+    let image = Image::open(&exe_link(pid), path).map_err(io::Error::other)?;
+    let Ok(elf) = image.elf() else { return Ok(false) };
     let mut symbols = elf.dynamic_symbols().take(MOST_SYMBOLS);
-    Some(symbols.any(|symbol| symbol.is_definition() && symbol.name() == Ok(MARKER)))
+    Ok(symbols.any(|symbol| symbol.is_definition() && symbol.name() == Ok(MARKER)))
 }
 
 /// Waits for `interval` and fills in how fast each process grew. Processes that have ended

@@ -4,8 +4,8 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read},
     path::{Path, PathBuf},
-    process::{Child, Stdio},
-    sync::mpsc::Sender,
+    process::{Child, ChildStderr, ChildStdout, Stdio},
+    sync::mpsc::{Sender, channel},
 };
 
 use super::{
@@ -34,6 +34,23 @@ impl CaptureChild {
         directory: &Path,
         events: Sender<Event>,
     ) -> Result<Self, TopError> {
+        // Whoever listens is there before it is: one that nobody hears is never begun.
+        let (give_live, given_live) = channel::<ChildStdout>();
+        let (give_child, given_child) = channel::<(Child, ChildStderr)>();
+        let (live, report) = (events.clone(), directory.join(REPORT));
+        start("live", move || {
+            let Ok(stdout) = given_live.recv() else { return };
+            // One that cannot be read is left out: the next one comes soon.
+            pass_on(stdout, |line| match serde_json::from_str(&line) {
+                Ok(stacks) => live.send(Event::Stacks(stacks)).is_ok(),
+                Err(_) => true,
+            });
+        })?;
+        start("capture", move || {
+            let Ok((child, stderr)) = given_child.recv() else { return };
+            pass_on(stderr, |line| events.send(Event::Said(line)).is_ok());
+            let _ = events.send(Event::Ended(outcome(child, report)));
+        })?;
         let failed = |source| TopError::Capture { directory: directory.to_owned(), source };
         let mut child = own_program("capture")
             .args(["--live", "--pid", &process.pid.to_string(), "--overhead", overhead])
@@ -44,33 +61,15 @@ impl CaptureChild {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(failed)?;
-        let handle = Handle::of_child(child.id());
-        let handle = handle.map_err(|error| {
+        let handle = Handle::of_child(child.id()).map_err(|error| {
             let _ = child.kill().and_then(|()| child.wait());
             failed(error)
         })?;
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let live = events.clone();
-        let report = directory.join(REPORT);
-        let listening = start("live", move || {
-            if let Some(stdout) = stdout {
-                // One that cannot be read is left out: the next one comes soon.
-                pass_on(stdout, |line| match serde_json::from_str(&line) {
-                    Ok(stacks) => live.send(Event::Stacks(stacks)).is_ok(),
-                    Err(_) => true,
-                });
-            }
-        })
-        .and_then(|()| {
-            start("capture", move || {
-                if let Some(stderr) = stderr {
-                    pass_on(stderr, |line| events.send(Event::Said(line)).is_ok());
-                }
-                let _ = events.send(Event::Ended(outcome(child, report)));
-            })
-        });
-        // One that nobody listens to is not left alone with its process.
-        listening.inspect_err(|_| handle.terminate())?;
+        if let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) {
+            // Both threads wait for this.
+            let _ = give_live.send(stdout);
+            let _ = give_child.send((child, stderr));
+        }
         Ok(Self(handle))
     }
 

@@ -57,6 +57,19 @@ pub struct Refused {
 /// # Errors
 /// If the image has no readable `.eh_frame`.
 pub fn compare(image: &Image, atlas: &Atlas, placement: Placement) -> Result<Comparison, TableError> {
+    compare_some(image, atlas, placement, |_| true)
+}
+
+/// The same with those FDEs that are wanted, by the address of their function.
+///
+/// # Errors
+/// If the image has no readable `.eh_frame`.
+pub fn compare_some(
+    image: &Image,
+    atlas: &Atlas,
+    placement: Placement,
+    is_wanted: impl Fn(VirtAddr) -> bool,
+) -> Result<Comparison, TableError> {
     let Some(section) = FrameSection::of(image)? else { return Ok(Comparison::default()) };
     let mut frame = EhFrame::new(section.bytes, LittleEndian);
     frame.set_address_size(8);
@@ -81,6 +94,7 @@ pub fn compare(image: &Image, atlas: &Atlas, placement: Placement) -> Result<Com
         match (fde, span) {
             // A function that the linker dropped, and its FDE not.
             (Some(fde), _) if fde.len() == 0 => {}
+            (Some(fde), _) if !is_wanted(VirtAddr(fde.initial_address())) => {}
             (Some(fde), Some(span)) => check.fde(&fde, span, &mut context),
             _ => check.found.skipped_fdes += 1,
         }

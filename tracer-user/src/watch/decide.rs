@@ -81,7 +81,12 @@ impl Decider {
             return std::mem::take(&mut self.waiting).into_iter().filter(is_there).collect();
         }
         self.last_scheduled_ms = look.at_ms;
-        self.waiting.clear();
+        for wish in std::mem::take(&mut self.waiting) {
+            let pid = wish.subject.pid;
+            self.hold_back(&format!(
+                "the schedule: process {pid} had to wait until it was time for the next"
+            ));
+        }
         let fastest = self.history.fastest(look).into_iter().take(schedule.top as usize);
         let wish = |(seen, slope): (&Seen, f64)| Wish {
             subject: subject(seen, None),

@@ -54,8 +54,8 @@ impl Labels {
 }
 
 impl Names {
-    /// What has a name keeps it for as long as it is there, so that series do not come and go with each look; those with most
-    /// memory get what is free.
+    /// What has a name keeps it until it is gone or another has twice as much, so that series do not come and go with each look;
+    /// those with most memory get what is free.
     fn follow(&mut self, sums: Sums<'_>, most: usize) {
         let is_there =
             |server: &str, name: &str| sums.get(server).is_some_and(|names| names.contains_key(name));
@@ -64,14 +64,22 @@ impl Names {
             let mut free = most.saturating_sub(self.0.iter().filter(|(of, _)| of == server).count());
             let mut sorted: Vec<(&str, u64)> = names.into_iter().collect();
             sorted.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
-            for (name, _) in sorted {
-                if free == 0 {
-                    break;
-                }
-                // One that is really called that is among them.
-                if name != OTHERS && self.0.insert((server.to_owned(), name.to_owned())) {
+            // One that is really called that is among them.
+            sorted.retain(|(name, _)| *name != OTHERS);
+            let is_named =
+                |(name, _): &(&str, u64)| self.0.contains(&(server.to_owned(), (*name).to_owned()));
+            let (mut named, unnamed): (Vec<_>, Vec<_>) = sorted.into_iter().partition(is_named);
+            for (name, bytes) in unnamed {
+                if free > 0 {
                     free -= 1;
+                } else {
+                    let Some((least, held)) = named.pop() else { break };
+                    if bytes < held.saturating_mul(2) || bytes == 0 {
+                        break;
+                    }
+                    self.0.remove(&(server.to_owned(), least.to_owned()));
                 }
+                self.0.insert((server.to_owned(), name.to_owned()));
             }
         }
     }
@@ -101,9 +109,12 @@ mod tests {
         let mut names = Names::default();
         names.follow(sums(&[("a", 3), ("b", 2), ("c", 1)]), 2);
         assert_eq!(["a", "b", "c"].map(|name| names.name("/data", name)), ["a", "b", OTHERS]);
-        // The third is the largest now.
-        names.follow(sums(&[("a", 3), ("b", 2), ("c", 9)]), 2);
+        // The third is the largest now, but not by far.
+        names.follow(sums(&[("a", 3), ("b", 2), ("c", 3)]), 2);
         assert_eq!(["a", "b", "c"].map(|name| names.name("/data", name)), ["a", "b", OTHERS]);
+        // What leaks comes by its name.
+        names.follow(sums(&[("a", 3), ("b", 2), ("c", 4)]), 2);
+        assert_eq!(["a", "b", "c"].map(|name| names.name("/data", name)), ["a", OTHERS, "c"]);
         names.follow(sums(&[("b", 2), ("c", 9)]), 2);
         assert_eq!(["b", "c"].map(|name| names.name("/data", name)), ["b", "c"]);
         assert_eq!(names.name("/other", "b"), OTHERS);

@@ -78,7 +78,10 @@ impl Ledger {
         boot: String,
         deliveries: mpsc::UnboundedSender<Delivered>,
     ) -> Result<Self, ShelfError> {
-        let records = shelf.with(|shelf| shelf.database.records(0, MOST_RECORDS)).await?;
+        let mut records = shelf.with(|shelf| shelf.database.records(0, MOST_RECORDS)).await?;
+        // What became of those that could not be put away is not in the index.
+        records.retain(|record| !left.iter().any(|left| left.number == record.number));
+        records.extend(left.iter().cloned());
         Ok(Self {
             shelf,
             boot,
@@ -132,7 +135,12 @@ impl Ledger {
     pub(super) async fn begin(&mut self, wish: Wish, config: &Config) -> Result<CaptureNumber, NotBegun> {
         let Wish { subject, trigger, why, how } = wish;
         let (planned, begun_ms) = (how.planned(), jiff::Timestamp::now().as_millisecond());
-        self.now(begun_ms, config, planned).has_room(&subject)?;
+        let now = self.now(begun_ms, config, planned);
+        now.has_room(&subject)?;
+        // Somebody who asks goes first.
+        if trigger != Trigger::Request {
+            now.leaves_room_for_others(&subject.server, config.capture.planned())?;
+        }
         let mut record = Record {
             number: CaptureNumber(0),
             trigger,
@@ -253,9 +261,6 @@ impl Ledger {
                 continue;
             }
             if record.status == Status::Running {
-                if !self.records.iter().any(|known| known.number == number) {
-                    self.records.push(record);
-                }
                 self.await_end(number, async move {
                     made_whole(spool).await;
                     Ended { result: Err(RunError::LeftBehind), findings: None }
@@ -264,7 +269,7 @@ impl Ledger {
             }
             // It is known what became of it, and there was no room to write that down. It may have been told meanwhile.
             let known = self.records.iter().find(|known| known.number == number);
-            let mut record = known.cloned().unwrap_or(record);
+            let mut record = Record { told: known.is_some_and(|known| known.told), ..record };
             let (record, put) = self
                 .shelf
                 .with(move |shelf| {
@@ -428,7 +433,7 @@ mod tests {
         // Nobody is there with that start, so that nothing begins, whatever is allowed.
         let subject = Subject { pid: 1, start_ticks: 1, server: "/data".to_owned(), ..Subject::default() };
         let how = kept.config.capture.clone();
-        let wish = Wish { subject, trigger: Trigger::Request, why: "a test".to_owned(), how };
+        let wish = Wish { subject, trigger: Trigger::Growth, why: "a test".to_owned(), how };
         kept.ledger.looked(&look(&["/data", "/other"]));
         let begun = kept.ledger.begin(wish.clone(), &kept.config).await;
         assert!(matches!(begun, Err(NotBegun::Refused(Refusal::Kept { servers: 1, .. }))), "{begun:?}");
@@ -458,6 +463,29 @@ mod tests {
         assert_eq!((record.status, record.told), (Status::Failed, true));
         assert_eq!(record.error.as_deref(), Some(crate::watch::shelf::LEFT_BEHIND));
         assert_eq!(kept.ledger.counts().ended(Trigger::Growth, Status::Failed), 1);
+    }
+
+    /// It ended, the disk was full, and its row still says that it is being made.
+    #[tokio::test]
+    async fn what_could_not_be_put_away_is_not_at_work() {
+        let running =
+            Record { status: Status::Running, ended_ms: None, findings: None, ..testing::record(3, None) };
+        let mut kept = ledger(&[running], Budget::default()).await;
+        let found = Record { told: false, ..testing::record(3, Some("Leaky")) };
+        let (deliveries, mut told) = mpsc::unbounded_channel();
+        let (shelf, left) = (kept.shelf.clone(), vec![found.clone()]);
+        kept.ledger = Ledger::open(shelf, left, "boot".to_owned(), deliveries).await.expect("it is read");
+        assert_eq!(kept.ledger.running().count(), 0);
+        kept.ledger.tell_again(&kept.config);
+        kept.ledger.told(told.recv().await.expect("it is told")).await;
+        let make = |shelf: &mut Shelf| std::fs::create_dir(shelf.store.spool(CaptureNumber(3)));
+        kept.shelf.with(make).await.expect("a directory");
+        kept.ledger.take_over().await;
+        assert_eq!(kept.ledger.at_work(), 0);
+        let record =
+            kept.shelf.with(|shelf| shelf.database.record(CaptureNumber(3))).await.expect("it is read");
+        let record = record.expect("it is known");
+        assert_eq!((record.status, record.told, record.findings), (Status::Done, true, found.findings));
     }
 
     #[tokio::test]

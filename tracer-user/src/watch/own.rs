@@ -1,8 +1,8 @@
 //! This process itself: how it keeps its memory small, and what it takes.
 
-use std::{fs, io};
+use std::{fs, sync::LazyLock};
 
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::observe::process_time;
 use crate::target::status;
@@ -45,15 +45,18 @@ pub(super) fn keep_memory_together() {
     }
 }
 
-/// Each server process takes a descriptor; most systems give 1024 to begin with, and far more to who asks.
-///
-/// # Errors
-/// If the kernel refuses.
-pub(super) fn have_many_files_open() -> io::Result<()> {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    Ok(setrlimit(Resource::Nofile, limit)?)
+/// Each server process takes a descriptor; most systems give 1024 to begin with, and far more to who asks. Without more, those
+/// beyond are opened anew each time.
+pub(super) fn have_many_files_open() {
+    let limit = *FILES_AT_FIRST;
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::info!("the limit of open files stays as it is: {error}");
+    }
 }
+
+/// The limit of open files that this was started with, for programs that may not bear more.
+pub(super) static FILES_AT_FIRST: LazyLock<Rlimit> = LazyLock::new(|| getrlimit(Resource::Nofile));
 
 /// Gives what the allocator holds for nobody back to the kernel.
 pub(super) fn give_memory_back() {

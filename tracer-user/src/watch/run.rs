@@ -247,7 +247,8 @@ pub(super) fn forget_lock(out: &Path) {
     let _ = std::fs::remove_file(lock_path(out));
 }
 
-fn lock_path(out: &Path) -> PathBuf {
+/// The file that is locked as long as a capture is made there.
+pub(super) fn lock_path(out: &Path) -> PathBuf {
     out.with_extension("lock")
 }
 

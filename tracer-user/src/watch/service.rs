@@ -99,7 +99,7 @@ impl Ending {
 /// If it cannot start.
 pub async fn run(path: &Path) -> Result<(), WatchError> {
     keep_memory_together();
-    have_many_files_open()?;
+    have_many_files_open();
     let config = Config::read(path)?;
     let manager = Manager::from_environment();
     let mut ending = Ending::new()?;

@@ -15,7 +15,7 @@ use super::{
     config::StoreConfig,
     database::{Database, DatabaseError},
     record::{CaptureNumber, Record, Status, Subject, Trigger},
-    run::{forget_lock, is_at_work},
+    run::{forget_lock, is_at_work, lock_path},
     store::{Found, Store, StoreError, is_captured, is_made},
 };
 use crate::{
@@ -168,22 +168,39 @@ impl Shelf {
     fn take_in(&mut self, number: CaptureNumber) -> Result<Option<Record>, ShelfError> {
         let spool = self.store.spool(number);
         if may_be_at_work(&spool) {
-            let record = Record { status: Status::Running, ended_ms: None, ..nameless(number, None) };
+            let begun_ms = begun_ms(&spool);
+            let now_ms = jiff::Timestamp::now().as_millisecond();
+            let record = Record {
+                status: Status::Running,
+                begun_ms,
+                ended_ms: None,
+                // As long as it took until now, at least.
+                probed_seconds: (now_ms - begun_ms).max(0) as f64 / 1000.0,
+                ..nameless(number, None)
+            };
             self.database.note(&record)?;
             return Ok(Some(record));
         }
         complete(&spool);
-        match self.made(number) {
-            None => self.store.drop_spool(number)?,
+        let record = match self.made(number) {
+            None => {
+                let error = Some(LEFT_BEHIND.to_owned());
+                Record { status: Status::Failed, error, ..nameless(number, None) }
+            }
             Some(found) => {
-                let mut record = nameless(number, found.as_ref().ok().cloned());
-                record.error = found.err();
-                self.store.keep(&record)?;
-                self.database.note(&record)?;
+                let error = found.as_ref().err().cloned();
+                Record { error, ..nameless(number, found.ok()) }
+            }
+        };
+        let mut put = record;
+        match self.put_away(&mut put) {
+            Ok(()) => Ok(None),
+            // It is tried again.
+            Err(error) => {
+                warn!("capture {number} cannot be put away yet: {error}");
+                Ok(Some(put))
             }
         }
-        forget_lock(&spool);
-        Ok(None)
     }
 
     /// Gives a capture that is about to begin its number, if there is room for it.
@@ -341,6 +358,13 @@ fn nameless(number: CaptureNumber, findings: Option<Findings>) -> Record {
         told: true,
         findings,
     }
+}
+
+/// When the program began that makes the capture in a spool, in milliseconds since 1970: its lock is made with that.
+fn begun_ms(spool: &Path) -> i64 {
+    let made = std::fs::metadata(lock_path(spool)).and_then(|lock| lock.modified()).ok();
+    let made = made.and_then(|made| jiff::Timestamp::try_from(made).ok());
+    made.unwrap_or_else(jiff::Timestamp::now).as_millisecond()
 }
 
 /// What a capture was of, as far as its findings say.

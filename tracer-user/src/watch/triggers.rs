@@ -40,15 +40,17 @@ pub(super) enum Refusal {
     },
     /// What is left is for others.
     #[error(
-        "of the {left:.0} s that budget.probed_per_hour has left for this hour, {planned:.0} s are kept for each of {servers} other \
-         servers that had no capture yet"
+        "of the {left:.0} s that budget.probed_per_hour has left for this hour, {kept:.0} s are kept for {servers} other servers that \
+         had no capture yet; a capture of {planned:.0} s has to wait"
     )]
     Kept {
         /// How many they are.
         servers: usize,
         /// Seconds that are left.
         left: f64,
-        /// Seconds of one capture.
+        /// Seconds that are kept of those.
+        kept: f64,
+        /// Seconds that would be used.
         planned: f64,
     },
     /// The same is being captured.
@@ -114,24 +116,29 @@ impl Now<'_> {
             let (allowed, planned) = (allowed.as_secs_f64(), self.planned.as_secs_f64());
             match used + planned > allowed {
                 true => Err(Refusal::UsedUp { process, key, used, allowed, planned }),
-                false => Ok(allowed - used),
+                false => Ok(()),
             }
         };
-        let left = fits("probed_per_hour", budget.probed_per_hour, None)?;
-        fits("probed_per_hour_and_process", budget.probed_per_hour_and_process, Some(id.pid))?;
-        self.leaves_room_for_others(&subject.server, left)
+        fits("probed_per_hour", budget.probed_per_hour, None)?;
+        fits("probed_per_hour_and_process", budget.probed_per_hour_and_process, Some(id.pid))
     }
 
-    /// Whether one more capture of a server that had one leaves room for those that had none.
-    fn leaves_room_for_others(&self, server: &str, left: f64) -> Result<(), Refusal> {
+    /// Whether one more capture of a server that had one leaves room for one of each that had none, which would have probes
+    /// for `each`. No more than half of the budget is kept: where there are many servers, most of them want nothing.
+    ///
+    /// # Errors
+    /// What is kept.
+    pub(super) fn leaves_room_for_others(&self, server: &str, each: Duration) -> Result<(), Refusal> {
         let has_had = |server: &str| self.used(|record| record.subject.server == server) > 0.0;
         if !has_had(server) {
             return Ok(());
         }
         let servers = self.servers.iter().filter(|other| *other != server && !has_had(other)).count();
-        let planned = self.planned.as_secs_f64();
-        match planned * (servers + 1) as f64 > left {
-            true => Err(Refusal::Kept { servers, left, planned }),
+        let allowed = self.budget.probed_per_hour.as_secs_f64();
+        let kept = (each.as_secs_f64() * servers as f64).min(allowed / 2.0);
+        let (left, planned) = (allowed - self.used(|_| true), self.planned.as_secs_f64());
+        match planned + kept > left {
+            true => Err(Refusal::Kept { servers, left, kept, planned }),
             false => Ok(()),
         }
     }
@@ -400,17 +407,21 @@ mod tests {
             ..Budget::default()
         };
         let records = [record(1, PROCESS, None, None, 10), record(2, PROCESS, None, None, 15)];
-        let elsewhere = Subject { server: "/other".to_owned(), ..subject(OTHER) };
         let servers = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<HashSet<_>>();
         let (alone, two, three) =
             (servers(&["/data"]), servers(&["/data", "/other"]), servers(&["/data", "/other", "/third"]));
-        let among = |servers| Now { servers, ..now(&records, &budget, 20) };
-        // 30 s of 60 are left.
-        assert_eq!(among(&alone).has_room(&subject(OTHER)), Ok(()));
-        assert_eq!(among(&two).has_room(&subject(OTHER)), Ok(()));
-        let kept = Refusal::Kept { servers: 2, left: 30.0, planned: 15.0 };
-        assert_eq!(among(&three).has_room(&subject(OTHER)), Err(kept));
-        assert_eq!(among(&three).has_room(&elsewhere), Ok(()));
+        let leaves = |servers, server| {
+            let now = Now { servers, ..now(&records, &budget, 20) };
+            now.leaves_room_for_others(server, Duration::from_secs(10))
+        };
+        // 30 s of 60 are left, and one takes 15.
+        assert_eq!(leaves(&alone, "/data"), Ok(()));
+        assert_eq!(leaves(&two, "/data"), Ok(()));
+        let kept = |kept, servers| Err(Refusal::Kept { servers, left: 30.0, kept, planned: 15.0 });
+        assert_eq!(leaves(&three, "/data"), kept(20.0, 2));
+        assert_eq!(leaves(&three, "/other"), Ok(()));
+        let many: HashSet<String> = (0..100).map(|index| format!("/{index}")).collect();
+        assert_eq!(leaves(&many, "/data"), kept(30.0, 100));
     }
 
     #[test]

@@ -100,6 +100,9 @@ pub(super) struct Settings {
     window_seconds: f64,
     /// Bytes a minute that are a trigger.
     process_per_minute: u64,
+    /// With less than that free, nothing is written.
+    #[serde(skip)]
+    pub min_free: u64,
 }
 
 impl View {
@@ -118,6 +121,7 @@ impl Settings {
             interval_seconds: config.census.interval.as_secs_f64(),
             window_seconds: config.triggers.growth.window.as_secs_f64(),
             process_per_minute: config.triggers.growth.process_per_minute,
+            min_free: config.store.min_free,
         }
     }
 }

@@ -7,8 +7,13 @@ use std::{
     thread,
 };
 
+use rustix::process::{Resource, setrlimit};
+
 use super::TellError;
-use crate::program::{ProgramError, wait_for};
+use crate::{
+    program::{ProgramError, wait_for},
+    watch::own::FILES_AT_FIRST,
+};
 
 /// Runs the program to its end.
 ///
@@ -27,8 +32,15 @@ pub(super) fn run(command: &[String], json: &[u8]) -> Result<(), TellError> {
         .stdout(Stdio::null())
         .stderr(Stdio::inherit())
         .process_group(0);
+    // Some close every descriptor that they might have.
+    let files = *FILES_AT_FIRST;
     // SAFETY: only system calls that may be made between fork and exec, on numbers.
-    unsafe { child.pre_exec(drop_all_capabilities) };
+    unsafe {
+        child.pre_exec(move || {
+            setrlimit(Resource::Nofile, files)?;
+            drop_all_capabilities()
+        })
+    };
     let mut child = child.spawn().map_err(ProgramError::Start)?;
     let stdin = child.stdin.take();
     let json = json.to_vec();

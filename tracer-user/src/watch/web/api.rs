@@ -143,8 +143,10 @@ async fn smaps(State(shared): State<Shared>, Path(row): Path<i64>) -> Result<Jso
     let process = shared.index(move |index| index.process(row, &boot)).await?;
     let id = process.ok_or_else(|| nothing("process"))?.subject.id();
     // One at a time: each walks the page table of a process that people may be waiting for.
-    let _permit = shared.measuring.acquire().await;
+    let permit = shared.measuring.acquire_owned().await;
     let measured = spawn_blocking(move || {
+        // Until it is done, whoever still waits for it.
+        let _permit = permit;
         let begun = Instant::now();
         // A row of an earlier boot, or a pid that is somebody else's by now.
         let rollup = id.is_same().then(|| rollup(id.pid));

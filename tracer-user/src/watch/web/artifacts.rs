@@ -8,14 +8,13 @@ use std::{
 
 use axum::{
     Router,
-    body::{Body, Bytes},
+    body::Bytes,
     extract::{Path as UrlPath, State},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use http_body_util::{BodyExt as _, Full};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::{sync::OwnedSemaphorePermit, task::spawn_blocking};
@@ -49,7 +48,7 @@ async fn artifact(State(shared): State<Shared>, UrlPath((number, file)): UrlPath
     let path = artifact_path(&shared.directory, CaptureNumber(number), file);
     let Ok(permit) = shared.reading.acquire_owned().await else { return not_found().await };
     match spawn_blocking(move || (read(&path), permit)).await {
-        Ok((Ok(bytes), permit)) => answer(file, bytes, Some(permit)),
+        Ok((Ok(bytes), permit)) => answer(file, bytes, permit),
         Ok((Err(error), _)) if error.kind() == io::ErrorKind::FileTooLarge => {
             (StatusCode::PAYLOAD_TOO_LARGE, "this file is too large for the page; it is in the store\n")
                 .into_response()
@@ -73,7 +72,8 @@ async fn difference(
     let Some(file) = DIFFERENCES.into_iter().find(|known| *known == file) else { return not_found().await };
     let capture = |number| artifact_path(&shared.directory, CaptureNumber(number), "capture.json");
     let (before, after) = (capture(earlier), capture(number));
-    let (directory, min_free) = (shared.directory, shared.min_free);
+    let (directory, min_free) = (shared.directory, shared.view.borrow().settings.min_free);
+    let Ok(permit) = shared.reading.acquire_owned().await else { return not_found().await };
     // One at a time, whoever still waits for it; and the last one stays, since a page asks for all of its files.
     let mut drawn = shared.drawn.lock_owned().await;
     let work = move || {
@@ -90,7 +90,7 @@ async fn difference(
         bytes
     };
     match spawn_blocking(work).await {
-        Ok(Ok(bytes)) => answer(file, bytes, None),
+        Ok(Ok(bytes)) => answer(file, bytes, permit),
         Ok(Err(error)) => (error.status(), format!("{error}\n")).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
@@ -151,8 +151,19 @@ fn compare(before: &Path, after: &Path, store: &Path, min_free: u64) -> Result<T
     Ok(out)
 }
 
-/// A file. Whoever takes it slowly has it in our memory for as long: the permit is held until then.
-fn answer(file: &str, bytes: Vec<u8>, permit: Option<OwnedSemaphorePermit>) -> Response {
+/// A file in our memory, for as long as somebody takes to take it.
+struct Held {
+    bytes: Vec<u8>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+fn answer(file: &str, bytes: Vec<u8>, permit: OwnedSemaphorePermit) -> Response {
     let is = |ending: &str| file.ends_with(ending);
     let content = match () {
         () if is(".svg") => "image/svg+xml",
@@ -160,13 +171,8 @@ fn answer(file: &str, bytes: Vec<u8>, permit: Option<OwnedSemaphorePermit>) -> R
         () if is(".gz") => "application/gzip",
         () => "text/plain; charset=utf-8",
     };
-    let length = bytes.len();
-    let body = Full::new(Bytes::from(bytes)).map_frame(move |frame| {
-        let _held = &permit;
-        frame
-    });
-    let headers = [(header::CONTENT_TYPE, content.to_owned()), (header::CONTENT_LENGTH, length.to_string())];
-    let mut response = (headers, Body::new(body)).into_response();
+    let body = Bytes::from_owner(Held { bytes, _permit: permit });
+    let mut response = ([(header::CONTENT_TYPE, content)], body).into_response();
     if is(".svg")
         && let Ok(policy) = HeaderValue::from_str(&POLICY)
     {

@@ -79,8 +79,6 @@ struct Shared {
     view: watch::Receiver<Arc<View>>,
     index: Arc<Mutex<Database>>,
     directory: Arc<Path>,
-    /// With less than that free, nothing is written.
-    min_free: u64,
     asking: mpsc::Sender<Asked>,
     gate: Arc<gate::Gate>,
     /// The difference that was drawn last.
@@ -131,7 +129,6 @@ pub(super) async fn serve(
         view,
         index: Arc::new(Mutex::new(Database::read_only(&store.directory)?)),
         directory: store.directory.clone().into(),
-        min_free: store.min_free,
         asking,
         gate: Arc::clone(&gate),
         drawn: Arc::default(),

@@ -76,7 +76,9 @@ class ProcessPage {
 
   /** The kernel walks the page table for this: only when somebody asks. */
   async #measure() {
-    const place = byId("rollup");
+    const [button, place] = [byId("measure"), byId("rollup")];
+    if (button.ariaBusy === "true") return;
+    button.ariaBusy = "true";
     put(place, "…");
     try {
       const has = await ask(`/api/v1/processes/${this.#row}/smaps`);
@@ -90,6 +92,7 @@ class ProcessPage {
     } catch (error) {
       put(place, error.message);
     }
+    button.ariaBusy = "false";
   }
 
   #showPlots() {
