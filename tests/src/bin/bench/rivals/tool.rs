@@ -24,10 +24,12 @@ impl Tool {
     /// for the terminal; it ends with the thread that starts it.
     pub(super) fn start(name: &'static str, command: &mut Command) -> Result<Self> {
         command.stdin(Stdio::null());
-        // SAFETY: both are async-signal-safe and take no pointers.
+        // SAFETY: all are async-signal-safe and take no pointers.
         unsafe {
             command.pre_exec(|| {
                 libc::setsid();
+                // Whoever runs in the background of a shell ignores it, and what it starts would as well.
+                libc::signal(libc::SIGINT, libc::SIG_DFL);
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 Ok(())
             });
