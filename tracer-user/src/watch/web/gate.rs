@@ -15,7 +15,7 @@ use axum::{
 };
 use tokio::time::timeout;
 
-use super::pages;
+use super::{MOST_BODY, pages};
 use crate::watch::config::Listen;
 
 /// How a connection came.
@@ -91,6 +91,11 @@ impl Gate {
             && text(headers, &HeaderName::from_static("sec-fetch-dest")) == Some("document");
         if is_foreign && !(is_safe && is_link && pages::is_document(request.uri().path())) {
             return Some((StatusCode::FORBIDDEN, "this request came from another page"));
+        }
+        // Said at once, and not when all of it was sent.
+        let length = text(headers, &header::CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
+        if length.is_some_and(|length| length > MOST_BODY) {
+            return Some((StatusCode::PAYLOAD_TOO_LARGE, "a request is not as long as that"));
         }
         if via.is_open && !pages::is_public(request.uri().path()) && !self.has_token(headers) {
             return Some((
