@@ -264,7 +264,7 @@ impl Service {
         let how = &self.config.capture;
         let now = self.ledger.now(look.at_ms, &self.config, how.planned());
         // What was captured of late is no wish that could not be met.
-        if now.is_news(grower).is_err() || now.is_running(grower.id) {
+        if now.is_news(grower).is_err() || now.running_of(grower.id).is_some() {
             return Ok(());
         }
         let Some(seen) = look.processes.iter().find(|seen| seen.id == grower.id) else { return Ok(()) };

@@ -93,9 +93,13 @@ pub(super) struct Now<'a> {
 }
 
 impl Now<'_> {
-    /// Whether a process is being captured.
-    pub(super) fn is_running(&self, id: ProcessId) -> bool {
-        self.records.iter().any(|record| record.status == Status::Running && self.is_of(record, id))
+    fn running(&self) -> impl Iterator<Item = &Record> {
+        self.records.iter().filter(|record| record.status == Status::Running)
+    }
+
+    /// The capture of a process that is being made.
+    pub(super) fn running_of(&self, id: ProcessId) -> Option<&Record> {
+        self.running().find(|record| self.is_of(record, id))
     }
 
     /// Whether there is room for one more capture.
@@ -103,12 +107,11 @@ impl Now<'_> {
     /// # Errors
     /// Why there is none.
     pub(super) fn has_room(&self, subject: &Subject) -> Result<(), Refusal> {
-        let running = || self.records.iter().filter(|record| record.status == Status::Running);
         let (id, budget) = (subject.id(), self.budget);
-        if let Some(record) = running().find(|record| self.is_of(record, id)) {
+        if let Some(record) = self.running_of(id) {
             return Err(Refusal::Running(id.pid, record.number.0));
         }
-        if running().count() >= budget.at_once as usize {
+        if self.running().count() >= budget.at_once as usize {
             return Err(Refusal::TooMany(budget.at_once));
         }
         let fits = |key, allowed: Duration, process: Option<u32>| {
